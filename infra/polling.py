@@ -35,7 +35,7 @@ class PollResult(NamedTuple):
 
 
 class Backoff:
-    """Double the pause between tries of something that keeps failing, up to a maximum."""
+    """Grow the pause between tries of something that keeps failing: doubled each time, up to a maximum."""
 
     def __init__(self, first_seconds: float, max_seconds: float) -> None:
         self._first_seconds, self._max_seconds = first_seconds, max_seconds
@@ -72,7 +72,7 @@ async def poll(
 ) -> None:
     """Do rounds of `work` until `stop` is set, each after the pause that the one before asked for.
 
-    `wake` ends a pause early, but not the first `min_pause_seconds` of it. Whoever sets `stop` sets `wake` as well.
+    `wake` ends a pause early, but not the first `min_pause_seconds` of it. To set `stop`, set `wake` as well.
     An outage is waited out with back-off. A bug is logged and does not end the loop. `on_round` receives the loop's
     name and whether the round did any work, None if it failed.
     """

@@ -1,1 +1,1 @@
-"""The hands: jobs that claim a row, work with no transaction open, and settle it."""
+"""Do the work that rows ask for: claim a row, work with no transaction open, settle the row."""

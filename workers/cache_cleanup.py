@@ -1,4 +1,4 @@
-"""Keeping the caches of one machine: within their bounds, and without what was deleted."""
+"""Keep the caches of one machine within their limits, and without what was deleted."""
 
 import asyncio
 import time

@@ -1,43 +1,44 @@
-"""Health and metrics of one worker process, on a port of its own, without authentication."""
+"""Serve the health and the metrics of one worker process, on a port of its own, without authentication."""
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 from prometheus_client import generate_latest
+from redis.asyncio import Redis
 
-from domain.ports import Store
 from domain.queues import WORKER_TIMEOUT, choose_gauge_exporter
 from domain.shared.errors import DomainError
 from infra.gauges import read_gauges
 from infra.notifications import ping_redis
+from infra.postgres.store import PostgresStore
 from infra.redis import REDIS_OUTAGE_ERRORS
+from infra.settings import Settings
 from infra.version import PADDOCK_VERSION
+from workers.heartbeat import Heartbeat
 from workers.lifecycle import Drain
 
-if TYPE_CHECKING:
-    from infra.wiring import Resources
-
-# Seconds that a part has to answer.
+# Seconds within which a dependency must answer.
 CHECK_TIMEOUT_SECONDS: Final = 3.0
 
 
 class WorkerHealth:
-    """What a worker process says of itself. `problem` tells why it cannot isolate code, if it cannot."""
+    """Serve the health of one worker process."""
 
     def __init__(
-        self, name: str, lane: str, parts: "Resources", drain: Drain, problem: Callable[[], str | None]
+        self, settings: Settings, store: PostgresStore, redis: Redis, drain: Drain, heartbeat: Heartbeat
     ) -> None:
-        self._name, self._lane, self._parts, self._drain, self._problem = name, lane, parts, drain, problem
+        self._settings, self._store, self._redis = settings, store, redis
+        self._drain, self._heartbeat = drain, heartbeat
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[None]:
-        """Serve on `PADDOCK_WORKER_PORT` meanwhile, if that is set. Ends the process where the port is taken."""
-        settings = self._parts.settings
+        """Serve on `PADDOCK_WORKER_PORT` meanwhile, if that is set. If the port is in use, the process ends."""
+        settings = self._settings
         if not settings.worker_port:
             yield
             return
@@ -55,7 +56,7 @@ class WorkerHealth:
             try:
                 await web.TCPSite(runner, settings.host, settings.worker_port).start()
             except OSError as error:
-                # Another worker has it: each process on a machine wants its own.
+                # Another worker has it: each process of a machine needs a port of its own.
                 sys.exit(f"paddock: PADDOCK_WORKER_PORT {settings.worker_port} cannot be listened on: {error.strerror}")
             yield
         finally:
@@ -63,51 +64,50 @@ class WorkerHealth:
 
     async def _handle_live(self, _: web.Request) -> web.Response:
         stalled = self._drain.list_stalled_loops()
-        return self._health_response({"loops": f"not turned for long: {', '.join(stalled)}"} if stalled else {})
+        return self._build_response({"loops": f"stalled: {', '.join(stalled)}"} if stalled else {})
 
     async def _handle_ready(self, _: web.Request) -> web.Response:
         problems: dict[str, str] = {}
         if self._drain.has_begun():
-            problems["drain"] = "The worker is about to end and takes nothing new."
-        asked = {"database": self._parts.store.check_health(), "redis": ping_redis(self._parts.redis)}
-        answers = await asyncio.gather(*(_find_problem(part) for part in asked.values()))
-        problems |= {name: told for name, told in zip(asked, answers, strict=True) if told}
-        sandbox = self._problem()
-        if sandbox is not None:
-            problems["sandbox"] = sandbox
-        return self._health_response(problems)
+            problems["drain"] = "The worker is about to end and takes no new work."
+        checks = {"database": self._store.check_health(), "redis": ping_redis(self._redis)}
+        answers = await asyncio.gather(*(_find_problem(check) for check in checks.values()))
+        problems |= {name: problem for name, problem in zip(checks, answers, strict=True) if problem}
+        if self._heartbeat.problem is not None:
+            problems["sandbox"] = self._heartbeat.problem
+        return self._build_response(problems)
 
     async def _handle_metrics(self, _: web.Request) -> web.Response:
         body = generate_latest(self._drain.metrics.registry)
-        if self._lane == "upkeep":
+        if self._heartbeat.info.lane == "upkeep":
             try:
-                if await self._is_leader(self._parts.store):
-                    body += await read_gauges(self._parts.store)
+                if await self._is_leader():
+                    body += await read_gauges(self._store)
             except DomainError:
-                # What it counts itself is known without the database.
+                # The metrics of this process need no database.
                 pass
         return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    async def _is_leader(self, store: Store) -> bool:
-        async with store.system_transaction() as tx:
+    async def _is_leader(self) -> bool:
+        async with self._store.system_transaction() as tx:
             leader = choose_gauge_exporter(await tx.workers.list_alive(tx.now - WORKER_TIMEOUT))
-        return leader is not None and leader.id == self._name
+        return leader is not None and leader.id == self._heartbeat.info.id
 
-    def _health_response(self, problems: dict[str, str]) -> web.Response:
+    def _build_response(self, problems: dict[str, str]) -> web.Response:
         body = {
             "status": "unhealthy" if problems else "healthy",
             "version": PADDOCK_VERSION,
-            "worker": self._name,
-            "lane": self._lane,
+            "worker": self._heartbeat.info.id,
+            "lane": self._heartbeat.info.lane,
             "problems": problems,
         }
         return web.json_response(body=msgspec.json.encode(body), status=503 if problems else 200)
 
 
-async def _find_problem(part: Any) -> str | None:
+async def _find_problem(check: Any) -> str | None:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
-            await part
+            await check
     except DomainError as error:
         return error.detail
     except (*REDIS_OUTAGE_ERRORS, TimeoutError) as error:

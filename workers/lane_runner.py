@@ -1,4 +1,4 @@
-"""What running executions comes to in every lane: claim them, hold them while worked on, settle them together."""
+"""Run executions in any lane: claim them, hold their leases while they run, and settle them in batches."""
 
 from typing import Any, Final
 
@@ -7,75 +7,90 @@ import structlog
 
 from domain import executions
 from domain.events import ExecutionEvent
-from domain.executions import AttemptOutcome, Execution, LaneShare, RunLane
-from domain.ports import SandboxOutcome, Store
+from domain.executions import AttemptOutcome, Execution, LaneShare
+from domain.ports import Clock, SandboxOutcome, Store
 from domain.shared.leases import LostLease
 from infra.group_commit import GroupCommit
-from workers.leases import LeaseKeeper
+from workers.leases import LeasedWork, LeaseKeeper
+from workers.lifecycle import Drain
 
 _log: Final = structlog.get_logger("paddock.executions")
 
 
-class LaneRunner:
-    """The executions of one lane that this process holds. `share` bounds what a tenant may have running."""
+class LaneContext(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what the runner of a lane works with. `share` names the lane, and limits what a tenant may run."""
 
-    def __init__(self, name: str, store: Store, holder: LeaseKeeper, lane: RunLane, share: LaneShare) -> None:
-        self._name, self._store, self._leases = name, store, holder
-        self._share = msgspec.structs.replace(share, lane=lane)
+    worker_id: str
+    store: Store
+    leases: LeaseKeeper
+    clock: Clock
+    share: LaneShare
+    drain: Drain
+
+
+class LaneRunner:
+    """Claim, run and settle the executions of one lane in one worker process."""
+
+    def __init__(self, context: LaneContext) -> None:
+        self._context, self._store = context, context.store
         self._settlements = GroupCommit(self._settle_batch)
-        # Whether executions may have waited when the last one was settled.
+        # Whether executions may have been pending when the last one was settled.
         self.may_have_pending = True
 
     def list_ready_versions(self) -> frozenset[str]:
-        """The versions that lie ready on this machine."""
+        """Return the versions that this machine has at hand."""
         return frozenset()
 
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
-        """Work on a claimed execution, settle it by `end`, and return the error that it was settled with."""
+        """Run a claimed execution, settle it, and return the error type that it was settled with."""
         raise NotImplementedError
 
     async def claim_executions(self, slots: int) -> list[Execution]:
-        """Claim up to `slots` executions, of whichever tenants are next."""
+        """Claim up to `slots` executions of the tenants whose turn it is."""
+        context, versions = self._context, self.list_ready_versions()
+        lease = context.leases.lease_duration
         async with self._store.autocommit() as tx:
-            return await executions.claim_executions(
-                tx, self._name, self._leases.lease_duration, slots, self.list_ready_versions(), self._share
-            )
+            return await executions.claim_executions(tx, context.worker_id, lease, slots, versions, context.share)
 
-    async def __call__(self, execution: Execution) -> None:
-        """Run a claimed execution to its end."""
+    async def run_claimed(self, execution: Execution) -> None:
+        """Run a claimed execution to its end, or give it back."""
         log = _log.bind(execution_id=execution.id, attempt=execution.attempt)
         log.info("run started", agent_id=execution.agent_id, version_id=execution.agent_version_id)
-        settled = await self._leases.run_leased(
-            log,
-            execution.id,
-            execution.attempt,
-            self.run_execution(execution, log),
-            lambda: self.hand_over_execution(execution),
-            lambda: self.release_execution(execution),
-            lambda told: self.settle_execution(
-                execution, SandboxOutcome(error_type="internal_error", error_message=told), []
-            ),
+
+        async def fail(message: str) -> None:
+            outcome = SandboxOutcome(error_type="internal_error", error_message=message)
+            await self.settle_execution(execution, outcome, [])
+
+        work = LeasedWork(
+            row_id=execution.id,
+            attempt=execution.attempt,
+            log=log,
+            run=self.run_execution(execution, log),
+            hand_over=lambda: self.hand_over_execution(execution),
+            release=lambda: self.release_execution(execution),
+            fail=fail,
         )
-        # Whoever ended it instead may have made room for one that waits.
-        self.may_have_pending = self.may_have_pending or not settled
+        was_settled_here = await self._context.leases.run_leased(work)
+        # If it was ended elsewhere, there may be room for a pending one.
+        self.may_have_pending = self.may_have_pending or not was_settled_here
 
     async def hand_over_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue for another worker. The attempt does not count."""
-        async with self._store.tenant_transaction(execution.tenant_id) as tx:
-            await executions.hand_over_execution(tx, execution)
+        await self._store.run(execution.tenant_id, lambda tx: executions.hand_over_execution(tx, execution))
 
     async def release_execution(self, execution: Execution) -> None:
         """Return a claimed execution to the queue after its sandbox was lost. The attempt counts."""
-        async with self._store.tenant_transaction(execution.tenant_id) as tx:
-            await executions.release_execution(tx, execution)
+        await self._store.run(execution.tenant_id, lambda tx: executions.release_execution(tx, execution))
 
-    async def settle_execution(self, execution: Execution, outcome: SandboxOutcome, rest: list[ExecutionEvent]) -> None:
-        """Settle. Errors: `LostLease`."""
-        if not await self._settlements.add(AttemptOutcome(execution=execution, outcome=outcome, events=rest)):
+    async def settle_execution(
+        self, execution: Execution, outcome: SandboxOutcome, events: list[ExecutionEvent]
+    ) -> None:
+        """End an execution with its outcome and its last events. Errors: `LostLease`."""
+        if not await self._settlements.add(AttemptOutcome(execution=execution, outcome=outcome, events=events)):
             raise LostLease(execution.id)
 
     async def _settle_batch(self, ended: list[AttemptOutcome]) -> list[bool]:
         async with self._store.autocommit() as tx:
             settled = await executions.settle_executions(tx, ended)
         self.may_have_pending = settled.has_waiting
-        return [(one.execution.id, one.execution.attempt) in settled.settled_attempts for one in ended]
+        return [(end.execution.id, end.execution.attempt) in settled.settled_attempts for end in ended]

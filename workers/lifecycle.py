@@ -1,6 +1,6 @@
-"""The life of a worker process: what its loops do, and how it ends.
+"""Run the loops of a worker process, and end them.
 
-It ends in three steps: nothing new is taken, then what runs may end, then the rest is handed back.
+The process ends in three steps: it takes nothing new, then what runs may end, then the rest is handed back.
 """
 
 import asyncio
@@ -13,18 +13,19 @@ from typing import Any, Final
 import structlog
 
 from domain.shared.errors import DomainError
+from infra.polling import PollResult, poll
 from infra.worker_metrics import WorkerMetrics
 
-# A loop that has not turned for so many seconds hangs. A turn may take a minute where the database is slow.
+# A loop without a round for so many seconds hangs. A round may take a minute where the database is slow.
 STALLED_SECONDS: Final = 300.0
 
 _log = structlog.get_logger("paddock.workers")
 
 
 class Drain:
-    """Tells the loops of one process that it is about to end. What runs has `seconds` left from then on.
+    """Tell the loops of one process that it is about to end. What runs has `seconds` left from then on.
 
-    The loops tell it of each turn. With `once_idle`, the process ends when there was nothing to do for so many seconds.
+    The loops report each round. With `once_idle`, the process ends after so many seconds without any work.
     """
 
     def __init__(
@@ -36,42 +37,62 @@ class Drain:
     ) -> None:
         self._seconds, self._once_idle, self._now = seconds, once_idle, now
         self.metrics = metrics or WorkerMetrics()
-        self._begun = asyncio.Event()
-        self._woken: list[asyncio.Event] = []
+        self.stop_event = asyncio.Event()
+        self._wake_events: list[asyncio.Event] = []
         self._main: asyncio.Future[None] | None = None
         self._forced = False
-        self._turned: dict[str, float] = {}
-        self._worked = now()
+        self._last_round_at: dict[str, float] = {}
+        self._last_work_at = now()
 
     def has_begun(self) -> bool:
-        """Whether no new work may be taken any more."""
-        return self._begun.is_set()
+        """Return whether no new work may be taken any more."""
+        return self.stop_event.is_set()
 
     def wake_on_drain(self, event: asyncio.Event) -> asyncio.Event:
-        """Have the event set when draining begins, so that whoever waits for it looks up. Returns the event."""
-        self._woken.append(event)
+        """Have the event set when draining begins, so that a loop that waits for it ends. Return the event."""
+        self._wake_events.append(event)
         if self.has_begun():
             event.set()
         return event
 
     async def sleep(self, seconds: float) -> bool:
-        """Sleep, at most until draining begins. Returns whether to go on with the loop."""
+        """Sleep until draining begins, for at most so many seconds. Return whether the loop is to go on."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._begun.wait(), seconds)
+            await asyncio.wait_for(self.stop_event.wait(), seconds)
         return not self.has_begun()
 
+    async def poll(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[PollResult]],
+        *,
+        wake: asyncio.Event | None = None,
+        min_pause_seconds: float = 0.0,
+    ) -> None:
+        """Do rounds of `work` until draining begins, as `infra.polling.poll` does, and report them."""
+        if wake is not None:
+            self.wake_on_drain(wake)
+        await poll(
+            name,
+            work,
+            stop=self.stop_event,
+            wake=wake,
+            min_pause_seconds=min_pause_seconds,
+            on_round=self.note_round,
+        )
+
     def begin_drain(self, reason: str) -> None:
-        """Begin to drain, and end what still runs `seconds` from now. Further calls change nothing."""
+        """Begin to drain, and end what still runs after `seconds`. Further calls change nothing."""
         if self.has_begun():
             return
-        _log.info("drains", reason=reason, seconds=self._seconds)
-        self._begun.set()
-        for event in self._woken:
+        _log.info("the worker drains", reason=reason, seconds=self._seconds)
+        self.stop_event.set()
+        for event in self._wake_events:
             event.set()
         asyncio.get_running_loop().call_later(self._seconds, self.force_end)
 
     def force_end(self) -> None:
-        """End what still runs: it is cancelled, and hands its rows back."""
+        """Cancel what still runs; it hands its rows back."""
         if self._main is not None and not self._main.done() and not self._forced:
             self._forced = True
             self._main.cancel()
@@ -91,34 +112,34 @@ class Drain:
         else:
             self.begin_drain(number.name)
 
-    # what the loops do
+    # rounds of the loops
 
-    def note_round(self, loop: str, found: bool | None) -> None:
-        """Note that a loop has turned, and whether it found work. None: it could not look."""
-        self._turned[loop] = self._now()
-        self.metrics.loop_polls.labels(loop, {True: "worked", False: "idle", None: "failed"}[found]).inc()
-        if found is not False:
+    def note_round(self, loop: str, did_work: bool | None) -> None:
+        """Note a round of a loop, and whether it did any work, None if it failed."""
+        self._last_round_at[loop] = self._now()
+        self.metrics.loop_polls.labels(loop, {True: "worked", False: "idle", None: "failed"}[did_work]).inc()
+        if did_work is not False:
             self.note_work()
 
     def note_work(self) -> None:
         """Note that there is something to do."""
-        self._worked = self._now()
+        self._last_work_at = self._now()
 
     def list_stalled_loops(self) -> list[str]:
-        """Return the loops that have not turned for long."""
-        return sorted(loop for loop, at in self._turned.items() if self._now() - at > STALLED_SECONDS)
+        """Return the names of the loops that hang."""
+        return sorted(loop for loop, at in self._last_round_at.items() if self._now() - at > STALLED_SECONDS)
 
     async def end_when_idle(self, busy: Callable[[], int], check: Callable[[], Awaitable[None]]) -> None:
-        """Begin to drain once nothing was to be done for long, if that is wanted. `check` asks the database.
+        """Begin to drain once there was no work for `once_idle` seconds, if that is set. `check` asks the database.
 
-        What cannot be looked at may hold work: while the database is away, nobody is idle.
+        A database that cannot be reached may hold work, so a process is not idle during an outage.
         """
         if self._once_idle is None:
             return
         while await self.sleep(min(self._once_idle / 4, 1.0)):
             if busy():
                 self.note_work()
-            if self._now() - self._worked < self._once_idle:
+            if self._now() - self._last_work_at < self._once_idle:
                 continue
             try:
                 await check()
@@ -128,10 +149,10 @@ class Drain:
                 self.begin_drain(f"there was nothing to do for {self._once_idle:g} s")
 
 
-async def run_with_background(work: Coroutine[Any, Any, None], *company: Coroutine[Any, Any, None]) -> None:
-    """Do the work to its end, while the company goes on until then. If one of the company fails, all of it ends."""
+async def run_with_background(work: Coroutine[Any, Any, None], *background: Coroutine[Any, Any, None]) -> None:
+    """Do the work to its end, with the background coroutines beside it. If one of those fails, everything ends."""
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(one) for one in company]
+        tasks = [group.create_task(coroutine) for coroutine in background]
         await work
-        for task in beside:
+        for task in tasks:
             task.cancel()

@@ -8,7 +8,7 @@ import pytest
 from domain.llms import ModelUsage, ReportedUsage
 from tests.support.case_inputs import case_folder
 from tests.support.scripted_model import play, play_body, serving
-from workers.usage import UsageMeter
+from workers.model_calls import UsageMeter
 
 DONE = "data: [DONE]\n\n"
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from infra.wiring import Resources, open_resources
 from scripts.system import System
 from tests.conftest import running
 from tests.support.clients import Tenant, archive
@@ -22,6 +23,19 @@ async def system() -> AsyncIterator[System]:
     """One of its own, whose leases outlast a busy machine: only deploys are to end attempts here."""
     async with running(PADDOCK_LEASE_SECONDS="30") as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+async def parts(system: System) -> AsyncIterator[Resources]:
+    """Yield the parts of that system."""
+    async with open_resources(system.settings, "tests") as resources:
+        yield resources
+
+
+@pytest.fixture(scope="module")
+async def credentials(parts: Resources) -> tuple[str, str]:
+    """Return a password and its hash."""
+    return "a password of deploys", await parts.passwords.hash_password("a password of deploys")
 
 
 async def _deploy(system: System, name: str) -> None:

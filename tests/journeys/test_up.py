@@ -90,7 +90,7 @@ async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
 async def test_up_prints_its_log_unless_it_is_quiet(tmp_path: Path) -> None:
     data, port = tmp_path / "data", str(find_free_ports(1)[0])
     log = data / "paddock.log"
-    line = " run     info    drains reason=SIGTERM"
+    line = " run     info    the worker drains reason=SIGTERM"
     for options, is_quiet in ((), False), (("--quiet",), True), (("--quiet",), True):
         async with _paddock("up", "--once", "--data", str(data), "--port", port, *options) as process:
             output, _ = await process.communicate()

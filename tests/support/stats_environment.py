@@ -156,7 +156,7 @@ class World:
 
     async def fold_all(self) -> None:
         folder = StatsFolder(self._store)
-        while await folder():
+        while await folder.fold_deltas():
             pass
         assert await self._database.owner.fetchval("SELECT count(*) FROM stat_deltas") == 0
 

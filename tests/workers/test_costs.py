@@ -152,7 +152,7 @@ class World:
 
     async def fold_all(self) -> None:
         folder = StatsFolder(self.store)
-        while await folder():
+        while await folder.fold_deltas():
             pass
         assert await self.database.owner.fetchval("SELECT count(*) FROM stat_deltas") == 0
 

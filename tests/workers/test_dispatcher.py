@@ -9,8 +9,8 @@ import pytest
 
 from domain.shared.errors import DomainError
 from infra.group_commit import GroupCommit
-from workers.run import code_runner
-from workers.run.code_runner import Claimer
+from workers import claimer
+from workers.claimer import Claimer
 
 
 class Work:
@@ -36,7 +36,7 @@ class Work:
         self.claims.append((slots, taken))
         return [object()] * taken
 
-    async def __call__(self, _: object) -> None:
+    async def run_claimed(self, _: object) -> None:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -69,7 +69,7 @@ async def _until(true: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_runner, "CLAIM_POLL_SECONDS", 3600.0)
+    monkeypatch.setattr(claimer, "CLAIM_POLL_SECONDS", 3600.0)
 
 
 async def test_a_ring_wakes_it_and_nothing_else_does() -> None:
@@ -116,7 +116,7 @@ async def test_a_ring_while_every_slot_is_taken_is_not_forgotten() -> None:
 
 
 async def test_a_missed_ring_is_found_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_runner, "CLAIM_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(claimer, "CLAIM_POLL_SECONDS", 0.05)
     work, rung = Work(), asyncio.Event()
     async with dispatching(work, 2, rung):
         work.pending = 1

@@ -13,14 +13,14 @@ from domain.executions import ExecutionStart
 from domain.ports import SandboxOutcome
 from domain.queues import WorkerInfo, choose_gauge_exporter
 from domain.shared.errors import DomainError
+from infra.polling import PollResult
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, apart
 from tests.workers.test_dispatcher import Work
 from tests.workers.test_lifecycle import LEASE, Silent
+from workers.claimer import Claimer
 from workers.lifecycle import STALLED_SECONDS, Drain, run_with_background
-from workers.polling import rounds
-from workers.run.code_runner import Claimer
 
 
 async def _until(true: Any) -> None:
@@ -69,13 +69,13 @@ async def test_what_runs_longer_than_the_drain_is_ended() -> None:
 async def test_a_round_under_way_is_finished_and_no_other_begun() -> None:
     drain, gate, begun = Drain(600), asyncio.Event(), 0
 
-    async def work() -> bool:
+    async def work() -> PollResult:
         nonlocal begun
         begun += 1
         await gate.wait()
-        return True
+        return PollResult(did_work=True, pause_seconds=0.0)
 
-    main = asyncio.create_task(drain.run(rounds("test", work, asyncio.Event(), 0.0, drain)))
+    main = asyncio.create_task(drain.run(drain.poll("test", work, wake=asyncio.Event())))
     await _until(lambda: begun == 1)
     drain.begin_drain("a test")
     await asyncio.sleep(0.02)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import msgspec
 import pytest
 import structlog
 
@@ -225,7 +226,9 @@ async def _denied() -> None:
 
 
 async def test_a_worker_whose_disk_is_full_says_so_in_health(system: System, home: Tenant, monkeypatch) -> None:
-    from workers import main
+    from workers import heartbeat
+    from workers.heartbeat import Heartbeat
+    from workers.main import describe_worker
 
     signs = []
 
@@ -246,9 +249,10 @@ async def test_a_worker_whose_disk_is_full_says_so_in_health(system: System, hom
         settings, store, clock = system.settings, Store(), staticmethod(lambda: NOW)
 
     for full in (False, True):
-        monkeypatch.setattr(main, "is_full", lambda folder, full=full: full)
+        monkeypatch.setattr(heartbeat, "is_full", lambda folder, full=full: full)
         for lane in ("run", "upkeep"):
-            await main._sign(Parts, main._info(Parts, f"{lane}@here", lane, 1))
+            info = msgspec.structs.replace(describe_worker(Parts, lane, 1), id=f"{lane}@here")
+            await Heartbeat(Store(), info, system.settings.data_dir).send()
     assert signs[:2] == [None, None]
     assert "disk of the worker run@here is full" in signs[2]
     assert signs[3] is None

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from domain.costs import CostAttribution
 from domain.events import AttemptEvents, EventQuery, ExecutionEvent
 from domain.executions import Execution, RunStep, steps
-from domain.llms import ChatMessage, ModelCall, ModelOptions, ModelReply, ModelTarget, ModelUsage, ReplyPart, TextDelta
+from domain.llms import ChatMessage, ModelCall, ModelReply, ModelTarget, ModelUsage, ReplyPart, TextDelta
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from infra.llm import GenaiPrices
+from infra.polling import retry_through_outage
 from infra.wiring import Resources
 from scripts.system import System
 from tests.support.clients import Tenant
 from tests.support.fake_provider import Answer, Wire, call
 from tests.support.model_fixtures import agent, events, fresh, model, run, start, until
 from workers.event_writer import EventWriter
-from workers.model_calls import ModelCalls
+from workers.model_calls import ModelAccess, ModelCalls, ModelRequest
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 HALF = "half \ud83d of a pair"
@@ -62,7 +62,7 @@ async def test_numbers_that_no_server_can_have_used(acme: Tenant, provider: Wire
 async def test_names_and_answers_that_no_column_holds(acme: Tenant, provider: Wire) -> None:
     name = await model(acme, provider, fresh())
     made = await agent(acme, name, tools=["filesystem_write", "filesystem_read", "python"], verbose=True)
-    forged = "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals['_changed'] = lambda b: ({}, 5)\n  f = f.f_back"
+    forged = "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals['_collect_changed_files'] = lambda b: ({}, 5)\n  f = f.f_back"
     calls = {
         "there is no tool": call("bad\0name", {}, id="id\0"),
         "is not a path": call("filesystem_write", {"path": "a\0", "content": ""}),
@@ -194,7 +194,7 @@ class Slow:
     async def autocommit(self) -> AsyncIterator[Any]:
         yield self
 
-    async def append_all(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
+    async def append_batches(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
         await asyncio.sleep(self._seconds)
         if any(one.execution_id == self._bad for one in written):
             raise UnicodeError(self._bad)
@@ -261,6 +261,13 @@ class Forgetful:
             self._loses -= 1
             raise DomainError("unavailable", "The database did not answer.")
 
+    async def run(self, tenant_id: str, work: Any, *, retry: bool = False, max_seconds: float | None = None) -> Any:
+        async def run_once() -> Any:
+            async with self.tenant_transaction(tenant_id) as tx:
+                return await work(tx)
+
+        return await (retry_through_outage(run_once, max_seconds) if retry else run_once())
+
 
 class Said:
     """A provider that answers at once."""
@@ -284,8 +291,8 @@ async def held(acme: Tenant, provider: Wire, parts: Resources) -> Execution:
 
 
 def calling(store: Any, parts: Resources, execution: Execution) -> ModelCalls:
-    spender = CostAttribution(execution_id=execution.id, agent_id=execution.agent_id)
-    return ModelCalls(store, Said(), GenaiPrices(), parts.keyring, execution, spender)
+    access = ModelAccess(store=store, llm=Said(), prices=GenaiPrices(), keyring=parts.keyring)
+    return ModelCalls(access, execution)
 
 
 def step(execution: Execution, path: str, status: Any) -> RunStep:
@@ -301,7 +308,9 @@ def step(execution: Execution, path: str, status: Any) -> RunStep:
 
 
 # Free, so that nothing has to be held before it is called.
-TARGET = ModelTarget(name="m", provider="local", model="m")
+REQUEST = ModelRequest(
+    target=ModelTarget(name="m", provider="local", model="m"), messages=(ChatMessage(role="user", content="Hi"),)
+)
 
 
 async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider: Wire, parts: Resources) -> None:
@@ -311,8 +320,10 @@ async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider
     async def also(tx: Tx, _: ModelReply) -> None:
         await steps.write_step(tx, step(execution, "9", "finished"), [])
 
-    async for _ in calls.stream_answer(TARGET, (ChatMessage(role="user", content="Hi"),), (), ModelOptions(), also):
-        pass
+    async with calls.open_call(REQUEST) as model_call:
+        async for _ in model_call:
+            pass
+        await model_call.settle(also)
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
     assert [one["total_tokens"] for one in costs["items"]] == [2000]
     for _ in range(2):  # a step too: the same attempt may write it again, and nothing is told twice
@@ -333,9 +344,7 @@ async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(
     store = Forgetful(parts.store, loses=0, seconds=0.3)
 
     async def ask() -> None:
-        async for _ in calling(store, parts, execution).stream_answer(
-            TARGET, (ChatMessage(role="user", content="Hi"),), (), ModelOptions()
-        ):
+        async for _ in calling(store, parts, execution).stream_answer(REQUEST):
             pass
 
     task = asyncio.create_task(ask())

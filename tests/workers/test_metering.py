@@ -3,7 +3,7 @@
 import pytest
 
 from domain.llms import ChatMessage, ModelErrorKind, ModelReply, ModelUsage, ReportedUsage, TextDelta, ToolCallDelta
-from workers.usage import UsageMeter
+from workers.model_calls import UsageMeter
 
 PROMPT = 400  # bytes, with what a message costs by itself
 GUESS = PROMPT // 4 + 1

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from domain.llms import ChatMessage, ModelOptions, ModelReply, ModelToolCall, ProviderParts, ReplyPart
+from domain.llms import (
+    ChatMessage,
+    ModelOptions,
+    ModelReply,
+    ModelTarget,
+    ModelToolCall,
+    ProviderParts,
+    ReplyPart,
+)
+from workers.model_calls import ModelRequest
 from workers.run import named_models
 from workers.run.named_models import NamedModelCalls
 
@@ -20,12 +29,10 @@ class Calls:
         self.answers: list[ChatMessage] = []
 
     async def resolve_target(self, name: str) -> Any:
-        return name
+        return ModelTarget(name=name, provider="local", model=name)
 
-    async def stream_answer(
-        self, target: Any, messages: tuple[ChatMessage, ...], tools: Any, options: Any
-    ) -> AsyncGenerator[ReplyPart, None]:
-        self.asked.append(messages)
+    async def stream_answer(self, request: ModelRequest) -> AsyncGenerator[ReplyPart, None]:
+        self.asked.append(request.messages)
         yield ModelReply(message=self.answers.pop(0), finish="tool_calls", usage=None)
 
 

@@ -72,7 +72,7 @@ async def _age(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
 async def _retain(acme: Tenant, parts: Resources) -> Counter[str]:
     """Remove what this tenant has from more than thirty days ago; and nobody else's."""
     assert (await acme.http.patch("/tenant", json={"retention_days": 30})).status_code == 200
-    gone = await RetentionSweeper(parts.store)()
+    gone = await RetentionSweeper(parts.store).remove_expired()
     await acme.http.patch("/tenant", json={"retention_days": None})
     return gone
 
@@ -279,7 +279,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
             other = await own.tenant()
             async with store.tenant_transaction(other.tenant_id) as tx:
                 assert await tx.retention.delete_executions(tx.now) == 0
-            assert (await RetentionSweeper(store)())["executions"] == 2
+            assert (await RetentionSweeper(store).remove_expired())["executions"] == 2
             assert await own.owner.fetchval("SELECT count(*) FROM execution_events") == 0
         finally:
             await store.close()
@@ -333,7 +333,7 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
                     await own.owner.execute(insert, tenant, user, at)
                     name = table.get(kind, kind)
                     count = await own.owner.fetchval(f"SELECT count(*) FROM {name}")
-                    gone = await RetentionSweeper(store)()
+                    gone = await RetentionSweeper(store).remove_expired()
                     assert gone[kind] == (0 if younger else (2 if kind == "trace_exports" else 1)), kind
                     left = await own.owner.fetchval(f"SELECT count(*) FROM {name}")
                     assert left == count - gone[kind], kind

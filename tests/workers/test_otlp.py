@@ -344,21 +344,21 @@ async def world(system: Any) -> AsyncIterator[World]:
 async def test_only_what_ends_once_it_is_switched_on(world: World) -> None:
     before = await world.ended()
     exporter = world.exporter()
-    assert await exporter() is False
+    assert await exporter.export_traces() is False
     running_then = await world.begun()
     ended = await world.ended(error_type="ValueError", error_message="no")
     await world.finish(running_then)
     # Not at once: the last bills and steps are written after the end.
-    await exporter()
+    await exporter.export_traces()
     assert world.server.asked == []
     world.later(seconds=3)
-    await exporter()
+    await exporter.export_traces()
     assert set(world.server.traces) == {trace_of(ended), trace_of(running_then)}
     assert trace_of(before) not in world.server.traces
     assert await world.left() == []
     # Once.
     world.later(days=1)
-    await exporter()
+    await exporter.export_traces()
     assert len(world.server.asked) == 2
     spans = [parsed(body).resource_spans[0] for body in world.server.bodies]
     told = {values(one.resource.attributes)["paddock.tenant.id"] for one in spans}
@@ -367,21 +367,21 @@ async def test_only_what_ends_once_it_is_switched_on(world: World) -> None:
 
 async def test_who_has_not_asked_for_a_week_has_switched_it_off(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     world.later(days=6)
     kept = await world.ended()
     world.later(days=2)
     await world.ended()
     assert [name for name, _ in await world.left()] == [kept.id]
     # A process that goes on says so now and then.
-    await exporter()
+    await exporter.export_traces()
     again = await world.ended()
     assert again.id in [name for name, _ in await world.left()]
 
 
 async def test_steps_of_a_plan_are_no_traces_of_their_own(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     parent, child = await world.begun(), await world.begun()
     await world.database.owner.execute(
         "UPDATE executions SET parent_id = $1, root_id = $1, step = 'a' WHERE id = $2",
@@ -390,11 +390,11 @@ async def test_steps_of_a_plan_are_no_traces_of_their_own(world: World) -> None:
     # The whole has ended, a part of it is still being stopped.
     await world.finish(parent)
     world.later(seconds=5)
-    await exporter()
+    await exporter.export_traces()
     assert world.server.asked == []
     await world.finish(child)
     world.later(seconds=6)
-    await exporter()
+    await exporter.export_traces()
     (body,) = world.server.bodies
     first, second = parsed(body).resource_spans[0].scope_spans[0].spans
     assert second.parent_span_id == first.span_id
@@ -404,7 +404,7 @@ async def test_steps_of_a_plan_are_no_traces_of_their_own(world: World) -> None:
 
 async def test_what_never_stops_is_not_waited_for_for_ever(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     parent, child = await world.begun(), await world.begun()
     await world.database.owner.execute(
         "UPDATE executions SET parent_id = $1, root_id = $1, step = 'a' WHERE id = $2",
@@ -412,7 +412,7 @@ async def test_what_never_stops_is_not_waited_for_for_ever(world: World) -> None
     )
     await world.finish(parent)
     world.later(minutes=11)
-    await exporter()
+    await exporter.export_traces()
     (body,) = world.server.bodies
     first, second = parsed(body).resource_spans[0].scope_spans[0].spans
     assert second.end_time_unix_nano >= first.end_time_unix_nano
@@ -420,72 +420,72 @@ async def test_what_never_stops_is_not_waited_for_for_ever(world: World) -> None
 
 async def test_several_exporters_send_each_once(world: World) -> None:
     first, second = world.exporter(), world.exporter()
-    await first()
+    await first.export_traces()
     made = [await world.ended() for _ in range(40)]
     world.later(seconds=3)
     for _ in range(3):
-        await asyncio.gather(first(), second())
+        await asyncio.gather(first.export_traces(), second.export_traces())
     assert sorted(world.server.traces) == sorted(trace_of(one) for one in made)
     assert await world.left() == []
 
 
 async def test_nothing_is_lost_while_the_collector_is_away(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     made = [await world.ended() for _ in range(10)]
     world.later(seconds=3)
     away = TraceExporter(world.store, TraceCollector("http://127.0.0.1:1", {}))
-    assert await away() is False
+    assert await away.export_traces() is False
     # As few as it takes to see that nobody is there count as tried.
     tried = [one for one in await world.left() if one[1] == 1]
     assert len(await world.left()) == 10
     assert 1 <= len(tried) <= 4
     # It rests: not asked again in the same moment.
-    assert await away() is False
+    assert await away.export_traces() is False
     assert [one for one in await world.left() if one[1] == 1] == tried
     for _ in range(6):
         world.later(minutes=10)
-        await away()
+        await away.export_traces()
     assert len(await world.left()) == 10
     world.later(minutes=10)
-    await exporter()
+    await exporter.export_traces()
     assert sorted(world.server.traces) == sorted(trace_of(one) for one in made)
     assert await world.left() == []
 
 
 async def test_who_is_asked_to_wait_waits(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     await world.ended()
     world.later(seconds=3)
     world.server.answers.append((429, {"Retry-After": "1000"}, b""))
-    await exporter()
+    await exporter.export_traces()
     assert len(world.server.asked) == 1
     assert await world.due_in() == pytest.approx(1000)
     world.later(seconds=900)
-    await exporter()
+    await exporter.export_traces()
     assert len(world.server.asked) == 1
     world.later(seconds=200)
-    await exporter()
+    await exporter.export_traces()
     assert len(world.server.asked) == 2
     assert await world.left() == []
 
 
 async def test_what_is_refused_is_given_up_alone(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     for _ in range(3):
         await world.ended()
     world.later(seconds=3)
     world.server.answers.append((400, {}, b"bad data"))
-    await exporter()
+    await exporter.export_traces()
     assert len(world.server.asked) == 3
     assert await world.left() == []
 
 
 async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     broken, fine = await world.ended(), await world.ended()
     world.later(seconds=3)
     made = otlp.pack_request
@@ -496,26 +496,26 @@ async def test_one_that_cannot_be_made_keeps_nobody_waiting(world: World, monkey
         return made(trace, tenant_id)
 
     monkeypatch.setattr("workers.record.traces.pack_request", fails)
-    await exporter()
+    await exporter.export_traces()
     assert world.server.traces == [trace_of(fine)]
     assert await world.left() == [(broken.id, 1)]
     monkeypatch.undo()
     world.later(minutes=6)
-    await exporter()
+    await exporter.export_traces()
     assert await world.left() == []
 
 
 async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_waited_out(world: World) -> None:
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     one = await world.ended()
     world.later(seconds=3)
     world.server.wait = asyncio.Event()
-    task = asyncio.create_task(exporter())
+    task = asyncio.create_task(exporter.export_traces())
     while not world.server.asked:
         await asyncio.sleep(0.01)
     # In the middle of sending: nobody else has it.
-    await world.exporter()()
+    await world.exporter().export_traces()
     assert len(world.server.asked) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -527,10 +527,10 @@ async def test_a_worker_that_is_told_to_stop_gives_back_and_one_that_dies_is_wai
         assert [due.execution_id for due in await tx.traces.claim_exports(10, tx.now, tx.now + EXPORT_LEASE)] == [
             one.id
         ]
-    await exporter()
+    await exporter.export_traces()
     assert len(world.server.asked) == 1
     world.later(minutes=11)
-    await exporter()
+    await exporter.export_traces()
     assert set(world.server.traces) == {trace_of(one)}
     assert await world.left() == []
 
@@ -539,7 +539,7 @@ async def test_a_database_that_does_not_answer_is_waited_out(world: World, monke
     from domain.shared.errors import DomainError
 
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     one = await world.ended()
     world.later(seconds=3)
 
@@ -548,17 +548,17 @@ async def test_a_database_that_does_not_answer_is_waited_out(world: World, monke
 
     monkeypatch.setattr(world.store, "tenant_transaction", away)
     with pytest.raises(DomainError):
-        await exporter()
+        await exporter.export_traces()
     monkeypatch.undo()
     assert await world.left() == [(one.id, 0)]
-    await exporter()
+    await exporter.export_traces()
     assert world.server.traces == [trace_of(one)]
 
 
 async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
     """Names, parents, times and sums of a run with steps and bills."""
     exporter = world.exporter()
-    await exporter()
+    await exporter.export_traces()
     one = await world.begun()
     async with world.store.transaction(world.caller) as tx:
         for path, kind, length in (("1", "model", 2), ("1.0", "tool", 3), ("2", "model", 4)):
@@ -591,7 +591,7 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
             await costs.settle_call(tx, None, CostAttribution(execution_id=one.id, root_id=one.id), call)
     await world.finish(one)
     world.later(seconds=3)
-    await exporter()
+    await exporter.export_traces()
     async with world.store.transaction(world.caller) as tx:
         (root,) = traces.build_trace(await traces.read_trace_sources(tx, one.id)).spans
     found = parsed(world.server.bodies[0]).resource_spans[0].scope_spans[0].spans

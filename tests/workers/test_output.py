@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from domain.events import MAX_LINE_BYTES, ExecutionEvent
 from domain.ports import OutputStream
-from workers.run.output import (
+from workers.output import (
     MAX_LOG_BYTES,
     MAX_LOG_LINES,
     MAX_STATES_BYTES,
@@ -198,7 +198,7 @@ def test_the_limit_of_all_output_cuts_between_characters_too() -> None:
 
 def test_all_pieces_of_a_line_have_its_level() -> None:
     line = OutputLine("stderr")
-    pieces = line.feed_bytes(b"ERROR: " + b"x" * 20_000 + b"\nplain\n")
+    pieces = line.decode_bytes(b"ERROR: " + b"x" * 20_000 + b"\nplain\n")
     assert [piece.level for piece in pieces] == ["ERROR", "ERROR", "ERROR", "INFO"]
 
 

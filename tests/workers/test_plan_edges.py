@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,8 +25,8 @@ from infra.postgres.plans import MAX_STEP_ANSWERS_BYTES
 from scripts.system import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import World, opened
-from workers.agent.runner import AgentRunner
-from workers.model_calls import ModelCalls
+from workers.agent import AgentRunner
+from workers.model_calls import ModelAccess, ModelCalls
 from workers.plan.advancer import PlanAdvancer
 
 
@@ -570,30 +571,33 @@ async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) ->
 # the pace of calls
 
 
+def calls_of(world: World, run: Execution, run_timeout: Any = None) -> ModelCalls:
+    anything: Any = None
+    access = ModelAccess(store=world.store, llm=anything, prices=anything, keyring=anything)
+    return ModelCalls(access, run, run_timeout=run_timeout)
+
+
 async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: World) -> None:
-    """Of a code agent too, which nobody has told of `max_rpm`."""
+    """Of a code agent too, whose `max_rpm` is looked up."""
     root = await world.start(step(world, "a"), max_rpm=1)
     await world.turns()
     query = "SELECT id FROM executions WHERE step = 'a'"
     run = await world.get(ids.encode_id("exec", await world.database.owner.fetchval(query)))
-    waits: list[float] = []
+    extensions: list[float] = []
+    run_timeout: Any = SimpleNamespace(when=lambda: 100.0, reschedule=lambda at: extensions.append(at - 100.0))
     for _ in range(2):
-        anything: Any = None
-        calls = ModelCalls(world.store, anything, anything, anything, run, CostAttribution())
-        calls.on_wait = waits.append
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
-                await calls._wait_for_rate_limit()
-    assert waits == [60.0]
+                await calls_of(world, run, run_timeout)._wait_for_rate_limit()
+    assert extensions == [60.0]
     unpaced = await world.start(step(world, "b"))
     await world.turns()
     query = "SELECT id FROM executions WHERE step = 'b'"
     run = await world.get(ids.encode_id("exec", await world.database.owner.fetchval(query)))
-    calls = ModelCalls(world.store, anything, anything, anything, run, CostAttribution())
-    calls.on_wait = waits.append
+    calls = calls_of(world, run, run_timeout)
     for _ in range(3):
         await calls._wait_for_rate_limit()
-    assert (waits, root != unpaced) == ([60.0], True)
+    assert (extensions, root != unpaced) == ([60.0], True)
 
 
 async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
@@ -613,8 +617,8 @@ class Paced(AgentRunner):
     def __init__(self, waiting: float) -> None:
         self._waiting = waiting
 
-    async def _run_agent(self, execution: Execution, waits: Any) -> SandboxOutcome | None:
-        waits(self._waiting)
+    async def _run_agent(self, execution: Execution, timeout: asyncio.Timeout) -> SandboxOutcome | None:
+        timeout.reschedule((timeout.when() or 0) + self._waiting)
         await asyncio.sleep(1.2)
         return SandboxOutcome(output=b"1")
 

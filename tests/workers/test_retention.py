@@ -6,18 +6,19 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
+import pytest
 
 from domain import evaluations
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from domain.stats import RECORD_KINDS
+from infra import polling
 from infra.postgres.db import create_engine
 from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
 from infra.wiring import get_utc_now
 from tests.support.clients import Tenant
 from tests.support.isolated_database import apart
-from workers.lifecycle import Drain
 from workers.upkeep.retention import RetentionSweeper
 
 OLD = datetime.now(UTC) - timedelta(days=40)
@@ -44,7 +45,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
     patched = await acme.http.patch("/tenant", json={"retention_days": 30})
     assert patched.json()["retention_days"] == 30
     assert (await acme.http.patch("/tenant", json={"retention_days": 0})).status_code == 422
-    gone = await RetentionSweeper(parts.store)()
+    gone = await RetentionSweeper(parts.store).remove_expired()
 
     assert (gone["evaluations"], gone["artifacts"]) == (3, 1)
     for tenant, left in ((acme, 1), (rival, 2)):
@@ -59,7 +60,7 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
     while [blob async for blob in parts.blobs.list_objects(key)]:
         await asyncio.sleep(0.05)
     await acme.http.patch("/tenant", json={"retention_days": None})
-    assert (await RetentionSweeper(parts.store)())["evaluations"] == 0
+    assert (await RetentionSweeper(parts.store).remove_expired())["evaluations"] == 0
 
 
 async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
@@ -83,7 +84,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
                 "VALUES (first_id(now()), $1, gen_random_uuid(), now(), 'a', 'b', 'sent')",
                 caller.tenant_id,
             )
-            gone = await RetentionSweeper(store)()
+            gone = await RetentionSweeper(store).remove_expired()
             left = [row["relname"] for row in await own.owner.fetch(names)]
             month = get_utc_now().strftime("_%Y_%m")
             assert f"evaluations{month}" in left
@@ -123,7 +124,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
                     await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
                     gone = 0
                     while not gone:
-                        gone = (await RetentionSweeper(store)())["partitions"]
+                        gone = (await RetentionSweeper(store).remove_expired())["partitions"]
             finally:
                 done.set()
 
@@ -141,8 +142,8 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
             await own.owner.execute("SELECT make_partitions('evaluations', '2001-01-05', 0)")
             async with store.tenant_transaction(caller.tenant_id) as tx:
                 await tx.evaluations.list_page(evaluations.EvaluationFilter(), Page())
-                assert (await RetentionSweeper(store)())["partitions"] == 0
-            assert (await RetentionSweeper(store)())["partitions"] == 1
+                assert (await RetentionSweeper(store).remove_expired())["partitions"] == 0
+            assert (await RetentionSweeper(store).remove_expired())["partitions"] == 1
         finally:
             await store.close()
 
@@ -169,7 +170,7 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
                 for _ in range(5):
                     for kind in RECORD_KINDS:
                         await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 0)", kind)
-                    await RetentionSweeper(store)()
+                    await RetentionSweeper(store).remove_expired()
             finally:
                 done.set()
 
@@ -189,7 +190,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
                     await own.owner.execute(f"SELECT make_partitions($1, '{year}-01-05', 0)", kind)
             async with reader.transaction():
                 await reader.fetch("SELECT id FROM evaluations LIMIT 1")
-                dropping = asyncio.create_task(RetentionSweeper(store)())
+                dropping = asyncio.create_task(RetentionSweeper(store).remove_expired())
                 longest, begun = 0.0, time.monotonic()
                 while not dropping.done():
                     asked = time.monotonic()
@@ -199,7 +200,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
                 assert (await dropping)["partitions"] == 3 * (len(RECORD_KINDS) - 1)
             # It waited for the reader once, for a second; whoever came to the other table did not.
             assert longest < 0.7 < time.monotonic() - begun < 10
-            assert (await RetentionSweeper(store)())["partitions"] == 3
+            assert (await RetentionSweeper(store).remove_expired())["partitions"] == 3
         finally:
             await reader.close()
             await store.close()
@@ -213,30 +214,28 @@ async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
         try:
             for kind in RECORD_KINDS:
                 await own.owner.execute("SELECT make_partitions($1, '2001-01-05', 2)", kind)
-            assert (await RetentionSweeper(store)())["partitions"] == len(RECORD_KINDS)
+            assert (await RetentionSweeper(store).remove_expired())["partitions"] == len(RECORD_KINDS)
             left = [f"{kind}_2001_{month}" for kind in RECORD_KINDS for month in ("02", "03")]
             assert [row["relname"] for row in await own.owner.fetch(names)] == left
             now[0] += timedelta(minutes=1)
-            assert (await RetentionSweeper(store)())["partitions"] == len(RECORD_KINDS)
+            assert (await RetentionSweeper(store).remove_expired())["partitions"] == len(RECORD_KINDS)
             left = [f"{kind}_2001_03" for kind in RECORD_KINDS]
             assert [row["relname"] for row in await own.owner.fetch(names)] == left
         finally:
             await store.close()
 
 
-async def test_after_an_outage_deletions_are_tried_again_soon() -> None:
+async def test_after_an_outage_deletions_are_tried_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     slept, rounds = [0.0], list[float]()
 
-    class Sleeping(Drain):
-        async def sleep(self, seconds: float) -> bool:
-            slept[0] += seconds
-            return True
+    async def sleep(event: asyncio.Event, seconds: float) -> None:
+        slept[0] += seconds
 
     class Failing(RetentionSweeper):
         async def make_partitions(self) -> int:
             return 0
 
-        async def __call__(self) -> dict[str, int]:
+        async def remove_expired(self) -> dict[str, int]:
             rounds.append(slept[0])
             if len(rounds) == 2:
                 raise DomainError("unavailable", "Away.")
@@ -244,8 +243,9 @@ async def test_after_an_outage_deletions_are_tried_again_soon() -> None:
                 raise asyncio.CancelledError
             return {}
 
+    monkeypatch.setattr(polling, "_wait_for", sleep)
     with contextlib.suppress(asyncio.CancelledError):
-        await Failing(None, Sleeping()).run()
+        await Failing(None).run()
     assert rounds[:2] == [60, 3660]
     assert rounds[2] - rounds[1] <= 10
     assert rounds[3] - rounds[2] == 3600

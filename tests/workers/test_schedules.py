@@ -67,7 +67,7 @@ class World:
         """All workers at once, until there is nothing to do."""
 
         async def work(worker: ScheduleStarter) -> None:
-            while await worker() == 0:
+            while (await worker.start_due()).pause_seconds == 0:
                 pass
 
         # Whoever finds everything taken by another goes to sleep; so once more when all have.
@@ -393,7 +393,7 @@ async def test_who_is_killed_before_the_commit_has_done_nothing(world: World, mo
     world.clock[0] = NOON + MINUTE
     monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: True))
     for worker in world.workers:
-        assert await worker() > 0
+        assert (await worker.start_due()).pause_seconds > 0
     monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: False))
     assert await world.runs(schedule) == []
     assert await world.started(schedule) == []
@@ -409,9 +409,9 @@ async def test_whoever_has_it_lets_nobody_wait(world: World) -> None:
     world.clock[0] = NOON + MINUTE
     async with world.store.transaction(caller) as tx:
         assert await schedules.fire_schedule(tx, one.id)
-        assert await asyncio.wait_for(world.workers[1](), 5) == 0
+        assert (await asyncio.wait_for(world.workers[1].start_due(), 5)).pause_seconds == 0
         assert [run.outcome for run in await world.runs(other)] == ["fired"]
-        assert await asyncio.wait_for(world.workers[1](), 5) > 0
+        assert (await asyncio.wait_for(world.workers[1].start_due(), 5)).pause_seconds > 0
     assert len(await world.started(one)) == 1
 
 
@@ -432,15 +432,15 @@ async def test_a_schedule_that_cannot_be_read_stops_no_other(world: World, monke
 async def test_it_looks_again_when_something_is_due_and_every_second(world: World) -> None:
     caller = await world.database.tenant()
     worker = world.workers[0]
-    assert await worker() == SCHEDULE_POLL_SECONDS <= 1
+    assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS <= 1
     await world.made(caller, "* * * * *", enabled=False)
-    assert await worker() == SCHEDULE_POLL_SECONDS
+    assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS
     await world.made(caller, "* * * * *")
     world.clock[0] = NOON + timedelta(seconds=59.75)
-    assert await worker() == pytest.approx(0.25)
+    assert (await worker.start_due()).pause_seconds == pytest.approx(0.25)
     world.clock[0] = NOON + MINUTE
-    assert await worker() == 0
-    assert await worker() == SCHEDULE_POLL_SECONDS
+    assert (await worker.start_due()).pause_seconds == 0
+    assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS
 
 
 async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) -> None:

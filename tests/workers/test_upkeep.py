@@ -12,7 +12,7 @@ from infra.build_cache.environments import uv_variables_from_pip
 from infra.build_cache.folders import FolderCache
 from infra.redis import WindowCounter
 from tests.support.clients import Tenant
-from workers.run.output import MAX_LOG_BYTES, OutputLog
+from workers.output import MAX_LOG_BYTES, OutputLog
 from workers.upkeep import Upkeep
 
 

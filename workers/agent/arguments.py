@@ -1,11 +1,11 @@
-"""Whether the arguments of a tool call fit the tool's JSON Schema. Both are strangers' words.
+"""Validate the arguments of a tool call against the tool's JSON Schema. Neither is trusted.
 
 A schema can keep a process busy for hours, or fill its memory: expressions that backtrack or repeat a thousand times,
 references that double at each step, alternatives that all report errors. So a check is bounded in its processor time,
 in the number and size of its expressions and in the errors it makes, and it runs in a thread of its own kind, one per
 tenant at a time. Expressions are matched by RE2, which does not backtrack, bounds its memory and frees the interpreter.
 
-A schema is read as `domain.shared.json_schemas` reads it: what is not understood is left to whoever gets the call.
+A schema is read as `domain.shared.json_schemas` reads it: the tool checks the rest on its own.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from domain.shared.json_numbers import normalize_whole_numbers
 from domain.shared.json_schemas import normalize_schema
 from domain.shared.unicode_text import repair_json_text
 
-# Of processor time: what others do meanwhile makes no check fail.
+# Seconds of processor time, so that other work makes no check fail.
 MAX_CHECK_SECONDS: Final = 1.0
 MAX_CHECK_THREADS: Final = 2
 MAX_PATTERNS: Final = 64
@@ -45,10 +45,10 @@ _TOO_COMPLEX_TEXT: Final = (
 )
 MAX_SCHEMA_ERRORS: Final = 10_000
 MAX_ERROR_CHARACTERS: Final = 32 * 1024 * 1024
-# How many errors are looked at for the one that tells most.
+# Errors that are compared for the one that says most.
 MAX_COMPARED_ERRORS: Final = 10
 
-# As ECMAScript writes characters, and RE2 does not.
+# ECMAScript writes characters like this, and RE2 does not.
 _UNICODE_ESCAPE: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _log = structlog.get_logger("paddock.tools")
 _pool: Final = ThreadPoolExecutor(MAX_CHECK_THREADS, thread_name_prefix="arguments")
@@ -61,11 +61,11 @@ class _CheckTooLong(Exception):
 
 
 class _UndecidedMatch(Exception):
-    """An expression cannot be matched where a match would be a refusal."""
+    """Signal an expression that cannot be matched, where a match would refuse the arguments."""
 
 
 class _CheckLimits:
-    """What one check has used. `negated` counts the keywords around that turn a match into a refusal."""
+    """Limit what one check may use. `negation_depth` counts the keywords around that turn a match into a refusal."""
 
     def __init__(self) -> None:
         self._until = time.thread_time() + MAX_CHECK_SECONDS
@@ -84,19 +84,19 @@ class _CheckLimits:
             raise _CheckTooLong
 
     def match_pattern(self, pattern: Any, text: str) -> bool | None:
-        """Whether an expression matches anywhere in a text; None where it cannot be told."""
+        """Return whether an expression matches anywhere in a text, None if it cannot be decided."""
         self.check_time()
         compiled = self._compile_pattern(pattern)
         if compiled is None or compiled.programsize * len(text) > MAX_MATCH_STEPS:
-            found = None
+            is_match = None
         elif compiled.search(text) is not None:
             return True
         else:
-            # `\w` and the like are ASCII's in some languages, and everybody's in others.
-            found = False if text.isascii() or "\\" not in pattern else None
-        if found is None and self.negation_depth:
+            # `\w` and its kind mean ASCII in some languages, and all of Unicode in others.
+            is_match = False if text.isascii() or "\\" not in pattern else None
+        if is_match is None and self.negation_depth:
             raise _UndecidedMatch
-        return found
+        return is_match
 
     def _compile_pattern(self, pattern: Any) -> Any:
         if pattern not in self._patterns:
@@ -124,22 +124,22 @@ class _CheckLimits:
 async def validate_arguments(schema: dict[str, Any], args: Any, tenant_id: str = "") -> None:
     """Check arguments against a schema. Errors: `ToolFailed`, naming an argument that does not fit.
 
-    A tenant has one check at work at a time, so that its schemas keep nobody else waiting.
+    A tenant has one check at work at a time, so that its schemas keep no other tenant waiting.
     """
     turn = _tenant_locks.get(tenant_id)
     if turn is None:
         turn = _tenant_locks[tenant_id] = asyncio.Lock()
     async with turn:
         try:
-            wrong = await asyncio.get_running_loop().run_in_executor(_pool, _find_first_error, schema, args)
+            problem = await asyncio.get_running_loop().run_in_executor(_pool, _find_first_error, schema, args)
         except _CheckTooLong:
             raise ToolFailed(_TOO_COMPLEX_TEXT) from None
-    if wrong is not None:
-        raise ToolFailed(wrong)
+    if problem is not None:
+        raise ToolFailed(problem)
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """Return the arguments that a model wrote as JSON, whole numbers as such. Errors: `ToolFailed`."""
+    """Return the arguments that a model wrote as JSON, with whole numbers as integers. Errors: `ToolFailed`."""
     try:
         check_json(text.encode("utf-8", "surrogatepass"))
         args = msgspec.json.decode(repair_json_text(text or "{}"))
@@ -157,40 +157,40 @@ def read_arguments(text: str) -> dict[str, Any]:
 def _find_first_error(schema: dict[str, Any], args: Any) -> str | None:
     work = _thread_state.work = _CheckLimits()
     try:
-        found = _Validator(normalize_schema(schema), registry=Registry()).iter_errors(args)
-        wrong = best_match(itertools.islice(found, MAX_COMPARED_ERRORS))
+        errors = _Validator(normalize_schema(schema), registry=Registry()).iter_errors(args)
+        worst_error = best_match(itertools.islice(errors, MAX_COMPARED_ERRORS))
     except (_UndecidedMatch, RecursionError):
         return None
     except _CheckTooLong:
         raise
-    except Exception as error:  # whatever the library makes of words that no draft knows
-        _log.warning("arguments are not checked", error=type(error).__name__, told=str(error)[:200])
+    except Exception as error:  # the library may raise anything for keywords that no draft knows
+        _log.warning("arguments are not checked", error=type(error).__name__, detail=str(error)[:200])
         return None
     finally:
         work.forget_patterns()
-    if wrong is None:
+    if worst_error is None:
         return None
-    place = ".".join(str(part)[:200] for part in itertools.islice(wrong.absolute_path, 32))
-    return f"{place or 'arguments'}: {wrong.message}"[:1000]
+    place = ".".join(str(part)[:200] for part in itertools.islice(worst_error.absolute_path, 32))
+    return f"{place or 'arguments'}: {worst_error.message}"[:1000]
 
 
 def _limit_check(check: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(check)
-    def bounded(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    def run_limited(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         work: _CheckLimits = _thread_state.work
         work.check_time()
         for error in check(validator, value, instance, schema) or ():
             work.count_error(error)
             yield error
 
-    return bounded
+    return run_limited
 
 
-def _negate_check(check: Callable[..., Any]) -> Callable[..., Any]:
-    """For keywords that refuse a value because a part of the schema accepts it."""
+def _mark_negated(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a keyword that refuses a value because a part of the schema accepts it."""
 
     @wraps(check)
-    def negated(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    def run_negated(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
         work: _CheckLimits = _thread_state.work
         work.negation_depth += 1
         try:
@@ -199,7 +199,7 @@ def _negate_check(check: Callable[..., Any]) -> Callable[..., Any]:
             work.negation_depth -= 1
         yield from errors
 
-    return negated
+    return run_negated
 
 
 def _check_pattern(_: Any, pattern: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
@@ -225,17 +225,17 @@ def _check_additional_properties(validator: Any, others: Any, instance: Any, sch
         for name in extra:
             yield from validator.descend(instance[name], others, path=name)
     elif extra:
-        shown = ", ".join(repr(name[:200]) for name in extra[:10])
-        yield ValidationError(f"Additional properties are not allowed ({shown} unexpected)")
+        names = ", ".join(repr(name[:200]) for name in extra[:10])
+        yield ValidationError(f"Additional properties are not allowed ({names} unexpected)")
 
 
-# Left to whoever gets the call: what compares all pairs, or matches expressions of its own accord.
+# Left to the tool that gets the call: keywords that compare all pairs, or match expressions on their own.
 _UNCHECKED_KEYWORDS: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")
 _OWN_CHECKS: Final[dict[str, Callable[..., Any]]] = {
     "pattern": _check_pattern,
     "patternProperties": _check_pattern_properties,
     "additionalProperties": _check_additional_properties,
-    **{name: _negate_check(Draft202012Validator.VALIDATORS[name]) for name in ("not", "if", "oneOf")},
+    **{name: _mark_negated(Draft202012Validator.VALIDATORS[name]) for name in ("not", "if", "oneOf")},
 }
 _LIMITED_CHECKS: Final = {
     name: _limit_check(check)

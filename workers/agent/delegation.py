@@ -1,4 +1,4 @@
-"""How a model agent has others do something for it."""
+"""Let a model agent have other agents do tasks for it."""
 
 from typing import Final
 
@@ -24,46 +24,45 @@ DELEGATE_TOOL: Final = ToolSpec(
 
 
 class DelegateArguments(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What `delegate` takes."""
+    """Hold the arguments of `delegate`."""
 
     agent: str
     task: str
 
 
 def describe_delegate_tool(agent: Agent) -> ToolSpec:
-    """The tool as an agent is given it: with a team, it tells who is in it."""
+    """Return the tool for one agent. With a team, its description names the members."""
     team = _list_team(agent)
     if not team:
         return DELEGATE_TOOL
-    known = "; ".join(f"{one.name}: {one.role or one.goal or one.description or 'an agent'}" for one in team)
-    named = {"type": "string", "enum": [one.name for one in team]}
-    properties = {**DELEGATE_TOOL.parameters["properties"], "agent": named}
+    members = "; ".join(f"{mate.name}: {mate.role or mate.goal or mate.description or 'an agent'}" for mate in team)
+    name_schema = {"type": "string", "enum": [mate.name for mate in team]}
+    properties = {**DELEGATE_TOOL.parameters["properties"], "agent": name_schema}
     return ToolSpec(
         name=DELEGATE_TOOL.name,
-        description=f"{DELEGATE_TOOL.description} The team: {known}.",
+        description=f"{DELEGATE_TOOL.description} The team: {members}.",
         parameters={**DELEGATE_TOOL.parameters, "properties": properties},
     )
 
 
 def find_teammate(agent: Agent, name: str) -> AgentSpec | None:
-    """Who of an agent's team is meant; None if it has none, and may ask whom it likes. Errors: `ToolFailed`.
+    """Return the member of an agent's team that a name means, None if the agent has no team. Errors: `ToolFailed`.
 
-    Whoever is asked may ask the others of the team, if it may delegate at all.
+    The member may ask the others of the team, if it may delegate at all.
     """
     team = _list_team(agent)
     if not team:
         return None
-    named = [one for one in team if one.name == name]
-    alike = (
-        named
-        or [one for one in team if is_reference_to(name, one.name)]
-        or [one for one in team if _has_slug(one, name)]
+    candidates = (
+        [mate for mate in team if mate.name == name]
+        or [mate for mate in team if is_reference_to(name, mate.name)]
+        or [mate for mate in team if _has_slug(mate, name)]
     )
-    if alike:
-        found = alike[0]
-        others = [one for one in team if one.name != found.name] if found.allow_delegation else []
-        return AgentSpec.from_agent(msgspec.structs.replace(found, allow_delegation=None), team=others)
-    raise ToolFailed(f"there is no {name!r} in this team; there are: {', '.join(one.name for one in team)}.")
+    if candidates:
+        teammate = candidates[0]
+        others = [mate for mate in team if mate.name != teammate.name] if teammate.allow_delegation else []
+        return AgentSpec.from_agent(msgspec.structs.replace(teammate, allow_delegation=None), team=others)
+    raise ToolFailed(f"there is no {name!r} in this team; its members are: {', '.join(mate.name for mate in team)}.")
 
 
 def _has_slug(agent: Agent, name: str) -> bool:

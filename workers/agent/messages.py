@@ -1,4 +1,4 @@
-"""How what a run does is put into words: for its model, for its log, for its steps on record."""
+"""Render what a run does as text: for its model, for its log, and for its steps on record."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ import msgspec
 from domain.llms import ChatMessage, ModelToolCall, ToolFailed
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.unicode_text import repair_json_text
-from workers.agent.tools import MAX_SHOWN_CHARACTERS
+from workers.agent.schema import MAX_SHOWN_CHARACTERS
 
 
 def render_tool_result(call: ModelToolCall, answer: dict[str, Any] | None) -> ChatMessage:
-    """What a model is told of a tool call: its result or what went wrong, and not too much of it."""
-    told = {} if answer is None else answer
-    told_of = {"error": told["error"]} if "error" in told else told.get("result")
-    text = msgspec.json.encode(told_of).decode()
+    """Return the message that gives a model the result of a tool call, or its error, cut if it is long."""
+    fields = answer or {}
+    content = {"error": fields["error"]} if "error" in fields else fields.get("result")
+    text = msgspec.json.encode(content).decode()
     if len(text) > MAX_SHOWN_CHARACTERS:
         text = text[:MAX_SHOWN_CHARACTERS] + " … (cut)"
     return ChatMessage(role="tool", content=text, tool_call_id=call.id, name=call.name)
 
 
 def limit_result(result: dict[str, Any]) -> dict[str, Any]:
-    """A result as it goes on record: one that is too large or too deep is shown as the beginning of its text.
+    """Return a result as it goes on record: of one that is too large or too deep, the beginning of its text.
 
-    Errors: `ToolFailed` for what no JSON can hold, such as halves of surrogate pairs or endless nesting.
+    Errors: `ToolFailed` for what JSON cannot hold, for example halves of surrogate pairs or endless nesting.
     """
     try:
         text = msgspec.json.encode(result).decode()
@@ -35,7 +35,7 @@ def limit_result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def render_arguments(arguments: str) -> Any:
-    """Arguments as people read them: JSON if they are, and not too much."""
+    """Return the arguments of a call for people to read: as JSON where they are JSON, cut if they are long."""
     if len(arguments) > 4 * MAX_SHOWN_CHARACTERS or not _is_within_limits(arguments):
         return arguments[:MAX_SHOWN_CHARACTERS]
     try:
@@ -53,5 +53,5 @@ def _is_within_limits(text: str) -> bool:
 
 
 def render_transcript(messages: tuple[ChatMessage, ...]) -> str:
-    """Messages as people read them."""
+    """Return messages as text for people to read."""
     return "\n".join(f"[{message.role}] {message.content}" for message in messages)

@@ -1,85 +1,54 @@
-"""Runs executions of model agents, and tool calls by themselves: they wait for others more than they work."""
+"""Run the executions of model agents, and tool calls on their own: both wait for others more than they work.
+
+A run goes down and comes back: `run_execution` (this file) → `AgentLoop.run_agent` → `ModelSteps.ask_model` and
+`ToolSteps.call_tool` in turn → `ModelCalls.open_call` and `Toolbox.call_tool`. What they write goes through
+`AgentAttempt`.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from domain.agents import AgentSpec
-from domain.costs import BilledCall, CostAttribution
-from domain.executions import Execution, LaneShare, RunStep
+from domain.executions import Execution, RunStep
 from domain.llms import ToolFailed
-from domain.ports import Clock, Llm, Prices, SandboxOutcome
+from domain.ports import SandboxOutcome, Tx
 from domain.shared.leases import HandoverRequested, LostLease
 from domain.shared.placeholders import format_value
 from infra.polling import retry_through_outage
+from workers.agent.attempt import AgentAttempt
 from workers.agent.loop import AgentLoop
-from workers.agent.tools import Toolbox, ToolDependencies
+from workers.agent.schema import ToolDependencies
+from workers.agent.tools import Toolbox
 from workers.agent.workspaces import RunWorkspace
 from workers.event_writer import EventWriter
-from workers.lane_runner import LaneRunner
-from workers.leases import LeaseKeeper
-from workers.lifecycle import Drain
-from workers.model_calls import ModelCalls
-
-
-class ModelCallFactory(msgspec.Struct, frozen=True, kw_only=True):
-    """What it takes to call models, in one worker process."""
-
-    dependencies: ToolDependencies
-    llm: Llm
-    prices: Prices
-    # Told of every call that was billed.
-    on_call: Callable[[BilledCall], None] = lambda call: None
-
-    def create_calls(self, execution: Execution) -> ModelCalls:
-        """The model calls of one run."""
-        spender = CostAttribution(
-            execution_id=execution.id,
-            root_id=execution.root_id,
-            agent_id=execution.agent_id,
-            agent_name=execution.agent_name,
-            key_id=execution.key_id,
-            workflow_id=execution.workflow_id,
-            user_id=execution.user_id,
-            cost_limit=execution.cost_limit,
-        )
-        made = ModelCalls(self.dependencies.store, self.llm, self.prices, self.dependencies.keyring, execution, spender)
-        made.on_call = self.on_call
-        return made
+from workers.lane_runner import LaneContext, LaneRunner
+from workers.model_calls import ModelAccess, ModelCalls
 
 
 class AgentRunner(LaneRunner):
-    """The lane of model agents of one worker process."""
+    """Run the executions of the `llm` lane in one worker process."""
 
     def __init__(
-        self,
-        name: str,
-        phone: ModelCallFactory,
-        scribe: EventWriter,
-        holder: LeaseKeeper,
-        clock: Clock,
-        share: LaneShare,
-        drain: Drain | None = None,
+        self, context: LaneContext, dependencies: ToolDependencies, model_access: ModelAccess, events: EventWriter
     ) -> None:
-        super().__init__(name, phone.dependencies.store, holder, "llm", share)
-        self._call_factory, self._events, self._clock, self._drain = phone, scribe, clock, drain or Drain()
+        super().__init__(context)
+        self._dependencies, self._model_access, self._events = dependencies, model_access, events
 
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
-        """Run to an end, or to where somebody has to decide."""
+        """Run an execution to its end, or to where somebody has to decide. Return the error it ended with."""
         try:
             outcome = await self._run_within_timeout(execution)
             if outcome is None:
-                log.info("waits for an approval")
+                log.info("the run waits for an approval")
                 return None
             await self._events.flush(execution)
-            settled = outcome
-            await retry_through_outage(lambda: self.settle_execution(execution, settled, []))
-            return settled.error_type
+            await retry_through_outage(lambda: self.settle_execution(execution, outcome, []))
+            return outcome.error_type
         except (HandoverRequested, asyncio.CancelledError):
-            # What was told so far stays; whoever goes on tells the rest.
+            # The events so far stay; the worker that goes on adds the rest.
             with contextlib.suppress(LostLease):
                 await self._events.flush(execution)
             raise
@@ -88,66 +57,63 @@ class AgentRunner(LaneRunner):
 
     async def _run_within_timeout(self, execution: Execution) -> SandboxOutcome | None:
         try:
-            # Of this stretch of work: what it waited for an approval does not count, nor for its turn (`max_rpm`).
-            async with asyncio.timeout(execution.timeout) as limit:
+            # The timeout of this attempt: waiting for an approval or for the rate limit (`max_rpm`) does not count.
+            async with asyncio.timeout(execution.timeout) as timeout:
                 if execution.kind == "tool":
                     return await self._run_tool(execution)
-                return await self._run_agent(execution, lambda seconds: limit.reschedule((limit.when() or 0) + seconds))
+                return await self._run_agent(execution, timeout)
         except TimeoutError:
-            if not limit.expired():
+            if not timeout.expired():
                 raise
-            who = "tool" if execution.kind == "tool" else "agent"
-            told = f"The {who} took longer than {execution.timeout} s."
-            return SandboxOutcome(error_type="timeout", error_message=told)
+            subject = "tool" if execution.kind == "tool" else "agent"
+            message = f"The {subject} took longer than {execution.timeout} s."
+            return SandboxOutcome(error_type="timeout", error_message=message)
 
-    async def _run_agent(self, execution: Execution, waits: Callable[[float], None]) -> SandboxOutcome | None:
-        async def known() -> tuple[AgentSpec | None, list[RunStep]]:
-            async with self._store.tenant_transaction(execution.tenant_id) as tx:
-                spec = await tx.executions.get_spec(execution.id)
-                # Only another attempt can have done anything before this one.
-                return spec, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else []
+    async def _run_agent(self, execution: Execution, timeout: asyncio.Timeout) -> SandboxOutcome | None:
+        async def load(tx: Tx) -> tuple[AgentSpec | None, list[RunStep]]:
+            agent = await tx.executions.get_spec(execution.id)
+            # The first attempt finds no steps.
+            return agent, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else []
 
-        agent, done = await retry_through_outage(known)
+        agent, earlier_steps = await self._store.run(execution.tenant_id, load, retry=True)
         if agent is None:
-            raise RuntimeError("an execution of a model agent without its agent")
-        workspace_id = execution.root_id or execution.id
-        calls = self._call_factory.create_calls(execution)
-        calls.max_rpm, calls.on_wait = agent.max_rpm, waits
-        outcome = await self._create_loop(execution, workspace_id, done, calls).run_agent(agent)
+            raise RuntimeError("an execution of a model agent has no agent")
+        workspace = self._open_workspace(execution, execution.root_id or execution.id)
+        calls = ModelCalls(self._model_access, execution, max_rpm=agent.max_rpm, run_timeout=timeout)
+        outcome = await self._create_loop(execution, workspace, calls, earlier_steps).run_agent(agent)
         if agent.output_file is None or outcome is None or outcome.output is None:
             return outcome
-        return await self._save_output_file(execution, workspace_id, agent.output_file, outcome)
+        return await self._save_output_file(execution, workspace, agent.output_file, outcome)
+
+    async def _run_tool(self, execution: Execution) -> SandboxOutcome:
+        data = execution.input_data
+        workspace = self._open_workspace(execution, data.get("execution_id", execution.id))
+        loop = self._create_loop(execution, workspace, ModelCalls(self._model_access, execution), [])
+        return await loop.run_tool(data["tool"], data["args"])
 
     async def _save_output_file(
-        self, execution: Execution, workspace_id: str, path: str, outcome: SandboxOutcome
+        self, execution: Execution, workspace: RunWorkspace, path: str, outcome: SandboxOutcome
     ) -> SandboxOutcome:
-        """The outcome, once its answer lies in the workspace."""
+        """Write the answer to a file of the workspace, and return the outcome."""
         answer = msgspec.json.decode(outcome.output or b"null")
         text = answer["content"] if isinstance(answer, dict) and set(answer) == {"content"} else format_value(answer)
-        workspace = RunWorkspace(self._store, self._call_factory.dependencies.blobs, execution.tenant_id, workspace_id)
         try:
             commit = await workspace.write_files({path: str(text).encode("utf-8", "replace")})
         except ToolFailed as failed:
             return SandboxOutcome(error_type="output_file", error_message=str(failed))
 
-        async def written() -> None:
-            async with self._store.tenant_transaction(execution.tenant_id) as tx:
-                await commit(tx)
-
-        await retry_through_outage(written)
+        await self._store.run(execution.tenant_id, commit, retry=True)
         return outcome
 
-    async def _run_tool(self, execution: Execution) -> SandboxOutcome:
-        given = execution.input_data
-        loop = self._create_loop(
-            execution, given.get("execution_id", execution.id), [], self._call_factory.create_calls(execution)
-        )
-        return await loop.run_tool(given["tool"], given["args"])
+    def _open_workspace(self, execution: Execution, workspace_id: str) -> RunWorkspace:
+        return RunWorkspace(self._store, self._dependencies.blobs, execution.tenant_id, workspace_id)
 
     def _create_loop(
-        self, execution: Execution, workspace_id: str, done: list[RunStep], calls: ModelCalls
+        self, execution: Execution, workspace: RunWorkspace, calls: ModelCalls, earlier_steps: list[RunStep]
     ) -> AgentLoop:
-        shop = self._call_factory.dependencies
-        workspace = RunWorkspace(self._store, shop.blobs, execution.tenant_id, workspace_id)
-        toolbox = Toolbox(shop, execution.tenant_id, workspace, execution.mode or "safe")
-        return AgentLoop(self._store, self._events, calls, toolbox, execution, self._clock, done, self._drain.has_begun)
+        context = self._context
+        attempt = AgentAttempt(
+            self._store, self._events, execution, context.clock, earlier_steps, context.drain.has_begun
+        )
+        toolbox = Toolbox(self._dependencies, execution.tenant_id, workspace, execution.mode or "safe")
+        return AgentLoop(self._store, calls, toolbox, attempt)

@@ -1,4 +1,4 @@
-"""Builds versions: fetch, unpack in the fence, install, compile, try the import, store, settle."""
+"""Build versions: download, unpack in the fence, install, compile, import, store, settle."""
 
 import asyncio
 import contextlib
@@ -6,19 +6,20 @@ import platform
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
 from domain import builds, executions
 from domain.builds import AgentVersion, BadArchive, BuildResult, Manifest
-from domain.ports import Blobs, OutputStream, Sandbox, SandboxOutcome, SandboxProgram, Store
+from domain.ports import Blobs, OutputStream, Sandbox, SandboxOutcome, SandboxProgram, Store, UnpackedArchive
 from domain.queues import QueuedBuild
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.build_cache import BUNDLE_LIMITS, BundleCache, EnvironmentCache, count_disk_bytes, count_file_bytes
 from infra.polling import retry_through_outage
 from infra.sandbox import CHECK_TIMEOUT_SECONDS
-from workers.leases import LeaseKeeper, claim_or_release
+from workers.leases import LeasedWork, LeaseKeeper, claim_or_release
 from workers.lifecycle import Drain
-from workers.run.output import OutputText
+from workers.output import OutputText
 
 _log = structlog.get_logger("paddock.builds")
 
@@ -28,35 +29,35 @@ _PYTHON_VERSION: Final = platform.python_version()
 
 
 class _TooMuchOutput(Exception):
-    pass
+    """Signal that an import printed too much."""
+
+
+class BuildDependencies(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what builds work with in one worker process."""
+
+    store: Store
+    sandbox: Sandbox
+    blobs: Blobs
+    bundles: BundleCache
+    environments: EnvironmentCache
+    leases: LeaseKeeper
+    drain: Drain
 
 
 class VersionBuilder:
-    """The build lane of one worker process."""
+    """Build versions in one worker process. `quota` is the most that a tenant may store, in bytes."""
 
-    def __init__(
-        self,
-        name: str,
-        store: Store,
-        sandbox: Sandbox,
-        blobs: Blobs,
-        bundles: BundleCache,
-        environments: EnvironmentCache,
-        holder: LeaseKeeper,
-        *,
-        quota: int,
-        slots: int,
-        drain: Drain,
-    ) -> None:
-        self._name, self._store, self._sandbox, self._blobs = name, store, sandbox, blobs
-        self._bundles, self._environments, self._leases = bundles, environments, holder
-        self._quota, self._slots, self._drain = quota, slots, drain
+    def __init__(self, dependencies: BuildDependencies, worker_id: str, *, quota: int, slots: int) -> None:
+        self._worker_id, self._quota, self._slots = worker_id, quota, slots
+        self._store, self._sandbox, self._blobs = dependencies.store, dependencies.sandbox, dependencies.blobs
+        self._bundles, self._environments = dependencies.bundles, dependencies.environments
+        self._leases, self._drain = dependencies.leases, dependencies.drain
         self._busy_count = 0
 
-    async def __call__(self) -> None:
-        """Build what waits, one version after the other, as long as this worker has a slot for it.
+    async def build_pending(self) -> None:
+        """Build queued versions, one after the other, until no queued version may take a slot of this worker.
 
-        A slot that was left to others has nobody who rings for it again: who comes free looks further.
+        No ring comes for a version that found no slot, so each finished build looks for the next one.
         """
         self._busy_count += 1
         try:
@@ -68,70 +69,64 @@ class VersionBuilder:
     async def _build_claimed(self, version: AgentVersion) -> None:
         log = _log.bind(version_id=version.id, attempt=version.attempt)
         log.info("build started")
-        await self._leases.run_leased(
-            log,
-            version.id,
-            version.attempt,
-            self._build_and_settle(version),
-            lambda: self._hand_over_version(version),
-            lambda: self._release_version(version),
-            lambda told: self._fail_version(version, f"internal_error: {told}"),
+        work = LeasedWork(
+            row_id=version.id,
+            attempt=version.attempt,
+            log=log,
+            run=self._build_and_settle(version),
+            hand_over=lambda: self._hand_over_version(version),
+            release=lambda: self._release_version(version),
+            fail=lambda message: self._settle_version(version, None, f"internal_error: {message}"),
         )
+        await self._leases.run_leased(work)
 
     async def _claim_next(self) -> AgentVersion | None:
         while True:
             async with self._store.autocommit() as tx:
-                turn = await tx.queues.find_next_build(
-                    self._slots - self._busy_count < executions.count_reserved_slots(self._slots)
-                )
+                has_only_spare_slots = self._slots - self._busy_count < executions.count_reserved_slots(self._slots)
+                turn = await tx.queues.find_next_build(has_only_spare_slots)
             if turn is None:
                 return None
-            # Another worker may have been quicker; then it is another version's turn.
+            # Another worker may have claimed it first; then look for the next one.
             for version in await claim_or_release(self._claim_version(turn), self._hand_over_version):
                 return version
 
     async def _claim_version(self, turn: QueuedBuild) -> list[AgentVersion]:
-        async with self._store.tenant_transaction(turn.tenant_id) as tx:
-            version = await builds.claim_build(tx, turn.row_id, self._name, self._leases.lease_duration)
+        lease = self._leases.lease_duration
+        version = await self._store.run(
+            turn.tenant_id, lambda tx: builds.claim_build(tx, turn.row_id, self._worker_id, lease)
+        )
         return [] if version is None else [version]
 
     async def _build_and_settle(self, version: AgentVersion) -> str | None:
         built, error = None, None
         try:
             built = await self._build_version(version)
-        except BadArchive as bad:
-            error = str(bad)
-        except DomainError as failed:
-            if failed.code in DATABASE_OUTAGE_CODES:
+        except BadArchive as bad_archive:
+            error = str(bad_archive)
+        except DomainError as failure:
+            if failure.code in DATABASE_OUTAGE_CODES:
                 raise
-            error = f"{failed.code}: {failed.detail}"
-        line = "Ready.\n" if error is None else f"Failed: {error}\n"
-        await retry_through_outage(lambda: self._settle_version(version, built, error, line))
+            error = f"{failure.code}: {failure.detail}"
+        await retry_through_outage(lambda: self._settle_version(version, built, error))
         return error
 
     async def _build_version(self, version: AgentVersion) -> BuildResult:
-        async with self._bundles.open_scratch() as scratch, contextlib.AsyncExitStack() as held:
+        async with self._bundles.open_scratch() as scratch, contextlib.AsyncExitStack() as stack:
             archive, out = scratch / "archive.tar.gz", scratch / "out"
             out.mkdir(mode=0o755)
             await retry_through_outage(lambda: self._download_archive(version, archive))
-            unpacked = await self._sandbox.unpack_archive(archive, out)
-            if unpacked.error is not None:
-                raise BadArchive(unpacked.error)
-            await self._log_line(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
-            if unpacked.manifest is None or unpacked.manifest_name is None:
-                raise BadArchive(builds.explain_missing_manifest(unpacked.top, unpacked.nested))
-            if unpacked.left_out:
-                told = f"Left out, as it lies beside the folder of the manifest: {', '.join(unpacked.left_out)}.\n"
-                await self._log_line(version, told)
-            manifest = builds.parse_manifest(unpacked.manifest_name, unpacked.manifest, _PYTHON_VERSION)
+            unpacked = await self._unpack_archive(version, archive, out)
+            manifest_text = unpacked.manifest or ""
+            manifest = builds.parse_manifest(unpacked.manifest_name or "", manifest_text, _PYTHON_VERSION)
             root = out / unpacked.root
-            environment = await self._install_requirements(version, unpacked.requirements, held)
-            broken = await self._sandbox.compile_bytecode(root, "/agent")
-            for told in broken:
-                await self._log_line(version, f"Does not compile: {told}\n")
-            hints = [f"Does not compile: {broken[0]}"] if broken else []
+            environment = await self._install_requirements(version, unpacked.requirements, stack)
+            uncompiled = await self._sandbox.compile_bytecode(root, "/agent")
+            for problem in uncompiled:
+                await self._log_text(version, f"Does not compile: {problem}\n")
+            hints = [f"Does not compile: {uncompiled[0]}"] if uncompiled else []
             hints += [builds.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
-            await self._check_import(version, manifest, root, environment, hints)
+            await self._check_import(version, self._create_program(manifest, root, environment), hints)
             size = await asyncio.to_thread(count_file_bytes, root)
             if size > BUNDLE_LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {BUNDLE_LIMITS.total >> 20} are allowed.")
@@ -140,7 +135,7 @@ class VersionBuilder:
             await retry_through_outage(lambda: self._bundles.store_bundle(version, root, key, scratch))
             return BuildResult(
                 entrypoint=manifest.entrypoint,
-                config=unpacked.manifest,
+                config=manifest_text,
                 framework=manifest.framework,
                 python=_PYTHON_VERSION,
                 timeout=manifest.timeout,
@@ -150,12 +145,25 @@ class VersionBuilder:
                 bundle_path=key,
             )
 
+    async def _unpack_archive(self, version: AgentVersion, archive: Path, out: Path) -> UnpackedArchive:
+        """Unpack the archive in the fence, and return what it holds. Errors: `BadArchive`."""
+        unpacked = await self._sandbox.unpack_archive(archive, out)
+        if unpacked.error is not None:
+            raise BadArchive(unpacked.error)
+        await self._log_text(version, f"UnpackedArchive {unpacked.files} entries, {unpacked.size} bytes.\n")
+        if unpacked.manifest is None or unpacked.manifest_name is None:
+            raise BadArchive(builds.explain_missing_manifest(unpacked.top, unpacked.nested))
+        if unpacked.left_out:
+            names = ", ".join(unpacked.left_out)
+            await self._log_text(version, f"Left out, as it lies beside the folder of the manifest: {names}.\n")
+        return unpacked
+
     async def _download_archive(self, version: AgentVersion, archive: Path) -> None:
         archive.unlink(missing_ok=True)
         try:
             await self._blobs.download_file(version.tarball_path, archive)
         except DomainError as error:
-            if error.code == "not_found":
+            if error.code == "NotFound":
                 raise BadArchive("The uploaded archive is gone from object storage.") from error
             raise
 
@@ -165,42 +173,26 @@ class VersionBuilder:
             environment=environment,
             environment_bytes=await self._environments.measure_environment(environment) if environment else 0,
         )
-
-        async def write() -> None:
-            async with self._store.tenant_transaction(version.tenant_id) as tx:
-                await builds.reserve_space(tx, version, size, self._quota)
-
-        await retry_through_outage(write)
+        await self._store.run(
+            version.tenant_id, lambda tx: builds.reserve_space(tx, version, size, self._quota), retry=True
+        )
 
     async def _install_requirements(
-        self, version: AgentVersion, text: str | None, held: contextlib.AsyncExitStack
+        self, version: AgentVersion, text: str | None, stack: contextlib.AsyncExitStack
     ) -> str | None:
-        """Install the requirements; the environment stays on this machine as long as it is held."""
-        wanted = builds.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
-        if wanted is None:
+        """Install the requirements. The environment stays on this machine until `stack` is closed."""
+        requirements = builds.parse_requirements(text, _PYTHON_VERSION) if text is not None else None
+        if requirements is None:
             return None
-        held.enter_context(self._environments.lock_environment(wanted.environment))
-        await self._log_line(version, "Installing requirements.\n")
+        stack.enter_context(self._environments.lock_environment(requirements.environment))
+        await self._log_text(version, "Installing requirements.\n")
         await retry_through_outage(
-            lambda: self._environments.install_requirements(wanted, lambda said: self._log_line(version, said))
+            lambda: self._environments.install_requirements(requirements, lambda line: self._log_text(version, line))
         )
-        return wanted.environment
+        return requirements.environment
 
-    async def _check_import(
-        self, version: AgentVersion, manifest: Manifest, code: Path, environment: str | None, hints: list[str]
-    ) -> None:
-        """Import the entrypoint. `hints` are said of an import that fails. Errors: `BadArchive`."""
-        printed = OutputText(MAX_SHOWN_OUTPUT_BYTES)
-        size = 0
-
-        def hear(stream: OutputStream, data: bytes) -> None:
-            nonlocal size
-            size += len(data)
-            printed.add_output(stream, data)
-            if size > MAX_IMPORT_OUTPUT_BYTES:
-                raise _TooMuchOutput
-
-        program = SandboxProgram(
+    def _create_program(self, manifest: Manifest, code: Path, environment: str | None) -> SandboxProgram:
+        return SandboxProgram(
             code=code,
             environment=self._environments.get_path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
@@ -208,45 +200,47 @@ class VersionBuilder:
             memory_mb=builds.get_memory_limit(manifest.memory),
             gateway=manifest.models is not None,
         )
+
+    async def _check_import(self, version: AgentVersion, program: SandboxProgram, hints: list[str]) -> None:
+        """Import the entrypoint. `hints` are added to the error of a failed import. Errors: `BadArchive`."""
+        printed = OutputText(MAX_SHOWN_OUTPUT_BYTES)
+        size = 0
+
+        def add_output(stream: OutputStream, data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            printed.add_output(stream, data)
+            if size > MAX_IMPORT_OUTPUT_BYTES:
+                raise _TooMuchOutput
+
         try:
-            outcome = await self._sandbox.check_entrypoint(program, hear)
+            outcome = await self._sandbox.check_entrypoint(program, add_output)
         except _TooMuchOutput:
             outcome = SandboxOutcome(
                 error_type="output_too_large",
                 error_message=f"Importing the entrypoint printed more than {MAX_IMPORT_OUTPUT_BYTES} bytes.",
             )
-        if said := printed.get_text():
-            await self._log_line(version, f"Printed while importing:\n{said}\n")
+        if text := printed.get_text():
+            await self._log_text(version, f"Printed while importing:\n{text}\n")
         if outcome.stack:
-            await self._log_line(version, outcome.stack)
+            await self._log_text(version, outcome.stack)
         if outcome.error_type is not None:
-            told = f"{manifest.entrypoint}: {outcome.error_type}: {outcome.error_message}"
-            raise BadArchive("\n".join([told, *hints]))
+            problem = f"{program.entrypoint}: {outcome.error_type}: {outcome.error_message}"
+            raise BadArchive("\n".join([problem, *hints]))
 
-    async def _log_line(self, version: AgentVersion, text: str) -> None:
+    async def _log_text(self, version: AgentVersion, text: str) -> None:
         for line in text.splitlines():
             _log.info("build log", version_id=version.id, line=line)
+        await self._store.run(version.tenant_id, lambda tx: builds.append_build_log(tx, version, text), retry=True)
 
-        async def write() -> None:
-            async with self._store.tenant_transaction(version.tenant_id) as tx:
-                await builds.append_build_log(tx, version, text)
-
-        await retry_through_outage(write)
-
-    async def _settle_version(
-        self, version: AgentVersion, built: BuildResult | None, error: str | None, line: str
-    ) -> None:
+    async def _settle_version(self, version: AgentVersion, built: BuildResult | None, error: str | None) -> None:
+        line = "Ready.\n" if error is None else f"Failed: {error}\n"
         async with self._store.tenant_transaction(version.tenant_id) as tx:
             await builds.append_build_log(tx, version, line)
             await builds.finish_build(tx, version, built, error)
 
-    async def _fail_version(self, version: AgentVersion, error: str) -> None:
-        await self._settle_version(version, None, error, f"Failed: {error}\n")
-
     async def _hand_over_version(self, version: AgentVersion) -> None:
-        async with self._store.tenant_transaction(version.tenant_id) as tx:
-            await builds.hand_over_build(tx, version)
+        await self._store.run(version.tenant_id, lambda tx: builds.hand_over_build(tx, version))
 
     async def _release_version(self, version: AgentVersion) -> None:
-        async with self._store.tenant_transaction(version.tenant_id) as tx:
-            await builds.release_build(tx, version)
+        await self._store.run(version.tenant_id, lambda tx: builds.release_build(tx, version))

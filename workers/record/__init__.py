@@ -1,1 +1,19 @@
-"""Store records: artifact bodies, evaluation scores, statistics, and exported traces."""
+"""Process records: artifact bodies, evaluation scores, statistics, and exported traces."""
+
+from workers.record.artifacts import ArtifactCapturer, BodyUploader, ObjectRemover
+from workers.record.evaluations import EvaluationScorer
+from workers.record.loops import RecordWork, forward_rings, poll_records
+from workers.record.stats import StatsFolder
+from workers.record.traces import TraceExporter
+
+__all__ = [
+    "ArtifactCapturer",
+    "BodyUploader",
+    "EvaluationScorer",
+    "ObjectRemover",
+    "RecordWork",
+    "StatsFolder",
+    "TraceExporter",
+    "forward_rings",
+    "poll_records",
+]

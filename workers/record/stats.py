@@ -1,4 +1,4 @@
-"""Folding: deltas become rollups, so that a question never has many of them to add up."""
+"""Fold the deltas of statistics into rollups, so that a query never adds up many of them."""
 
 from typing import Final
 
@@ -14,20 +14,20 @@ _log = structlog.get_logger("paddock.stats")
 
 
 class StatsFolder:
-    """Folds the deltas of all tenants. Any number of these may run."""
+    """Fold the deltas of all tenants. Any number of these may run."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # Where the last round ended: tenants take turns, however many of them have something every time.
+        # Where the last round ended: tenants take turns, even when many of them always have deltas.
         self._last_tenant: UnfoldedDeltas | None = None
 
-    async def __call__(self) -> bool:
-        """One round: up to `stats.FOLD` deltas of each kind and tenant. Returns whether there may be more."""
+    async def fold_deltas(self) -> bool:
+        """Fold up to `stats.FOLD` deltas of each kind and tenant. Return whether there may be more."""
         async with self._store.system_transaction() as tx:
-            waiting = await tx.stats.list_unfolded(self._last_tenant, MAX_FOLDED_TENANTS)
-        more = len(waiting) == MAX_FOLDED_TENANTS or self._last_tenant is not None
-        self._last_tenant = waiting[-1] if len(waiting) == MAX_FOLDED_TENANTS else None
-        for one in waiting:
-            async with self._store.tenant_transaction(one.tenant_id) as tx:
-                more |= await tx.stats.fold_deltas(one.kind, stats.MAX_FOLD_DELTAS) == stats.MAX_FOLD_DELTAS
+            queues = await tx.stats.list_unfolded(self._last_tenant, MAX_FOLDED_TENANTS)
+        more = len(queues) == MAX_FOLDED_TENANTS or self._last_tenant is not None
+        self._last_tenant = queues[-1] if len(queues) == MAX_FOLDED_TENANTS else None
+        for queue in queues:
+            async with self._store.tenant_transaction(queue.tenant_id) as tx:
+                more |= await tx.stats.fold_deltas(queue.kind, stats.MAX_FOLD_DELTAS) == stats.MAX_FOLD_DELTAS
         return more

@@ -1,1 +1,6 @@
-"""Run uploaded code in the sandbox, with its output and its gateway to models."""
+"""Run executions of uploaded agents: in the sandbox, and with a gateway to the models that they name."""
+
+from workers.run.code_runner import CodeRunner
+from workers.run.named_models import NamedModelCalls
+
+__all__ = ["CodeRunner", "NamedModelCalls"]

@@ -1,4 +1,4 @@
-"""Model calls of an uploaded agent, by the names in its manifest."""
+"""Call models for an uploaded agent, by the names in its manifest."""
 
 import contextlib
 import hashlib
@@ -10,19 +10,19 @@ import msgspec
 from msgspec.structs import replace
 
 from domain.llms import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReplyPart, ToolSpec
-from workers.model_calls import ModelCalls
+from workers.model_calls import ModelCalls, ModelRequest
 
-# Bytes of JSON that are kept of a run's answers for their providers. The oldest are forgotten first.
+# Bytes of JSON that are kept for the providers of a run's answers. The oldest are dropped first.
 MAX_PROVIDER_PARTS_BYTES: Final = 8 << 20
-# What one takes besides, however little it is.
+# Bytes counted for each entry besides its JSON.
 ENTRY_OVERHEAD_BYTES: Final = 512
 
 
 class NamedModelCalls:
-    """Implements `workers.run.gateway.GatewayCalls`.
+    """Call models as `workers.run.gateway.GatewayCalls` describes.
 
-    OpenAI's wire, which agents speak, has no place for reasoning that a provider wants back with the results of tools.
-    It is kept here while the run lasts, and put back into answers that the agent sends again.
+    OpenAI's API, which agents speak, has no field for reasoning that a provider wants back with the results of tools.
+    It is kept here during the run, and put back into answers that the agent sends again.
     """
 
     def __init__(self, calls: ModelCalls) -> None:
@@ -36,15 +36,16 @@ class NamedModelCalls:
         """Yield the parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
         target = await self._calls.resolve_target(name)
         messages = tuple(self._restore_provider_parts(message) for message in messages)
-        async with contextlib.aclosing(self._calls.stream_answer(target, messages, tools, options)) as parts:
+        request = ModelRequest(target=target, messages=messages, tools=tools, options=options)
+        async with contextlib.aclosing(self._calls.stream_answer(request)) as parts:
             async for part in parts:
                 if isinstance(part, ModelReply):
                     self._save_provider_parts(part.message)
                 yield part
 
     def _restore_provider_parts(self, message: ChatMessage) -> ChatMessage:
-        kept = self._provider_parts.get(_hash_message(message)) if message.tool_calls else None
-        return message if kept is None else replace(message, provider_parts=kept[0])
+        entry = self._provider_parts.get(_hash_message(message)) if message.tool_calls else None
+        return message if entry is None else replace(message, provider_parts=entry[0])
 
     def _save_provider_parts(self, message: ChatMessage) -> None:
         if message.provider_parts is None or not message.tool_calls:
@@ -59,6 +60,6 @@ class NamedModelCalls:
 
 
 def _hash_message(message: ChatMessage) -> bytes:
-    # Not the text itself: it may be megabytes, beside parts of a few bytes.
-    named = [message.content, *(call.id for call in message.tool_calls)]
-    return hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()
+    # A hash, since the text may be megabytes beside parts of a few bytes.
+    identity = [message.content, *(call.id for call in message.tool_calls)]
+    return hashlib.sha256(repr(identity).encode("utf-8", "surrogatepass")).digest()

@@ -1,5 +1,15 @@
-"""Upkeep: finds what was lost, and removes what nobody needs."""
+"""Recover what was lost, start what schedules are due, and remove what is too old."""
 
 from workers.upkeep.recovery import MAX_UPKEEP_BATCH, MIN_RING_AGE, RUNG_LANES, SWEEP_INTERVAL, Upkeep
+from workers.upkeep.retention import RetentionSweeper
+from workers.upkeep.schedules import ScheduleStarter
 
-__all__ = ["MAX_UPKEEP_BATCH", "MIN_RING_AGE", "RUNG_LANES", "SWEEP_INTERVAL", "Upkeep"]
+__all__ = [
+    "MAX_UPKEEP_BATCH",
+    "MIN_RING_AGE",
+    "RUNG_LANES",
+    "SWEEP_INTERVAL",
+    "RetentionSweeper",
+    "ScheduleStarter",
+    "Upkeep",
+]

@@ -1,7 +1,7 @@
-"""Upkeep: finds what was lost, and removes what nobody needs.
+"""Find jobs that were lost and leases that ran out, and remove objects that belong to nothing.
 
-Every job can be derived again from a row, so this is what makes Redis a mere doorbell. Any number of
-these processes may run: each write is guarded by the state it expects.
+Every job can be derived again from a row, so Redis only has to be a bell. Any number of these processes may run: each
+write is guarded by the state that it expects.
 """
 
 from datetime import datetime, timedelta
@@ -11,26 +11,25 @@ import structlog
 
 from domain import builds, executions
 from domain.ports import BlobInfo, Blobs, Clock, Queue, Store
-from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
-from infra.outage_log import log_outage
+from infra.polling import PollResult
 from infra.redis import REDIS_OUTAGE_ERRORS
 from infra.settings import Settings
 from workers.lifecycle import Drain
 
 _log = structlog.get_logger("paddock.upkeep")
 
-# A waiting row this old is checked for its ring; younger ones are most likely just being taken.
+# Age at which a waiting row is checked for its ring; younger ones are most likely being claimed.
 MIN_RING_AGE: Final = timedelta(seconds=2)
 MAX_UPKEEP_BATCH: Final = 500
-# The record lane looks by itself every few seconds, and may have very many rows that wait.
+# Without the record lane, which polls every few seconds and may have very many waiting rows.
 RUNG_LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan")
 SWEEP_INTERVAL: Final = timedelta(hours=1)
 _SWEPT_PREFIXES: Final = ("uploads/", "bundles/", "environments/", "workspaces/")
 
 
 class Upkeep:
-    """One upkeep process."""
+    """Recover and sweep in one upkeep process."""
 
     def __init__(
         self,
@@ -44,47 +43,46 @@ class Upkeep:
         self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
         self._drain = drain or Drain()
         self._lease = timedelta(seconds=settings.lease_seconds)
-        # Since when leases could be extended without a break, as far as we know, and when that was seen last.
+        # Since when leases could be extended without a break, as far as is known, and when that was last seen.
         self._extendable_since: datetime = clock()
         self._seen_at: datetime | None = None
+        # The first sweep comes after a minute: a new installation has no bucket yet.
+        self._next_sweep_at = clock() + timedelta(minutes=1)
 
     async def run(self) -> None:
-        """Look after everything until draining begins. Outages are waited out."""
-        # The first sweep comes after a minute: a new installation has no bucket yet.
-        swept = self._clock() - SWEEP_INTERVAL + timedelta(minutes=1)
-        while not self._drain.has_begun():
-            try:
-                looked = await self.requeue_expired()
-                await self.ring_lost_jobs()
-                self._drain.note_round("upkeep", bool(looked))
-                if self._clock() - swept >= SWEEP_INTERVAL:
-                    await self.sweep_objects()
-                    swept = self._clock()
-            except DomainError as error:
-                self._drain.note_round("upkeep", None)
-                log_outage(_log, "upkeep waits", error)
-            except REDIS_OUTAGE_ERRORS as error:
-                self._drain.note_round("upkeep", None)
-                _log.warning("upkeep waits for redis", error=str(error))
-            await self._drain.sleep(self._settings.upkeep_seconds)
+        """Recover and sweep until draining begins."""
+        await self._drain.poll("upkeep", self._run_round)
+
+    async def _run_round(self) -> PollResult:
+        pause = self._settings.upkeep_seconds
+        expired = await self.requeue_expired()
+        try:
+            await self.ring_lost_jobs()
+        except REDIS_OUTAGE_ERRORS as error:
+            _log.warning("upkeep waits for redis", error=str(error))
+            return PollResult(did_work=True, pause_seconds=pause)
+        if self._clock() >= self._next_sweep_at:
+            await self.sweep_objects()
+            self._next_sweep_at = self._clock() + SWEEP_INTERVAL
+        return PollResult(did_work=bool(expired), pause_seconds=pause)
 
     async def requeue_expired(self) -> int:
-        """Return rows whose lease ran out to their queue, or fail them. Returns how many it looked at.
+        """Requeue rows whose lease ran out, or fail them. Return the number of rows looked at.
 
-        A lease counts from when it could be extended: while the database was away, slow or full, or this machine
-        asleep, healthy workers could not, and have the whole of it once that is over.
+        A lease counts from when it could be extended. While the database was unreachable, slow or full, or this
+        machine asleep, healthy workers could not extend theirs, and get a whole lease once that is over.
         """
         began = self._clock()
         if self._seen_at is None or began - self._seen_at > self._outage_threshold:
             self._extendable_since = began
         self._seen_at = None
         async with self._store.system_transaction() as tx:
-            # What can be read may not be writable, for the workers neither.
+            # A database that can be read may not be writable, for the workers either.
             await tx.queues.probe_writes()
             expired = await tx.queues.list_expired_leases(tx.now, MAX_UPKEEP_BATCH)
         now = self._clock()
         if now - began > self._outage_threshold:
-            # It answered late, and workers have waited as we did.
+            # It answered late, and the workers have waited as well.
             self._extendable_since = now
         if now - self._extendable_since < self._lease:
             expired = []
@@ -100,11 +98,11 @@ class Upkeep:
 
     @property
     def _outage_threshold(self) -> timedelta:
-        """So much later than it should be, a look at the database shows that leases may not have been extended."""
+        """The delay of a round after which workers may have been unable to extend their leases."""
         return self._lease / 3 + timedelta(seconds=self._settings.upkeep_seconds)
 
     async def ring_lost_jobs(self) -> int:
-        """Ring again for waiting rows whose ring was lost. Returns how many."""
+        """Ring again for waiting rows whose ring was lost, and return their number."""
         async with self._store.system_transaction() as tx:
             waiting = [
                 job
@@ -113,11 +111,11 @@ class Upkeep:
             ]
         rung = await self._queue.ring_lost_jobs(waiting) if waiting else 0
         if rung:
-            _log.info("rang again", jobs=rung)
+            _log.info("lost jobs rung again", jobs=rung)
         return rung
 
     async def sweep_objects(self) -> dict[str, int]:
-        """Remove objects that are old and belong to nothing. Returns how much of each kind."""
+        """Remove objects that are old and belong to nothing, and return how many of each kind."""
         now = self._clock()
         removed: dict[str, int] = {}
         before = now - timedelta(hours=self._settings.staging_hours)
@@ -128,7 +126,7 @@ class Upkeep:
         for kind, count in removed.items():
             self._drain.metrics.removals.labels(kind).inc(count)
         if any(removed.values()):
-            _log.info("swept", **removed)
+            _log.info("objects swept", **removed)
         return removed
 
     async def _sweep_prefix(self, prefix: str, before: datetime) -> int:
@@ -142,12 +140,12 @@ class Upkeep:
         return removed + (await self._remove_unknown(batch) if batch else 0)
 
     async def _remove_unknown(self, blobs: list[BlobInfo]) -> int:
-        # Buckets may be large.
+        # A sweep of a large bucket takes long, and the loop is not stalled meanwhile.
         self._drain.note_round("upkeep", True)
         keys = [blob.key for blob in blobs]
         async with self._store.system_transaction() as tx:
-            known = await tx.references.find_objects(keys)
-        unknown = [key for key in keys if key not in known]
+            referenced = await tx.references.find_objects(keys)
+        unknown = [key for key in keys if key not in referenced]
         if unknown:
             await self._blobs.delete(unknown)
         return len(unknown)

@@ -1,7 +1,7 @@
-"""Retention: what is too old goes, by tenant or by itself, in batches; `domain.retention` says what.
+"""Remove what is too old, in batches: by each tenant's retention, and by the ages in `domain.retention`.
 
-Records go the way that single deletions go, so statistics stay equal to the rows there are. A month whose last
-record has gone is dropped as a whole. Objects whose rows have gone are swept by `workers.upkeep`.
+Records are removed in the same way as single deletions, so statistics stay equal to the rows. The partition of a month
+is dropped once it is empty. Objects without rows are swept by `workers.upkeep.recovery`.
 """
 
 from collections import Counter
@@ -16,22 +16,21 @@ from domain.ports import Store, Tx
 from domain.retention import RETENTION_PERIODS, ExpiringKind
 from domain.shared.errors import DomainError
 from domain.stats import RECORD_KINDS, RecordKind
-from infra.outage_log import log_outage
+from infra.polling import PollResult, poll
 from workers.lifecycle import Drain
 
 MAX_DELETED_RECORDS: Final = 500
 PARTITION_GRACE: Final = timedelta(days=1)
 RETENTION_INTERVAL: Final = timedelta(hours=1)
-# A new installation has enough to do.
+# A new installation is busy with other things.
 FIRST_RUN_DELAY: Final = timedelta(minutes=1)
-OUTAGE_RETRY_DELAY: Final = timedelta(seconds=5)
-# Months made ahead of time: an installation may be asleep for long, or its upkeep.
+# Partitions created ahead of time, in months: an installation, or its upkeep, may be off for long.
 MONTHS_AHEAD: Final = 2
 
 _log = structlog.get_logger("paddock.retention")
 
 _ForgetRows = Callable[[Tx, datetime], Awaitable[int]]
-# In this order: each refers to what comes after it.
+# In this order: each kind refers to those after it.
 _FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
     "executions": lambda tx, before: tx.retention.delete_executions(before),
     "versions": lambda tx, before: tx.retention.delete_versions(before),
@@ -40,58 +39,61 @@ _FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
 
 
 class RetentionSweeper:
-    """Makes partitions ahead of time, removes what is too old, and drops partitions that are empty.
+    """Create partitions ahead of time, remove what is too old, and drop empty partitions.
 
-    `default_days` is how long tenants keep what they made who do not say so themselves; 0 is for good.
+    `default_days` is the retention of tenants that did not set one; 0 keeps everything.
     """
 
     def __init__(self, store: Store, drain: Drain | None = None, default_days: int = 0) -> None:
         self._store, self._drain, self._default_days = store, drain or Drain(), default_days
+        self._is_first_round = True
 
     async def run(self) -> None:
-        """Do all of it every hour until draining begins. Outages are waited out."""
-        pause = FIRST_RUN_DELAY
-        while not self._drain.has_begun():
-            try:
-                # At once: records of a month without a partition cannot be taken.
-                await self.make_partitions()
-                if await self._drain.sleep(pause.total_seconds()):
-                    await self()
-                pause = RETENTION_INTERVAL
-            except DomainError as error:
-                log_outage(_log, "waits", error)
-                pause = OUTAGE_RETRY_DELAY
-                await self._drain.sleep(OUTAGE_RETRY_DELAY.total_seconds())
+        """Create partitions and remove what is too old, every hour until draining begins."""
+        await poll("retention", self._run_round, stop=self._drain.stop_event)
+
+    async def _run_round(self) -> PollResult:
+        # At once: records of a month without a partition are refused.
+        await self.make_partitions()
+        if self._is_first_round:
+            self._is_first_round = False
+            return PollResult(did_work=False, pause_seconds=FIRST_RUN_DELAY.total_seconds())
+        await self.remove_expired()
+        return PollResult(did_work=True, pause_seconds=RETENTION_INTERVAL.total_seconds())
 
     async def make_partitions(self) -> int:
-        """Make the partitions that are missing. Returns how many."""
+        """Create the partitions that are missing, and return their number."""
         async with self._store.system_transaction() as tx:
-            made = await tx.partitions.create_partitions(tx.now, MONTHS_AHEAD)
-        if made:
-            _log.info("made partitions", partitions=made)
-        return made
+            created = await tx.partitions.create_partitions(tx.now, MONTHS_AHEAD)
+        if created:
+            _log.info("partitions created", partitions=created)
+        return created
 
-    async def __call__(self) -> Counter[str]:
-        """Remove all that is too old. Returns how much of each kind has gone."""
-        gone: Counter[str] = Counter()
+    async def remove_expired(self) -> Counter[str]:
+        """Remove everything that is too old, and return how much of each kind."""
+        removed: Counter[str] = Counter()
         for expiring, age in RETENTION_PERIODS.items():
-            gone[expiring] += await self._remove_in_batches(expiring, partial(self._forget_expired, expiring, age))
+            removed[expiring] += await self._remove_in_batches(expiring, partial(self._forget_expired, expiring, age))
         async with self._store.system_transaction() as tx:
             retained = await tx.retention.list_tenants(self._default_days)
         for tenant_id, days in retained:
             age = timedelta(days=days)
             for kind in RECORD_KINDS:
-                gone[kind] += await self._remove_in_batches(kind, partial(self._delete_records, tenant_id, kind, age))
+                delete = partial(self._delete_records, tenant_id, kind, age)
+                removed[kind] += await self._remove_in_batches(kind, delete)
             for name, forget in _FORGET_BY_KIND.items():
-                gone[name] += await self._remove_in_batches(name, partial(self._forget_rows, tenant_id, age, forget))
+                remove = partial(self._forget_rows, tenant_id, age, forget)
+                removed[name] += await self._remove_in_batches(name, remove)
         for kind in RECORD_KINDS:
-            gone["partitions"] += await self._remove_in_batches("partitions", partial(self._drop_empty_partition, kind))
-        if any(gone.values()):
-            _log.info("too old", **{kind: count for kind, count in gone.items() if count})
-        return gone
+            removed["partitions"] += await self._remove_in_batches(
+                "partitions", partial(self._drop_empty_partition, kind)
+            )
+        if any(removed.values()):
+            _log.info("removed what was too old", **{kind: count for kind, count in removed.items() if count})
+        return removed
 
     async def _remove_in_batches(self, kind: str, remove: Callable[[], Awaitable[int]]) -> int:
-        """Remove batch after batch until there is none. What fails waits for the next time, and stops nothing else."""
+        """Remove batch after batch until nothing is left. A failure ends this kind until the next round."""
         total = 0
         try:
             while not self._drain.has_begun() and (removed := await remove()):
@@ -112,8 +114,8 @@ class RetentionSweeper:
             return await forget(tx, tx.now - age)
 
     async def _drop_empty_partition(self, kind: RecordKind) -> int:
-        # Each in a transaction of its own, as it stops all others of the table: with both tables locked, one that uses
-        # both would deadlock with it. Ids of yesterday may still be on their way.
+        # Each in a transaction of its own, as it locks the whole table: with both tables locked, a transaction that
+        # uses both would deadlock with it. Rows with ids of yesterday may still arrive.
         async with self._store.system_transaction() as tx:
             return await tx.partitions.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
 

@@ -1,7 +1,7 @@
-"""Schedules: what is due is started, once, however many of these processes there are.
+"""Start what schedules are due, once, however many of these processes run.
 
-Each due time is met in a transaction of its own, which holds the schedule's row. Whoever is killed in it has done
-nothing, and another does it.
+Each due time is started in a transaction of its own, which locks the schedule's row. If a process is killed in it,
+nothing was done, and another process does it.
 """
 
 from typing import Final
@@ -12,55 +12,45 @@ from domain import schedules
 from domain.ports import Store
 from domain.schedules import DueSchedule
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
-from infra.outage_log import log_outage
+from infra.polling import PollResult
 from workers.lifecycle import Drain
 
-# Seconds after which a schedule that was just made, or an execution that has ended, is seen.
+# Seconds after which a new schedule, or an execution that has ended, is noticed.
 SCHEDULE_POLL_SECONDS: Final = 1.0
-OUTAGE_RETRY_SECONDS: Final = 1.0
 MAX_DUE_SCHEDULES: Final = 500
 
 _log = structlog.get_logger("paddock.schedules")
 
 
 class ScheduleStarter:
-    """Starts what is due."""
+    """Start the executions of schedules that are due."""
 
     def __init__(self, store: Store, drain: Drain | None = None) -> None:
         self._store, self._drain = store, drain or Drain()
 
     async def run(self) -> None:
-        """Do so until draining begins. Outages are waited out."""
-        pause = 0.0
-        while await self._drain.sleep(pause):
-            try:
-                pause = await self()
-                self._drain.note_round("schedules", pause == 0.0)
-            except DomainError as error:
-                self._drain.note_round("schedules", None)
-                log_outage(_log, "waits", error)
-                pause = OUTAGE_RETRY_SECONDS
-            except Exception:
-                _log.exception("failed unexpectedly")
-                pause = OUTAGE_RETRY_SECONDS
+        """Start what is due until draining begins."""
+        await self._drain.poll("schedules", self.start_due)
 
-    async def __call__(self) -> float:
-        """Meet one due time of each schedule that has one. Returns for how many seconds there is nothing to do."""
+    async def start_due(self) -> PollResult:
+        """Start one due time of each schedule that has one."""
         async with self._store.system_transaction() as tx:
             now = tx.now
-            due, soon = await tx.schedules.list_due(now, MAX_DUE_SCHEDULES)
-        met = [await self._start_due(one) for one in due]
-        if any(met):
-            return 0.0
-        return SCHEDULE_POLL_SECONDS if soon is None else min(SCHEDULE_POLL_SECONDS, (soon - now).total_seconds())
+            due, next_at = await tx.schedules.list_due(now, MAX_DUE_SCHEDULES)
+        if any([await self._start_schedule(schedule) for schedule in due]):
+            return PollResult(did_work=True, pause_seconds=0.0)
+        pause = SCHEDULE_POLL_SECONDS
+        if next_at is not None:
+            pause = min(pause, (next_at - now).total_seconds())
+        return PollResult(did_work=pause == 0.0, pause_seconds=pause)
 
-    async def _start_due(self, one: DueSchedule) -> bool:
+    async def _start_schedule(self, schedule: DueSchedule) -> bool:
         try:
-            async with self._store.tenant_transaction(one.tenant_id) as tx:
-                return await schedules.fire_schedule(tx, one.schedule_id)
+            async with self._store.tenant_transaction(schedule.tenant_id) as tx:
+                return await schedules.fire_schedule(tx, schedule.schedule_id)
         except Exception as error:
             if isinstance(error, DomainError) and error.code in DATABASE_OUTAGE_CODES:
                 raise
-            # A mistake of ours with one of them is not to stop the others.
-            _log.exception("failed unexpectedly", schedule_id=one.schedule_id)
+            # A bug with one of them must not stop the others.
+            _log.exception("a schedule cannot be started", schedule_id=schedule.schedule_id)
             return False

@@ -1,4 +1,4 @@
-"""What comes of one call of a model: counted, and fit to be kept, whatever a server puts into its answer."""
+"""Count what one call of a model uses, and clean its answer of what cannot be stored."""
 
 import time
 from typing import Final
@@ -21,14 +21,14 @@ from domain.llms import (
 )
 from domain.shared.unicode_text import repair_text
 
-# What a server may say that one call used, in tokens: more is made up.
+# Tokens that a server may report for one call: a higher figure is not a real one.
 MAX_CALL_TOKENS: Final = 10**9
-# Errors after which a provider has worked on the prompt, or may have: a refusal costs nothing, silence may.
+# Errors after which a provider may have worked on the prompt. A refusal costs nothing.
 _BILLED_ERRORS: Final[frozenset[ModelErrorKind]] = frozenset({"timeout", "cut_off", "malformed"})
 
 
 class UsageMeter:
-    """What has come of one call so far."""
+    """Count what one call has used so far."""
 
     def __init__(self, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...]) -> None:
         self.prompt_bytes = sum(_measure_message(message) for message in messages) + sum(
@@ -42,7 +42,7 @@ class UsageMeter:
         self._reported_at = 0  # bytes of the answer when it was reported
 
     def note_sent(self) -> None:
-        """Note that the request has gone out: its prompt is owed, whatever becomes of the answer."""
+        """Note that the request was sent: its prompt is billed, even without an answer."""
         self._is_sent = True
 
     def count_part(self, part: ReplyPart) -> None:
@@ -53,7 +53,7 @@ class UsageMeter:
             return
         if isinstance(part, ModelReply):
             if part.usage is not None and self._reported is None:
-                self._reported, self._reported_at = _reported_usage(part.usage), self.answer_bytes
+                self._reported, self._reported_at = _build_reported_usage(part.usage), self.answer_bytes
             return
         self.part_count += 1
         if self.first_part_at is None:
@@ -61,45 +61,45 @@ class UsageMeter:
         if isinstance(part, TextDelta | ReasoningDelta):
             self.answer_bytes += len(part.text.encode())
         elif isinstance(part, ToolCallDelta):
-            # A call that came without arguments is given `{}` when the answer has ended: the model wrote none of it.
+            # A call without arguments gets `{}` when the answer ends: the model wrote none of it.
             arguments = "" if part.arguments == "{}" else part.arguments
             self.answer_bytes += len(arguments.encode()) + len((part.name or "").encode())
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Tokens of the prompt, rather too many: half as many as bytes."""
+        """The most tokens that the prompt may have: half as many as bytes."""
         return self.prompt_bytes // 2 + 16
 
     def measure_usage(self, error: ModelErrorKind | None = None) -> tuple[ModelUsage, bool]:
         """Return the tokens to bill, and whether any of them are estimated: a token is four bytes.
 
-        What was reported counts, also when the call failed afterwards, with what came since. A report of nothing for
-        what was there is none.
+        The server's report counts, also when the call failed afterwards, with an estimate of what came since. A report
+        of no tokens for an answer that has text is ignored.
         """
         reported = self._reported
         if reported is None and (
             not self._is_sent or (error not in (None, *_BILLED_ERRORS) and self.first_part_at is None)
         ):
             return ModelUsage(), False
-        told = reported or ReportedUsage()
-        prompt, completion = _check_token_count(told.prompt_tokens), _check_token_count(told.completion_tokens)
+        report = reported or ReportedUsage()
+        prompt, completion = _check_token_count(report.prompt_tokens), _check_token_count(report.completion_tokens)
         if completion == 0 and self.answer_bytes:
             completion = None
         since = self.answer_bytes - (self._reported_at if completion is not None else 0)
-        guessed = -(-since // 4)
-        is_estimated = not prompt or guessed > 0
+        estimated = -(-since // 4)
+        is_estimated = not prompt or estimated > 0
         prompt = prompt or self.prompt_bytes // 4 + 1
-        completion = (completion or 0) + guessed
+        completion = (completion or 0) + estimated
         usage = ModelUsage(
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cached_tokens=min(_check_token_count(told.cached_tokens) or 0, prompt),
-            reasoning_tokens=min(_check_token_count(told.reasoning_tokens) or 0, completion),
+            cached_tokens=min(_check_token_count(report.cached_tokens) or 0, prompt),
+            reasoning_tokens=min(_check_token_count(report.reasoning_tokens) or 0, completion),
         )
         return usage, is_estimated
 
 
-def _reported_usage(usage: ModelUsage) -> ReportedUsage:
+def _build_reported_usage(usage: ModelUsage) -> ReportedUsage:
     return ReportedUsage(
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -113,12 +113,12 @@ def _check_token_count(tokens: int | None) -> int | None:
 
 
 def clean_text(text: str) -> str:
-    """Text that columns of text can hold: without U+0000 as well."""
+    """Return text that a database column can hold: well-formed, and without U+0000."""
     return repair_text(text).replace("\0", "\ufffd")
 
 
 def clean_part(part: ReplyPart) -> ReplyPart:
-    """A part whose texts can be kept, whatever a server put into them."""
+    """Return a part whose texts can be stored, even if a server sent malformed ones."""
     if isinstance(part, TextDelta):
         return part if part.text.isascii() else TextDelta(repair_text(part.text))
     if isinstance(part, ReasoningDelta):
@@ -131,8 +131,8 @@ def clean_part(part: ReplyPart) -> ReplyPart:
         if part.id is None and part.name is None and part.arguments.isascii():
             return part
         name = None if part.name is None else clean_text(part.name)
-        given = None if part.id is None else clean_text(part.id)
-        return ToolCallDelta(index=part.index, id=given, name=name, arguments=repair_text(part.arguments))
+        call_id = None if part.id is None else clean_text(part.id)
+        return ToolCallDelta(index=part.index, id=call_id, name=name, arguments=repair_text(part.arguments))
     calls = tuple(
         ModelToolCall(id=clean_text(call.id), name=clean_text(call.name), arguments=repair_text(call.arguments))
         for call in part.message.tool_calls

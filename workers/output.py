@@ -1,4 +1,4 @@
-"""What an agent prints, as log events: split into lines, bounded, written while it runs."""
+"""Turn what an agent prints into log events: split into lines, limited, written while it runs."""
 
 import asyncio
 import codecs
@@ -29,13 +29,13 @@ _MAX_MARKS: Final = 16
 _ZERO_WIDTH_JOINER: Final = "\u200d"
 # Escape sequences of a terminal, which show nothing by themselves (ECMA-48).
 _ESCAPE_SEQUENCES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
-_BACKSPACED: Final = re.compile(r"[^\x08]\x08")
+_BACKSPACE_PAIRS: Final = re.compile(r"[^\x08]\x08")
 # More backspaces behind one another than this are none that a program means: they are left out.
 _MAX_BACKSPACES: Final = 2000
 
 
 class OutputPiece(msgspec.Struct, frozen=True):
-    """A line, or a part of one that is too long or too late for one event. `ends` is whether a line break follows."""
+    """Hold a line, or a part of one that is too long or too late for one event. `ends` if a line break follows."""
 
     text: str
     level: LogLevel
@@ -43,7 +43,7 @@ class OutputPiece(msgspec.Struct, frozen=True):
 
 
 class OutputLine:
-    """The line of one stream that has not ended yet. Of a line that is redrawn (`\\r`, `\\b`) the last state counts."""
+    """Collect the line of one stream that has not ended yet. Of a redrawn line (`\\r`, `\\b`) the last state counts."""
 
     def __init__(self, stream: OutputStream) -> None:
         self._stream = stream
@@ -60,11 +60,11 @@ class OutputLine:
 
     @property
     def is_redrawn(self) -> bool:
-        """Whether what comes next may replace what is there."""
+        """Whether later output may replace the line."""
         return self._is_replaced or self._has_return
 
-    def feed_bytes(self, data: bytes, last: bool = False) -> list[OutputPiece]:
-        """Take what was printed and return the lines that are whole by now, with `last` also one without an end."""
+    def decode_bytes(self, data: bytes, last: bool = False) -> list[OutputPiece]:
+        """Take printed bytes, and return the lines that are complete now; with `last` also one without an end."""
         pieces: list[OutputPiece] = []
         *ended, rest = self._decoder.decode(data, last).split("\n")
         for part in ended:
@@ -77,9 +77,9 @@ class OutputLine:
         return pieces + self._take_rest(ends=False) if last else pieces
 
     def show_unfinished(self, now: datetime) -> OutputPiece | None:
-        """Return what is due to be seen of a line without an end: the state of a redrawn one, else what came of it.
+        """Return what is due to be shown of a line without an end: the state of a redrawn one, else its text so far.
 
-        The former stays and may be replaced, the latter is given away.
+        A state stays and may be replaced; the text is taken off the line.
         """
         if not self._text or self._text == self._shown:
             return None
@@ -101,7 +101,7 @@ class OutputLine:
         if not states:
             return
         self._has_return = True
-        # Of many states the last that shows anything: bars are wiped with spaces, and end with a return.
+        # The last of many states that shows anything: progress bars are wiped with spaces, and end with a return.
         for number in range(len(states) - 1, -1, -1):
             if states[number] and not _is_blank(states[number]):
                 self._append_text(states[number])
@@ -143,7 +143,7 @@ class OutputLine:
 
 
 def cut_text(text: str, max_bytes: int) -> int:
-    """Return how many characters of a text fit into so many bytes, not to be cut within one that is seen as one."""
+    """Return how many characters of a text fit into so many bytes, without a cut within a combined character."""
     if 4 * len(text) <= max_bytes:
         return len(text)
     data = text.encode()
@@ -163,8 +163,8 @@ def cut_text(text: str, max_bytes: int) -> int:
 
 def _apply_backspaces(text: str) -> str:
     """Apply the backspaces of a text."""
-    # Spinners are gone after this, quickly; what is left is few.
-    text = _BACKSPACED.sub("", text)
+    # This removes spinners quickly, and leaves few backspaces.
+    text = _BACKSPACE_PAIRS.sub("", text)
     first, *parts = text.split("\b")
     characters = list(first)
     for part in parts:
@@ -179,7 +179,7 @@ def _is_blank(text: str) -> bool:
 
 
 class OutputLog:
-    """Collects output and hands it to `write` in batches. Keeps `KEPT` bytes and says what it dropped."""
+    """Collect output and pass it to `write` in batches. Keep `MAX_LOG_BYTES` bytes, and log what was dropped."""
 
     def __init__(self, write: Callable[[list[ExecutionEvent]], Awaitable[None]], clock: Clock) -> None:
         self._write, self._clock = write, clock
@@ -192,14 +192,14 @@ class OutputLog:
         if self._dropped:
             self._dropped += len(data)
             return
-        for piece in self._lines[stream].feed_bytes(data):
+        for piece in self._lines[stream].decode_bytes(data):
             self._keep_pieces(stream, piece)
 
     async def flush_until(self, stop: asyncio.Event) -> None:
-        """Write what is there every `FLUSH` seconds until told to stop. Errors: those of `write`.
+        """Write pending output every `FLUSH_SECONDS` until `stop` is set. Errors: those of `write`.
 
-        What an outage of the database kept from being written is written later.
-        Told, not cancelled: a write that is cancelled may have been committed, and would be written twice.
+        Output that an outage of the database kept from being written is written later. An event rather than a
+        cancellation: a cancelled write may have been committed, and would be written twice.
         """
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
@@ -215,21 +215,21 @@ class OutputLog:
                     self._pending = batch + self._pending
 
     def take_rest(self) -> list[ExecutionEvent]:
-        """What has not been written, unfinished lines included, and a line that tells what was dropped."""
+        """Return the output that is not written yet, with unfinished lines and a line about what was dropped."""
         for stream, line in self._lines.items():
-            for piece in line.feed_bytes(b"", last=True):
+            for piece in line.decode_bytes(b"", last=True):
                 self._keep_pieces(stream, piece)
         self._lines = {stream: OutputLine(stream) for stream in self._lines}
         if self._dropped:
-            told = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; "
-            told += f"{self._dropped} more bytes came."
-            self._pending.append(build_log_event("WARNING", told, self._clock(), "paddock"))
+            notice = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; "
+            notice += f"{self._dropped} more bytes came."
+            self._pending.append(build_log_event("WARNING", notice, self._clock(), "paddock"))
             self._dropped = 0
         rest, self._pending = self._pending, []
         return rest
 
     def _show_lines(self) -> None:
-        """Show lines that have not ended for a while. A state that is redrawn later counts as none that is kept."""
+        """Show lines that have not ended for a while. A state that is redrawn later does not count as kept."""
         for stream, line in self._lines.items():
             piece = line.show_unfinished(self._clock())
             if piece is None:
@@ -252,7 +252,7 @@ class OutputLog:
 
 
 class OutputText:
-    """The beginning of what is printed, in at most `max_bytes`, as one text: for a build log."""
+    """Collect the beginning of what is printed, at most `max_bytes` of it, as one text for a build log."""
 
     def __init__(self, max_bytes: int) -> None:
         self._lines: dict[OutputStream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(OutputStream)}
@@ -261,17 +261,17 @@ class OutputText:
     def add_output(self, stream: OutputStream, data: bytes) -> None:
         """Accept a piece of output."""
         if self._room > 0:
-            self._keep_pieces(self._lines[stream].feed_bytes(data))
+            self._keep_pieces(self._lines[stream].decode_bytes(data))
 
     def get_text(self) -> str:
         """Return what was printed so far, lines without an end included."""
         for line in self._lines.values():
-            self._keep_pieces(line.feed_bytes(b"", last=True))
+            self._keep_pieces(line.decode_bytes(b"", last=True))
         return "".join(self._parts)
 
     def _keep_pieces(self, pieces: list[OutputPiece]) -> None:
         for piece in pieces:
             whole = piece.text + ("\n" if piece.ends else "")
-            kept = whole[: cut_text(whole, self._room)] if self._room > 0 else ""
+            text = whole[: cut_text(whole, self._room)] if self._room > 0 else ""
             self._room -= len(whole.encode())
-            self._parts.append(kept)
+            self._parts.append(text)

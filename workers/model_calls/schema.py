@@ -1,0 +1,36 @@
+"""Define what a call of a model is made with and from."""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from domain.costs import BilledCall
+from domain.llms import ChatMessage, ModelOptions, ModelReply, ModelTarget, ModelUsage, ToolSpec
+from domain.ports import Llm, Prices, Store, Tx
+from infra.credentials import Keyring
+
+# Writes along in the transaction that records an answered call.
+WriteAnswer = Callable[[Tx, ModelReply], Awaitable[None]]
+
+
+class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what one call asks of a model."""
+
+    target: ModelTarget
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    options: ModelOptions = ModelOptions()
+
+
+class ModelAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what it takes to call models in one worker process. `on_call` receives every call that was billed."""
+
+    store: Store
+    llm: Llm
+    prices: Prices
+    keyring: Keyring
+    on_call: Callable[[BilledCall], None] = lambda call: None
+
+    def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float:
+        """Return the price of a model's use in dollars, 0 where it is not known."""
+        return self.prices.calculate_cost(target, usage) or 0.0
