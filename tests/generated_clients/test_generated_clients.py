@@ -18,16 +18,16 @@ import sys
 from made import AuthenticatedClient
 from made.api.agents import create_agent, list_agents
 from made.api.executions import execute_agent, get_execution
-from made.models import NewAgent, Start, StartPayloadType0
+from made.models import ExecutionStart, ExecutionStartPayloadType0, NewAgent
 
 url, key, agent_id = sys.argv[1:]
 client = AuthenticatedClient(base_url=url, token=key, timeout=60)
 made = create_agent.sync(client=client, body=NewAgent(name="by-a-generated-client"))
 assert made.name == "by-a-generated-client", made
 assert made.id in [agent.id for agent in list_agents.sync(client=client, limit=10).items]
-payload = StartPayloadType0()
+payload = ExecutionStartPayloadType0()
 payload["name"] = "Ada"
-run = execute_agent.sync(agent_id, client=client, body=Start(payload=payload), prefer="wait=60")
+run = execute_agent.sync(agent_id, client=client, body=ExecutionStart(payload=payload), prefer="wait=60")
 found = get_execution.sync(run.id, client=client, prefer="wait=60")
 assert found.status.value == "completed", found
 assert found.result == {"hello": "Ada"}, found.result
@@ -38,7 +38,7 @@ print("works")
 GENERATOR_CLIENT = """
 import sys
 import made
-from made.models import NewAgent, Start
+from made.models import ExecutionStart, NewAgent
 
 url, key, agent_id = sys.argv[1:]
 with made.ApiClient(made.Configuration(host=url, api_key={"ApiKey": key})) as client:
@@ -46,7 +46,7 @@ with made.ApiClient(made.Configuration(host=url, api_key={"ApiKey": key})) as cl
     new = agents.create_agent(NewAgent(name="by-a-generated-client"))
     assert new.name == "by-a-generated-client", new
     assert new.id in [agent.id for agent in agents.list_agents(limit=10).items]
-    run = executions.execute_agent(agent_id, Start(payload={"name": "Ada"}), prefer="wait=60")
+    run = executions.execute_agent(agent_id, ExecutionStart(payload={"name": "Ada"}), prefer="wait=60")
     found = executions.get_execution(run.id, prefer="wait=60")
     assert found.status == "completed", found
     assert found.result == {"hello": "Ada"}, found.result
@@ -74,7 +74,7 @@ const made = await client.POST("/api/v1/agents", { body: { name: "by-a-generated
 check(made.data?.name === "by-a-generated-client", made.error);
 const listed = await client.GET("/api/v1/agents", { params: { query: { limit: 10 } } });
 check(listed.data!.items.some((agent) => agent.id === made.data!.id), listed);
-const body: components["schemas"]["Start"] = { payload: { name: "Ada" } };
+const body: components["schemas"]["ExecutionStart"] = { payload: { name: "Ada" } };
 const run = await client.POST("/api/v1/agents/{agent_id}/execute", {
   params: { path: { agent_id }, header: { Prefer: "wait=60" } }, body });
 const found = await client.GET("/api/v1/executions/{execution_id}", {
