@@ -1,4 +1,4 @@
-"""ExecutionStart the steps of a plan: each runs as a child execution of the plan's execution."""
+"""Start the steps of a plan: each runs as a child execution of the plan's execution."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""ExecutionStart plans, and start ended plans again."""
+"""Start plans, and start ended plans again."""
 
 from collections.abc import Iterator
 from typing import Any
