@@ -80,7 +80,7 @@ def is_dunder(name: str) -> bool:
 
 # Names that a base class or a protocol of a library prescribes.
 PRESCRIBED: Final = re.compile(
-    r"^(visit_|generic_visit|connection_(made|lost)|(data|eof|datagram|error)_received)|[A-Z]"
+    r"^(visit_|generic_visit|connection_(made|lost)$|(data|eof|datagram|error)_received$|(main|aclose|writable|readable)$)|[A-Z]"
 )
 
 
@@ -94,7 +94,7 @@ def check_function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
         return "a property is a noun or is_…" if len(words) == 1 and is_participle(first) else None
     if first in PREDICATES or first in VERBS or (first == "on" and len(words) > 1):
         return None
-    if (first == "to" and len(words) > 1) or "from" in words[1:-1] or "to" in words[1:-1]:
+    if (first in ("to", "from") and len(words) > 1) or "from" in words[1:-1] or "to" in words[1:-1]:
         return None
     return "a bare participle" if is_participle(first) and len(words) == 1 else "does not begin with a verb"
 
@@ -130,6 +130,11 @@ def check_constants(path: str, tree: ast.Module) -> Iterator[Violation]:
                 and not is_dunder(target.id)
             ):
                 yield Violation("constant", path, node.lineno, target.id, "say of what, and in which unit")
+
+
+def is_type_variable(value: ast.expr | None) -> bool:
+    """Tell whether an assignment makes a type variable, which Python names by one letter."""
+    return isinstance(value, ast.Call) and ast.unparse(value.func) in ("TypeVar", "ParamSpec")
 
 
 def check_variables(path: str, tree: ast.Module) -> Iterator[Violation]:
