@@ -307,7 +307,7 @@ async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, pr
         ended = await run(acme, made["id"], task="Go", mode="yolo")
         assert ended["status"] == "completed", ended
         async with parts.store.tenant_transaction(acme.tenant_id) as tx:
-            raw = tx.traces._raw
+            raw = tx._raw
             raw.add_query_logger(note)
             try:
                 asked.clear()

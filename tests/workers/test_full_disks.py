@@ -93,7 +93,7 @@ async def test_health_says_that_the_disk_is_full_until_there_is_room(system: Sys
         assert caught.value.code == "storage_full"
         # It was full: health writes, and is told that it still is.
         monkeypatch.setattr(
-            "infra.postgres.store._ROOM", "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$"
+            "infra.postgres.store._FILL_DISK_SQL", "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$"
         )
         for _ in range(2):
             with pytest.raises(DomainError, match="disk of the database is full"):

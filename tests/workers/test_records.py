@@ -26,7 +26,7 @@ async def _moved(parts, tenant: Tenant) -> None:
     """Until no body of the tenant waits any more."""
     while True:
         async with parts.store.tenant_transaction(tenant.tenant_id) as tx:
-            if not await tx.stats._raw.fetchval("SELECT count(*) FROM artifact_bodies"):
+            if not await tx._raw.fetchval("SELECT count(*) FROM artifact_bodies"):
                 return
         await asyncio.sleep(0.05)
 
