@@ -1,7 +1,7 @@
-"""The gateway of one run: OpenAI's wire on the listener of a sandbox, answered by calls of its version's models.
+"""Serve OpenAI's chat API on the listener of a sandbox, with calls of the models that the run's version names.
 
-Whoever asks there is a stranger's code. It can say what it is asked for, and nothing of who asks or how: no header goes
-any further, and no key comes from it. What it may hold of this process is bounded, and ends with its run.
+Its client is untrusted code. A request names a model and its input, and nothing else of it goes further: no header and
+no key. What a client may hold of this process is limited, and ends with its run.
 """
 
 import asyncio
@@ -24,47 +24,47 @@ from workers.run.openai_wire import (
     CompletionRequest,
     GatewayRefusal,
     parse_request,
-    refusal_from_error,
+    refuse_unknown_model,
     render_failure,
     render_model,
-    unknown_model,
+    render_refusal,
 )
 
 MAX_BODY_BYTES: Final = 4 << 20
-# All requests of a run that are being answered together may hold so much, in bytes as they were sent.
+# Bytes of all requests of a run that are being answered, as they were sent.
 MAX_CONCURRENT_BYTES: Final = 16 << 20
-# Of one run; whoever wants more waits, in the kernel or here.
+# Limits of one run; more connections and requests wait, in the kernel or here.
 MAX_CONNECTIONS: Final = 40
 MAX_CONCURRENT_REQUESTS: Final = 32
 MAX_CONCURRENT_READS: Final = 4
-# A request's head must be there so long after its connection, or the answer before it; seconds.
+# Seconds after the connection, or after the previous answer, within which a request's head must arrive.
 HEAD_TIMEOUT_SECONDS: Final = 20.0
 BODY_TIMEOUT_SECONDS: Final = 30.0
-# And the agent must take a piece of an answer, once there is no room for more.
+# Seconds within which the agent must read a piece of an answer, once the buffer is full.
 WRITE_TIMEOUT_SECONDS: Final = 30.0
 
 _log = structlog.get_logger("paddock.gateway")
-# What aiohttp has to say is what an agent sent wrongly, as often as it likes.
+# aiohttp logs what an agent sent wrongly, as often as the agent likes.
 _silent_log = logging.getLogger("paddock.gateway.http")
 _silent_log.setLevel(logging.CRITICAL + 1)
 
 
 class GatewayCalls(Protocol):
-    """Calls of models for one execution, with all that belongs to one: key, budget, retries, cost and events."""
+    """Call models for one execution, with its keys, budget, retries, costs and events."""
 
     def stream_answer(
         self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
     ) -> AsyncGenerator[ReplyPart, None]:
-        """The parts of an answer as they come, the last one its `Reply`. It is closed, or read to its end.
+        """Yield the parts of an answer as they come, its `ModelReply` last. The caller reads to the end, or closes it.
 
-        Closing it, or cancelling whoever waits for it, ends the call at once and settles it.
+        Closing it, or cancelling the task that reads it, ends the call at once and settles it.
         Errors: `domain.llms.messages.ModelError`; `budget_exceeded`, and others of `DomainError`.
         """
         ...
 
 
 def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> GatewayServer:
-    """Serves the named models on the listener of a run."""
+    """Return what serves the named models on the listener of a run."""
 
     @contextlib.asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:
@@ -81,7 +81,7 @@ def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> GatewayServer:
 
 
 class _GatewayServer(web.Server):
-    """aiohttp's, bounded."""
+    """Limit the server of aiohttp."""
 
     def __init__(
         self, handler: Any, connection_slots: asyncio.Semaphore, transports: dict[RequestHandler, asyncio.Transport]
@@ -113,7 +113,7 @@ class _GatewayServer(web.Server):
 
 
 class _ModelGateway:
-    """What one entering of `serving` needs."""
+    """Answer the requests of one run."""
 
     def __init__(self, calls: GatewayCalls, models: tuple[str, ...]) -> None:
         self._calls, self._models = calls, models
@@ -128,19 +128,19 @@ class _ModelGateway:
         self._server = _GatewayServer(self._handle_request, self._connection_slots, self._transports)
 
     async def accept_connections(self, listener: socket.socket) -> None:
-        """Take connections as there is room for them, until cancelled; others wait in the listener's queue."""
+        """Accept connections while slots are free, until cancelled; others wait in the listener's queue."""
         loop = asyncio.get_running_loop()
         while True:
             await self._connection_slots.acquire()
-            taken: socket.socket | None = None
+            connection: socket.socket | None = None
             try:
-                taken, _ = await loop.sock_accept(listener)
-                await loop.connect_accepted_socket(self._server, taken)
+                connection, _ = await loop.sock_accept(listener)
+                await loop.connect_accepted_socket(self._server, connection)
             except OSError as error:
-                # Out of descriptors, say: theirs wait, and ours may come free.
-                _log.warning("cannot take a connection", error=str(error))
-                if taken is not None:
-                    taken.close()
+                # For example out of file descriptors: the connection waits until some are closed.
+                _log.warning("cannot accept a connection", error=str(error))
+                if connection is not None:
+                    connection.close()
                 self._connection_slots.release()
                 await asyncio.sleep(0.1)
 
@@ -155,7 +155,7 @@ class _ModelGateway:
             await asyncio.wait(answering)
 
     async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer in a task of its own: whoever hangs up, and the end of the run, cancel a call once between them."""
+        """Answer in a task of its own, which a lost client and the end of the run cancel only once between them."""
         task = asyncio.create_task(self._answer_request(request))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
@@ -169,46 +169,46 @@ class _ModelGateway:
         try:
             answer = await self._route_request(request)
         except GatewayRefusal as refused:
-            answer = _error_response(refused)
+            answer = _build_error_response(refused)
         except web.HTTPRequestEntityTooLarge:
-            answer = _error_response(
+            answer = _build_error_response(
                 GatewayRefusal(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", "too_large")
             )
             answer.force_close()
         except web.RequestPayloadError:
-            answer = _error_response(GatewayRefusal(400, "The body breaks off."))
+            answer = _build_error_response(GatewayRefusal(400, "The body breaks off."))
         except ConnectionError:
             raise
         except Exception:
             _log.exception("a request could not be answered")
-            answer = _error_response(_INTERNAL_ERROR)
+            answer = _build_error_response(_INTERNAL_ERROR)
         self._close_if_full(answer)
         return answer
 
     def _close_if_full(self, answer: web.StreamResponse) -> None:
-        """Where every connection is taken, none is kept for later: others wait."""
+        """Close the connection after this answer if every slot is in use, as others wait for one."""
         if self._connection_slots.locked() and not answer.prepared:
             answer.force_close()
 
     async def _route_request(self, request: web.BaseRequest) -> web.StreamResponse:
-        wanted, path = request.method, request.path
+        method, path = request.method, request.path
         if path == "/v1/chat/completions":
-            _require_method("POST", wanted, path)
+            _require_method("POST", method, path)
             async with self._request_slots:
                 return await self._complete_chat(request)
         if path == "/v1/models":
-            _require_method("GET", wanted, path)
-            return _json_response({"object": "list", "data": [render_model(name) for name in self._models]})
+            _require_method("GET", method, path)
+            return _build_json_response({"object": "list", "data": [render_model(name) for name in self._models]})
         if path.startswith("/v1/models/"):
-            _require_method("GET", wanted, path)
-            return _json_response(render_model(self._check_model(path.removeprefix("/v1/models/"))))
+            _require_method("GET", method, path)
+            return _build_json_response(render_model(self._check_model(path.removeprefix("/v1/models/"))))
         raise GatewayRefusal(
-            404, f"There is no {wanted} {path[:200]} here: chat completions and models alone.", "unknown_url"
+            404, f"There is no {method} {path[:200]} here: chat completions and models alone.", "unknown_url"
         )
 
     def _check_model(self, name: str) -> str:
         if name not in self._models:
-            raise unknown_model(name)
+            raise refuse_unknown_model(name)
         return name
 
     async def _complete_chat(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -222,15 +222,18 @@ class _ModelGateway:
             )
         self._bytes_in_progress += size
         try:
-            # A large one is read beside the loop, which is that of all other runs too.
-            wanted = parse_request(body) if size <= SMALL_JSON_BYTES else await asyncio.to_thread(parse_request, body)
+            # A large body is parsed in a thread: all other runs share this event loop.
+            is_small = size <= SMALL_JSON_BYTES
+            completion = parse_request(body) if is_small else await asyncio.to_thread(parse_request, body)
             del body
-            self._check_model(wanted.model)
-            parts = self._calls.stream_answer(wanted.model, wanted.messages, wanted.tools, wanted.options)
+            self._check_model(completion.model)
+            parts = self._calls.stream_answer(
+                completion.model, completion.messages, completion.tools, completion.options
+            )
             async with contextlib.aclosing(parts):
-                if wanted.stream:
-                    return await self._send_stream(request, wanted, parts)
-                return await self._send_whole(wanted, parts)
+                if completion.stream:
+                    return await self._send_stream(request, completion, parts)
+                return await self._send_whole(completion, parts)
         finally:
             self._bytes_in_progress -= size
 
@@ -246,7 +249,7 @@ class _ModelGateway:
             raise GatewayRefusal(408, "The body took too long to come.") from None
 
     async def _send_whole(
-        self, wanted: CompletionRequest, parts: AsyncGenerator[ReplyPart, None]
+        self, completion: CompletionRequest, parts: AsyncGenerator[ReplyPart, None]
     ) -> web.StreamResponse:
         reply: ModelReply | None = None
         thoughts: list[str] = []
@@ -257,95 +260,97 @@ class _ModelGateway:
                 elif isinstance(part, ReasoningDelta):
                     thoughts.append(part.text)
         except Exception as error:
-            raise _refuse_call(error, wanted) from error
+            raise _refuse_call(error, completion) from error
         if reply is None:
-            raise _refuse_call(_unfinished_error(), wanted)
-        return _json_response(CompletionRenderer(wanted).render_whole(reply, "".join(thoughts)))
+            raise _refuse_call(_build_cut_off_error(), completion)
+        return _build_json_response(CompletionRenderer(completion).render_whole(reply, "".join(thoughts)))
 
     async def _send_stream(
-        self, request: web.BaseRequest, wanted: CompletionRequest, parts: AsyncGenerator[ReplyPart, None]
+        self, request: web.BaseRequest, completion: CompletionRequest, parts: AsyncGenerator[ReplyPart, None]
     ) -> web.StreamResponse:
         try:
             # While nothing has come, an error still is one of HTTP, and a client may try again.
             first = await anext(parts)
         except StopAsyncIteration:
-            raise _refuse_call(_unfinished_error(), wanted) from None
+            raise _refuse_call(_build_cut_off_error(), completion) from None
         except Exception as error:
-            raise _refuse_call(error, wanted) from error
+            raise _refuse_call(error, completion) from error
         response = web.StreamResponse(
             headers={**_OWN_HEADERS, "Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
         self._close_if_full(response)
         await response.prepare(request)
-        writer, reply = CompletionRenderer(wanted), None
+        writer, reply = CompletionRenderer(completion), None
         await _write_chunk(request, response, writer.render_first())
         part: ReplyPart | None = first
         while part is not None:
             if isinstance(part, ModelReply):
                 reply = part
-            elif told := writer.render_part(part):
-                await _write_chunk(request, response, told)
+            elif chunk := writer.render_part(part):
+                await _write_chunk(request, response, chunk)
             try:
                 part = await anext(parts, None)
             except Exception as error:
-                await _write_chunk(request, response, render_failure(_refuse_call(error, wanted)))
+                await _write_chunk(request, response, render_failure(_refuse_call(error, completion)))
                 return response
         ending = (
             writer.render_last(reply)
             if reply is not None
-            else render_failure(_refuse_call(_unfinished_error(), wanted))
+            else render_failure(_refuse_call(_build_cut_off_error(), completion))
         )
         await _write_chunk(request, response, ending)
         return response
 
 
 _OWN_HEADERS: Final = {"Server": "paddock"}
-_INTERNAL_ERROR: Final = GatewayRefusal(500, "Something went wrong here; it is in the worker's log.", "internal_error")
+_INTERNAL_ERROR: Final = GatewayRefusal(
+    500, "An internal error occurred; the worker's log has the details.", "internal_error"
+)
 
 
-def _json_response(told: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+def _build_json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(
-        body=msgspec.json.encode(told),
+        body=msgspec.json.encode(data),
         status=status,
         headers={**_OWN_HEADERS, **(headers or {}), "Content-Type": "application/json"},
     )
 
 
-def _error_response(refused: GatewayRefusal) -> web.StreamResponse:
-    return _json_response(refused.body, refused.status, refused.headers)
+def _build_error_response(refused: GatewayRefusal) -> web.StreamResponse:
+    return _build_json_response(refused.body, refused.status, refused.headers)
 
 
-def _require_method(method: str, wanted: str, path: str) -> None:
-    if wanted != method:
-        raise GatewayRefusal(405, f"{path} takes {method} alone.", "method_not_allowed")
+def _require_method(required: str, method: str, path: str) -> None:
+    if method != required:
+        raise GatewayRefusal(405, f"{path} takes {required} only.", "method_not_allowed")
 
 
 def _cancel_once(task: asyncio.Task[Any]) -> None:
-    """Once: it is settling what was used, and a second time would interrupt that."""
+    """Cancel a task once: it settles what was used, and a second cancellation would interrupt that."""
     if not task.cancelling():
         task.cancel()
 
 
-def _unfinished_error() -> ModelError:
+def _build_cut_off_error() -> ModelError:
     return ModelError("cut_off", "the answer ended without its end")
 
 
-def _refuse_call(error: Exception, wanted: CompletionRequest) -> GatewayRefusal:
-    """The words for a call that failed, and a line in our log where the agent is told less than we know."""
-    told = refusal_from_error(error, wanted.model)
-    if told is None:
-        _log.error("a call of a model failed", model=wanted.model, exc_info=error)
+def _refuse_call(error: Exception, completion: CompletionRequest) -> GatewayRefusal:
+    """Return the refusal for a failed call, and log what the agent does not learn."""
+    refusal = render_refusal(error, completion.model)
+    if refusal is None:
+        _log.error("a call of a model failed", model=completion.model, exc_info=error)
         return _INTERNAL_ERROR
-    if told.status >= 500:
-        _log.warning("a call of a model failed", model=wanted.model, status=told.status, error=str(error))
-    return told
+    if refusal.status >= 500:
+        _log.warning("a call of a model failed", model=completion.model, status=refusal.status, error=str(error))
+    return refusal
 
 
-async def _write_chunk(request: web.BaseRequest, response: web.StreamResponse, told: bytes) -> None:
+async def _write_chunk(request: web.BaseRequest, response: web.StreamResponse, chunk: bytes) -> None:
     try:
         async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
-            await response.write(told)
+            await response.write(chunk)
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError("nobody reads the answer") from None
+        raise ConnectionResetError("the client does not read the answer") from None

@@ -1,10 +1,10 @@
-"""OpenAI's wire as the gateway speaks it: what is asked for becomes our shapes, our parts become chunks.
+"""Speak OpenAI's chat API: parse requests, and render answers whole or in chunks.
 
-From platform.openai.com/docs/api-reference/chat. What changes nothing about an answer is taken; what would change it
-and is not done here is refused by name.
+Source: platform.openai.com/docs/api-reference/chat. A field that does not change the answer is accepted; one that
+would change it and is not supported is refused by name.
 """
 
-from workers.run.openai_wire.errors import GatewayRefusal, refusal_from_error, unknown_model
+from workers.run.openai_wire.errors import GatewayRefusal, refuse_unknown_model, render_refusal
 from workers.run.openai_wire.parser import parse_request
 from workers.run.openai_wire.renderer import CompletionRenderer, render_failure, render_model
 from workers.run.openai_wire.schema import CompletionRequest
@@ -14,8 +14,8 @@ __all__ = [
     "CompletionRequest",
     "GatewayRefusal",
     "parse_request",
-    "refusal_from_error",
+    "refuse_unknown_model",
     "render_failure",
     "render_model",
-    "unknown_model",
+    "render_refusal",
 ]

@@ -1,11 +1,11 @@
-"""What an agent is told when its request is refused, or the call of a model fails."""
+"""Describe to an agent why its request is refused, or why the call of a model failed."""
 
 from domain.llms import ModelError
 from domain.shared.errors import DomainError
 
 
 class GatewayRefusal(Exception):
-    """A request answered with an error. `again` tells the client whether to try once more; None leaves it to it."""
+    """Answer a request with an error. `should_retry` tells the client whether to try again; None lets it decide."""
 
     def __init__(
         self,
@@ -24,26 +24,26 @@ class GatewayRefusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What tells the client whether and when to try again."""
-        told = {} if self.should_retry is None else {"x-should-retry": "true" if self.should_retry else "false"}
-        return told if self.retry_after is None else {**told, "Retry-After": f"{max(0.0, self.retry_after):g}"}
+        """The headers that tell the client whether and when to try again."""
+        headers = {} if self.should_retry is None else {"x-should-retry": "true" if self.should_retry else "false"}
+        return headers if self.retry_after is None else {**headers, "Retry-After": f"{max(0.0, self.retry_after):g}"}
 
 
-def unknown_model(name: str) -> GatewayRefusal:
-    """The refusal of a model that the version does not name."""
+def refuse_unknown_model(name: str) -> GatewayRefusal:
+    """Return the refusal of a model that the version does not name."""
     return GatewayRefusal(
         404, f"The model {name[:256]!r} is not among the `models` of the manifest.", "model_not_found", "model"
     )
 
 
-def refusal_from_error(error: Exception, model: str) -> GatewayRefusal | None:
-    """How a failed call is told to the agent; None for what is nobody's business but ours.
+def render_refusal(error: Exception, model: str) -> GatewayRefusal | None:
+    """Return what an agent learns of a failed call, None for an internal error.
 
-    A provider's own words are passed on only where they say what is wrong with the request: others may hold
+    A provider's message is passed on only where it says what is wrong with the request: other messages may hold
     addresses, or a piece of a key.
     """
     if isinstance(error, ModelError):
-        return _refusal_from_model_error(error, model)
+        return _render_model_refusal(error, model)
     if isinstance(error, DomainError):
         if error.code == "budget_exceeded":
             return GatewayRefusal(402, error.detail, error.code, kind=error.code, should_retry=False)
@@ -55,7 +55,7 @@ def refusal_from_error(error: Exception, model: str) -> GatewayRefusal | None:
     return None
 
 
-def _refusal_from_model_error(error: ModelError, model: str) -> GatewayRefusal:
+def _render_model_refusal(error: ModelError, model: str) -> GatewayRefusal:
     match error.kind:
         case "rate_limited":
             words = f"The provider of {model!r} takes no more requests for now."
@@ -77,5 +77,5 @@ def _refusal_from_model_error(error: ModelError, model: str) -> GatewayRefusal:
             )
             return GatewayRefusal(502, words, "provider_key_refused", should_retry=False)
         case "not_allowed":
-            words = f"The address of {model!r} is one that must not be reached from this installation."
+            words = f"This installation must not connect to the address of {model!r}."
             return GatewayRefusal(502, words, "address_not_allowed", should_retry=False)

@@ -1,4 +1,4 @@
-"""What a request's body asks for, in our shapes."""
+"""Parse the body of a request for a completion."""
 
 import re
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from workers.run.openai_wire.tool_choice import choose_tools
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
-# They tell a provider who asks, what to keep, how to cache and what to charge: an answer is the same without them.
+# Fields about identity, storage, caching and charges: the answer is the same without them.
 _IGNORED_FIELDS: Final = frozenset(
     {"service_tier", "safety_identifier", "user", "metadata", "store", "prediction"}
     | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
 )
-# What asks for something that is not done here, unless its value asks for nothing.
+# Fields that are not supported, and the values with which they ask for nothing.
 _NEUTRAL_VALUES: Final[dict[str, Callable[[Any], bool]]] = {
     "modalities": lambda value: value in (["text"], []),
     "logprobs": lambda value: value is False,
@@ -41,12 +41,12 @@ _NEUTRAL_VALUES: Final[dict[str, Callable[[Any], bool]]] = {
     "repetition_penalty": lambda value: value == 1,
     "min_p": lambda value: value == 0,
 }
-_ALTERNATIVES: Final = {
+_FIELD_ALTERNATIVES: Final = {
     "functions": "send `tools`",
     "function_call": "send `tool_choice` and `tools`",
     "modalities": 'answers are text: send ["text"] or nothing',
 }
-# What libraries note of an answer and send back with it, and what is for a provider's cache.
+# Notes that libraries add to an answer and send back with it, and those for a provider's cache.
 _MESSAGE_NOTES: Final = frozenset(
     {"name", "id", "annotations", "parsed", "index", "reasoning_content", "reasoning", "reasoning_details", "thinking"}
     | {"thinking_blocks", "provider_specific_fields", "cache_control"}
@@ -59,7 +59,7 @@ _TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text
 
 
 def parse_request(body: bytes) -> CompletionRequest:
-    """What a request's body asks for. Errors: `Refused`."""
+    """Return what a request's body asks for. Errors: `GatewayRefusal`."""
     try:
         check_json(body)
     except JsonTooLarge as error:
@@ -92,60 +92,60 @@ def parse_request(body: bytes) -> CompletionRequest:
 
 
 def _drop_ignored_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """The fields that change something. Errors: `Refused` for those that ask for what is not done."""
-    told = drop_nulls(raw)
+    """Return the fields that affect the answer. Errors: `GatewayRefusal` for those that are not supported."""
+    fields = drop_nulls(raw)
     for field, is_neutral in _NEUTRAL_VALUES.items():
-        if field in told and not is_neutral(told.pop(field)):
-            instead = _ALTERNATIVES.get(field, "leave it out")
-            raise GatewayRefusal(400, f"`{field}` asks for something that is not done here: {instead}.", param=field)
-    told = {field: value for field, value in told.items() if field not in _IGNORED_FIELDS}
-    if isinstance(messages := told.get("messages"), list):
-        told["messages"] = [_drop_notes(one, _MESSAGE_NOTES) for one in messages]
-        for message in told["messages"]:
+        if field in fields and not is_neutral(fields.pop(field)):
+            instead = _FIELD_ALTERNATIVES.get(field, "leave it out")
+            raise GatewayRefusal(400, f"`{field}` is not supported with this value: {instead}.", param=field)
+    fields = {field: value for field, value in fields.items() if field not in _IGNORED_FIELDS}
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_drop_notes(message, _MESSAGE_NOTES) for message in messages]
+        for message in fields["messages"]:
             if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list):
-                message["tool_calls"] = [_clean_function(one) for one in calls]
-    if isinstance(tools := told.get("tools"), list):
-        told["tools"] = [_clean_function(one) for one in tools]
-    return told
+                message["tool_calls"] = [_clean_function(call) for call in calls]
+    if isinstance(tools := fields.get("tools"), list):
+        fields["tools"] = [_clean_function(tool) for tool in tools]
+    return fields
 
 
 def _drop_notes(value: Any, notes: frozenset[str]) -> Any:
     if not isinstance(value, dict):
         return value
-    return {name: one for name, one in value.items() if one is not None and name not in notes}
+    return {name: field for name, field in value.items() if field is not None and name not in notes}
 
 
 def _clean_function(entry: Any) -> Any:
-    """A tool, or a call of one."""
-    found = _drop_notes(entry, _CALL_NOTES)
-    if isinstance(found, dict) and "function" in found:
-        found["function"] = _drop_notes(found["function"], _CALL_NOTES)
-    return found
+    """Return a tool, or a call of one, without the notes of libraries."""
+    cleaned = _drop_notes(entry, _CALL_NOTES)
+    if isinstance(cleaned, dict) and "function" in cleaned:
+        cleaned["function"] = _drop_notes(cleaned["function"], _CALL_NOTES)
+    return cleaned
 
 
 def _find_param(problem: str) -> str | None:
-    """The field that a validation error is about."""
+    """Return the field that a validation error is about."""
     unknown = re.search(r"unknown field `([^`]*)`", problem)
     place = re.search(r"at `\$\.?([^`]*)`", problem)
-    return ".".join(one.group(1) for one in (place, unknown) if one is not None) or None
+    return ".".join(match.group(1) for match in (place, unknown) if match is not None) or None
 
 
 def _parse_messages(sent: list[RequestMessage]) -> tuple[ChatMessage, ...]:
-    made: list[ChatMessage] = []
+    messages: list[ChatMessage] = []
     names: dict[str, str] = {}
-    for number, one in enumerate(sent):
+    for number, message in enumerate(sent):
         where = f"messages[{number}]"
-        if one.tool_calls and one.role != "assistant":
+        if message.tool_calls and message.role != "assistant":
             raise GatewayRefusal(
                 400, f"`{where}.tool_calls` is for messages of the assistant.", param=f"{where}.tool_calls"
             )
-        if one.tool_call_id is not None and one.role != "tool":
+        if message.tool_call_id is not None and message.role != "tool":
             raise GatewayRefusal(
                 400, f"`{where}.tool_call_id` is for messages of a tool.", param=f"{where}.tool_call_id"
             )
-        if one.content is None and one.role != "assistant":
+        if message.content is None and message.role != "assistant":
             raise GatewayRefusal(400, f"`{where}.content` is missing.", param=f"{where}.content")
-        if one.role == "tool" and one.tool_call_id not in names:
+        if message.role == "tool" and message.tool_call_id not in names:
             raise GatewayRefusal(
                 400,
                 f"`{where}.tool_call_id` must be the id of a tool call in a message before.",
@@ -153,20 +153,20 @@ def _parse_messages(sent: list[RequestMessage]) -> tuple[ChatMessage, ...]:
             )
         calls = tuple(
             ModelToolCall(id=call.id, name=call.function.name, arguments=_parse_arguments(call.function.arguments))
-            for call in one.tool_calls or ()
+            for call in message.tool_calls or ()
         )
         names.update({call.id: call.name for call in calls})
-        made.append(
+        messages.append(
             ChatMessage(
-                role="system" if one.role == "developer" else one.role,
-                content=_join_text(one.content, where) or one.refusal or "",
+                role="system" if message.role == "developer" else message.role,
+                content=_join_text(message.content, where) or message.refusal or "",
                 tool_calls=calls,
-                tool_call_id=one.tool_call_id,
+                tool_call_id=message.tool_call_id,
                 # Some providers insist on it; OpenAI's wire leaves it to be found by the id.
-                name=names[one.tool_call_id] if one.tool_call_id is not None else None,
+                name=names[message.tool_call_id] if message.tool_call_id is not None else None,
             )
         )
-    return tuple(made)
+    return tuple(messages)
 
 
 def _parse_arguments(sent: str | dict[str, Any]) -> str:
@@ -184,24 +184,24 @@ def _parse_text_part(part: Any, where: str) -> str:
         return part
     if not isinstance(part, dict):
         raise GatewayRefusal(400, f"`{where}` must be text or {{type, text}}.", param=where)
-    told = _drop_notes(part, _PART_NOTES)
-    kind = told.pop("type", "text")
+    fields = _drop_notes(part, _PART_NOTES)
+    kind = fields.pop("type", "text")
     field = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if field is None:
         raise GatewayRefusal(
             400, f"`{where}` is of type {str(kind)[:40]!r}; parts of type 'text' alone are taken here.", param=where
         )
-    text = told.pop(field, None)
+    text = fields.pop(field, None)
     if not isinstance(text, str):
         raise GatewayRefusal(400, f"`{where}.{field}` must be text.", param=f"{where}.{field}")
-    if told:
-        name = min(told)[:64]
+    if fields:
+        name = min(fields)[:64]
         raise GatewayRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
     return text
 
 
 def _parse_tools(sent: list[OfferedTool]) -> tuple[ToolSpec, ...]:
-    made: list[ToolSpec] = []
+    tools: list[ToolSpec] = []
     for number, tool in enumerate(sent):
         function, where = tool.function, f"tools[{number}].function"
         parameters = function.parameters or _NO_PARAMETERS
@@ -210,16 +210,16 @@ def _parse_tools(sent: list[OfferedTool]) -> tuple[ToolSpec, ...]:
             raise GatewayRefusal(
                 400, f"`{where}.parameters` must be a JSON Schema of type object.", param=f"{where}.parameters"
             )
-        if function.name in {one.name for one in made}:
+        if function.name in {spec.name for spec in tools}:
             raise GatewayRefusal(400, f"`{where}.name` is the name of two tools.", param=f"{where}.name")
-        made.append(
+        tools.append(
             ToolSpec(
                 name=function.name,
                 description=function.description or "",
                 parameters={**parameters, "type": "object"},
             )
         )
-    return tuple(made)
+    return tuple(tools)
 
 
 def _parse_options(request: ChatRequest) -> ModelOptions:
@@ -242,13 +242,13 @@ def _parse_options(request: ChatRequest) -> ModelOptions:
     )
 
 
-def _parse_answer_schema(wanted: AnswerFormat | None) -> dict[str, Any] | None:
-    if wanted is None or wanted.type == "text":
+def _parse_answer_schema(answer_format: AnswerFormat | None) -> dict[str, Any] | None:
+    if answer_format is None or answer_format.type == "text":
         return None
-    if wanted.type == "json_object":
+    if answer_format.type == "json_object":
         return {"type": "object"}
-    if wanted.json_schema is None:
+    if answer_format.json_schema is None:
         raise GatewayRefusal(400, "`response_format.json_schema` is missing.", param="response_format")
-    # Its name and description tell a model what is wanted; in a schema they are called so.
-    told = drop_nulls({"title": wanted.json_schema.name, "description": wanted.json_schema.description})
-    return {**told, **wanted.json_schema.schema}
+    # Its name and description tell a model what is answer_format; in a schema they are called so.
+    naming = drop_nulls({"title": answer_format.json_schema.name, "description": answer_format.json_schema.description})
+    return {**naming, **answer_format.json_schema.schema}

@@ -1,4 +1,4 @@
-"""Answers as OpenAI writes them, whole or in chunks."""
+"""Render answers as OpenAI does, whole or in chunks."""
 
 import time
 import uuid
@@ -12,14 +12,14 @@ from workers.run.openai_wire.schema import CompletionRequest, drop_nulls
 
 
 class CompletionRenderer:
-    """Writes one answer, whole or in chunks."""
+    """Render one answer, whole or in chunks."""
 
     def __init__(self, asked: CompletionRequest) -> None:
         self._asked = asked
         self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
 
     def render_whole(self, reply: ModelReply, thoughts: str = "") -> dict[str, Any]:
-        """The answer as one object. What the model thought aloud stands beside it, as DeepSeek has it."""
+        """Return the answer as one object. Its reasoning stands in a field of its own, as DeepSeek has it."""
         message: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
         if thoughts:
             message["reasoning_content"] = thoughts
@@ -33,11 +33,11 @@ class CompletionRenderer:
         return {**self._render_head("chat.completion"), "choices": [choice], "usage": _render_usage(reply.usage)}
 
     def render_first(self) -> bytes:
-        """What a stream begins with."""
+        """Return the first chunk of a stream."""
         return self._render_chunk({"role": "assistant", "content": ""}, None)
 
     def render_part(self, part: ReplyPart) -> bytes:
-        """A part as it came; nothing for what is no part of an answer."""
+        """Return the chunk of a part, empty for a part that does not belong to the answer."""
         if isinstance(part, TextDelta):
             return self._render_chunk({"content": part.text}, None)
         if isinstance(part, ReasoningDelta):
@@ -53,30 +53,30 @@ class CompletionRenderer:
         return self._render_chunk({"tool_calls": [call]}, None)
 
     def render_last(self, reply: ModelReply) -> bytes:
-        """What a stream ends with when it ends well."""
-        told = self._render_chunk({}, reply.finish)
+        """Return the end of a stream whose answer is complete."""
+        ending = self._render_chunk({}, reply.finish)
         if self._asked.include_usage:
-            told += _sse_event(
+            ending += _render_event(
                 {**self._render_head("chat.completion.chunk"), "choices": [], "usage": _render_usage(reply.usage)}
             )
-        return told + b"data: [DONE]\n\n"
+        return ending + b"data: [DONE]\n\n"
 
     def _render_chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if self._asked.include_usage else {}
-        return _sse_event({**self._render_head("chat.completion.chunk"), "choices": [choice], **usage})
+        return _render_event({**self._render_head("chat.completion.chunk"), "choices": [choice], **usage})
 
     def _render_head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
 
 
 def render_failure(refused: GatewayRefusal) -> bytes:
-    """What a stream ends with when it does not end well."""
-    return _sse_event(refused.body)
+    """Return the end of a stream that failed."""
+    return _render_event(refused.body)
 
 
-def _sse_event(told: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(told) + b"\n\n"
+def _render_event(data: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 def _render_usage(usage: ModelUsage | None) -> dict[str, Any] | None:
@@ -92,5 +92,5 @@ def _render_usage(usage: ModelUsage | None) -> dict[str, Any] | None:
 
 
 def render_model(name: str) -> dict[str, Any]:
-    """A model in a list of models."""
+    """Return a model as an entry of a list of models."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "paddock"}

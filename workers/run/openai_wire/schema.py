@@ -1,4 +1,4 @@
-"""A request for a completion as OpenAI's clients send it, once what has no effect is put aside."""
+"""Define a request for a completion as OpenAI's clients send it, without the fields that have no effect."""
 
 from typing import Annotated, Any, Final, Literal
 
@@ -16,14 +16,14 @@ _ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class CalledFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The function of a call that a model asked for. Some clients send its arguments parsed."""
+    """Hold the function of a call that a model asked for. Some clients send its arguments parsed."""
 
     name: _Word
     arguments: str | dict[str, Any] = ""
 
 
 class RequestedCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A call that a model asked for in a message before."""
+    """Hold a call that a model asked for in an earlier message."""
 
     id: _Word
     function: CalledFunction
@@ -31,7 +31,7 @@ class RequestedCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RequestMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A message of the conversation."""
+    """Hold a message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Any] | None = None
@@ -41,7 +41,7 @@ class RequestMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class OfferedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`strict` asks for arguments that fit the schema, which is what the provider is given in either case."""
+    """Describe a function to call. The provider is asked for arguments that fit the schema with or without `strict`."""
 
     name: _ToolName
     description: str | None = None
@@ -50,14 +50,14 @@ class OfferedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class OfferedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool that the model may call."""
+    """Hold a tool that the model may call."""
 
     type: Literal["function"]
     function: OfferedFunction
 
 
 class AnswerSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A schema of the answer."""
+    """Hold the schema of the answer."""
 
     name: _ToolName
     description: str | None = None
@@ -66,21 +66,21 @@ class AnswerSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AnswerFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whether the answer is text or JSON."""
+    """Choose between text and JSON for the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: AnswerSchema | None = None
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Obfuscation pads chunks against whoever measures them on their way, which here is within one machine."""
+    """Choose what a stream includes. Obfuscation is ignored: the stream does not leave the machine."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of a request. `tool_choice` has too many shapes for a type."""
+    """Hold the body of a request. `tool_choice` has too many shapes for a type."""
 
     model: str
     messages: Annotated[list[RequestMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -102,7 +102,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request for a completion, in our shapes."""
+    """Hold a parsed request for a completion."""
 
     model: str
     messages: tuple[ChatMessage, ...]
@@ -113,5 +113,5 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def drop_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that say something: clients that send null where they mean nothing are common."""
+    """Return the fields that are not null: many clients send null for what they leave out."""
     return {name: value for name, value in fields.items() if value is not None}

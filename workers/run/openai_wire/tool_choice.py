@@ -1,4 +1,4 @@
-"""Which tools a model may call, and whether it must: the many shapes of `tool_choice`."""
+"""Parse the many shapes of `tool_choice`: which tools a model may call, and whether it must."""
 
 from typing import Any, Final, Literal
 
@@ -25,13 +25,13 @@ def choose_tools(choice: Any, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSp
     """
     mode, names = _parse_choice(choice)
     if names is not None:
-        known = {tool.name for tool in tools}
-        if unknown := next((name for name in names if name not in known), None):
-            raise _choice_refusal(f"names {unknown[:64]!r}, which is not among `tools`.")
+        tool_names = {tool.name for tool in tools}
+        if unknown := next((name for name in names if name not in tool_names), None):
+            raise _refuse_choice(f"names {unknown[:64]!r}, which is not among `tools`.")
         tools = tuple(tool for tool in tools if tool.name in names)
     if not tools:
         if mode == "required":
-            raise _choice_refusal("asks for a call, and there are no `tools`.")
+            raise _refuse_choice("asks for a call, and there are no `tools`.")
         return (), "auto"
     return tools, mode
 
@@ -42,7 +42,7 @@ def _parse_choice(choice: Any) -> tuple[ToolChoice, list[str] | None]:
     if isinstance(choice, str):
         return _parse_mode(choice), None
     if not isinstance(choice, dict):
-        raise _choice_refusal(_SHAPES_TEXT)
+        raise _refuse_choice(_SHAPES_TEXT)
     kind = choice.get("type", "function")
     if kind in ("function", "tool"):  # the second is Anthropic's
         return "required", [_parse_tool_name(choice)]
@@ -50,7 +50,7 @@ def _parse_choice(choice: Any) -> tuple[ToolChoice, list[str] | None]:
         inner = choice.get("allowed_tools", choice)
         tools = inner.get("tools") if isinstance(inner, dict) else None
         if not isinstance(tools, list) or not tools:
-            raise _choice_refusal(_SHAPES_TEXT)
+            raise _refuse_choice(_SHAPES_TEXT)
         return _parse_mode(inner.get("mode", "auto")), [_parse_tool_name(tool) for tool in tools]
     return _parse_mode(kind), None
 
@@ -58,7 +58,7 @@ def _parse_choice(choice: Any) -> tuple[ToolChoice, list[str] | None]:
 def _parse_mode(word: Any) -> ToolChoice:
     mode = _CHOICE_MODES.get(word) if isinstance(word, str) else None
     if mode is None:
-        raise _choice_refusal(_SHAPES_TEXT)
+        raise _refuse_choice(_SHAPES_TEXT)
     return mode
 
 
@@ -66,9 +66,9 @@ def _parse_tool_name(choice: Any) -> str:
     inner = choice.get("function", choice) if isinstance(choice, dict) else None
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name:
-        raise _choice_refusal(_SHAPES_TEXT)
+        raise _refuse_choice(_SHAPES_TEXT)
     return name
 
 
-def _choice_refusal(told: str) -> GatewayRefusal:
-    return GatewayRefusal(400, f"`tool_choice` {told}", param="tool_choice")
+def _refuse_choice(problem: str) -> GatewayRefusal:
+    return GatewayRefusal(400, f"`tool_choice` {problem}", param="tool_choice")
