@@ -128,6 +128,7 @@ def check_constants(path: str, tree: ast.Module) -> Iterator[Violation]:
                 and target.id.isupper()
                 and is_one_word(target.id)
                 and not is_dunder(target.id)
+                and not is_type_variable(node.value)
             ):
                 yield Violation("constant", path, node.lineno, target.id, "say of what, and in which unit")
 

@@ -38,7 +38,7 @@ VERBS: Final = frozenset(
     truncate try tune turn unbind unblock undo unescape unfold unfreeze unify uninstall unlink unlock unmount unpack unquote
     unregister unset unseal unshare unsubscribe unwind unwrap update upgrade upload upsert use validate verify view visit
     wait wake walk warm warn watch widen win wipe withdraw work wrap write yield zip
-    adapt calculate contain debug equip relocate weigh deduct drive encapsulate enrich inline memoize rate reap rebase recompute redeem rehash reissue relate sanitize scrub
+    adapt calculate contain loosen prefetch debug equip relocate weigh deduct drive encapsulate enrich inline memoize rate reap rebase recompute redeem rehash reissue relate sanitize scrub
     shield speed steer tokenize total unite vary vouch zero bill cache decrement defuse fingerprint gate instrument lint
     notice outline pace pretend quarantine react reassemble refund relax reparse rescan rescue retitle seat slow spool
     answer attribute author backfill checkpoint debounce enroll fan hydrate ingest intern
