@@ -5,6 +5,7 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from domain.shared.jobs import ALL_LANES
 from infra.embedded.child_process import find_free_ports
 from infra.wiring import Resources, open_resources
 from scripts.system import System
-from tests.support.clients import Tenant, found_tenant, tenant
+from tests.support.clients import Tenant, found_tenant
 from tests.support.fake_provider import Wire
 from tests.support.fake_provider import wire as provided
 
@@ -21,8 +22,6 @@ from tests.support.fake_provider import wire as provided
 FAST = {
     "PADDOCK_LEASE_SECONDS": "2",
     "PADDOCK_UPKEEP_SECONDS": "0.3",
-    # The whole run shares some tenants, and may take longer than a token of production lives.
-    "PADDOCK_ACCESS_TOKEN_MINUTES": "600",
     # Where the tests' own providers of models and tools are.
     "PADDOCK_PRIVATE_HOSTS": "127.0.0.1",
 }
@@ -89,12 +88,15 @@ async def rival(system: System, parts: Resources, credentials: tuple[str, str]) 
 
 
 @pytest.fixture(scope="session")
-async def home(system: System) -> AsyncIterator[Tenant]:
-    """A tenant that keeps a few built agents for all tests that only need to run something."""
-    async with tenant(system.url) as made:
+async def home(system: System, parts: Resources, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+    """Yield a tenant that keeps a few built agents for all tests that only need to run something.
+
+    Its token outlives the whole run, which may take longer than a token of production lives.
+    """
+    async with found_tenant(parts, system.url, credentials, timedelta(hours=10)) as tenant:
         for example in ("hello", "summarizer"):
-            await made.deploy_example(example)
-        yield made
+            await tenant.deploy_example(example)
+        yield tenant
 
 
 # By folder or file, what tests need that their fixtures do not show.

@@ -17,7 +17,7 @@ from domain.accounts import Registration
 from domain.events import EventQuery, ExecutionEvent
 from domain.executions import Execution
 from domain.ports import Tx
-from infra.credentials import generate_token, hash_token
+from infra.credentials import AccessTokens, generate_token, hash_token
 from infra.embedded.child_process import find_free_ports
 from infra.wiring import Resources
 from scripts.demo import pack_example
@@ -124,7 +124,9 @@ async def tenant(url: str) -> AsyncIterator[Tenant]:
 
 
 @asynccontextmanager
-async def found_tenant(resources: Resources, url: str, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+async def found_tenant(
+    resources: Resources, url: str, credentials: tuple[str, str], lifetime: timedelta = timedelta(minutes=30)
+) -> AsyncIterator[Tenant]:
     """Add a tenant and its admin straight to the database, with a password whose slow hash exists already.
 
     `credentials` are the password and its hash. It is what `POST /auth/register` does, without the time of hashing.
@@ -135,9 +137,9 @@ async def found_tenant(resources: Resources, url: str, credentials: tuple[str, s
     async with resources.store.tenant_transaction(f"tenant-{name}") as tx:
         user = await accounts.register_user(tx, f"tenant-{name}", data, password_hash, hash_token(""))
         session_id = await accounts.open_session(tx, user.id, hash_token(refresh), timedelta(days=1))
-    access_token = resources.tokens.issue_token(user.id, session_id, resources.clock())
-    lifetime = int(resources.tokens.lifetime.total_seconds())
-    account = {"access_token": access_token, "refresh_token": refresh, "expires_in": lifetime, "token_type": "bearer"}
+    tokens = AccessTokens(resources.settings.secret_key.reveal(), lifetime, resources.settings.jwt_algorithm)
+    access_token = tokens.issue_token(user.id, session_id, resources.clock())
+    account = {"access_token": access_token, "refresh_token": refresh, "token_type": "bearer"}
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
         http.headers["Authorization"] = f"Bearer {access_token}"
         yield Tenant(http, {**msgspec.to_builtins(user), **account}, password)
