@@ -1,4 +1,4 @@
-"""What an expression says, before it is run: its words, what it uses, and what it may not hold.
+"""Read what an expression says, before it is run: its words, what it uses, and what it may not hold.
 
 CEL's own parser has the last word on the grammar. The words are read here too, since it tells neither which steps an
 expression uses, nor whether loops stand within loops.
@@ -39,7 +39,7 @@ ValuePath = tuple[str | int, ...]
 
 
 class BadExpression(Exception):
-    """An expression or template that cannot be read or has no answer. `place` is where below the value it stands."""
+    """Report an expression or template that cannot be read or has no answer. `place` is where below the value."""
 
     def __init__(self, message: str, place: str = "") -> None:
         super().__init__(message)
@@ -48,7 +48,7 @@ class BadExpression(Exception):
 
 
 class ExpressionReferences(msgspec.Struct, frozen=True):
-    """What an expression looks at: ids of steps, which of `inputs`, `steps`, `item` and `index`, which inputs."""
+    """Name what an expression uses: ids of steps, which of `inputs`, `steps`, `item` and `index`, which inputs."""
 
     steps: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ class ExpressionReferences(msgspec.Struct, frozen=True):
 
 
 class ExpressionToken(msgspec.Struct, frozen=True):
-    """One word: `kind` is text, number, name or sign; `at` counts characters from 0."""
+    """Describe one word: `kind` is text, number, name or sign; `position` counts characters from 0."""
 
     kind: str
     text: str
@@ -72,7 +72,7 @@ class ExpressionToken(msgspec.Struct, frozen=True):
 
 
 class LoopMacro(msgspec.Struct, frozen=True):
-    """A macro: the words of the value before it run from `start` to `dot`, `end` is its closing bracket."""
+    """Locate a macro: the words of the value before it run from `start` to `dot`, `end` is its closing bracket."""
 
     kind: str
     start: int
@@ -83,13 +83,13 @@ class LoopMacro(msgspec.Struct, frozen=True):
 
 
 def quote_source(source: str) -> str:
-    """An expression as errors name it."""
+    """Return an expression as errors name it: on one line, in backticks, at most 100 characters."""
     text = " ".join(source.split())
     return f"`{text if len(text) <= 100 else text[:99] + '…'}`"
 
 
 def read_token(source: str, at: int) -> ExpressionToken | None:
-    """The word at `at`, None for space. Errors: BadExpression for a character that no word begins with."""
+    """Return the word at `at`, None for space. Errors: BadExpression for a character that no word begins with."""
     match = _TOKEN.match(source, at)
     if match is None:
         instead = " Values are compared with `==`." if source[at] == "=" else ""
@@ -100,7 +100,7 @@ def read_token(source: str, at: int) -> ExpressionToken | None:
 
 
 def read_tokens(source: str) -> list[ExpressionToken]:
-    """The words of an expression. Errors: BadExpression."""
+    """Return the words of an expression. Errors: BadExpression."""
     if not source.strip():
         raise BadExpression("An expression is missing.")
     if len(source) > MAX_EXPRESSION_LENGTH:
@@ -138,7 +138,7 @@ def quote_members(source: str, found: Sequence[ExpressionToken]) -> str:
 
 
 def match_brackets(found: Sequence[ExpressionToken]) -> dict[int, int]:
-    """From each bracket to the one it belongs to. Errors: BadExpression when they do not match or go too deep."""
+    """Map each bracket to the one it belongs to. Errors: BadExpression when they do not match or go too deep."""
     opened: list[int] = []
     matched: dict[int, int] = {}
     for index, word in enumerate(found):
@@ -160,24 +160,24 @@ def match_brackets(found: Sequence[ExpressionToken]) -> dict[int, int]:
 
 
 def unquote_text(text: str) -> str | None:
-    """What a quoted text says; None when it has escapes."""
+    """Return what a quoted text says; None when it has escapes."""
     raw = text[0] in "rR"
     inner = text[2:-1] if raw else text[1:-1]
     return inner if raw or "\\" not in inner else None
 
 
 def is_member(found: Sequence[ExpressionToken], index: int) -> bool:
-    """Whether a name comes after a dot."""
+    """Tell whether a name comes after a dot."""
     return index > 0 and found[index - 1].text == "." and found[index - 1].kind == "sign"
 
 
 def is_called(found: Sequence[ExpressionToken], index: int) -> bool:
-    """Whether a name comes before a round bracket, and is not the `in` of `x in (a + b)`."""
+    """Tell whether a name comes before a round bracket, and is not the `in` of `x in (a + b)`."""
     return index + 1 < len(found) and found[index + 1].text == "(" and found[index].text != "in"
 
 
 def read_path(found: Sequence[ExpressionToken], index: int) -> tuple[ValuePath, int]:
-    """The longest path that begins with the name at `index`, and the index after it: `steps["a"].outputs[2]`."""
+    """Return the longest path from the name at `index`, and the index after it: `steps["a"].outputs[2]`."""
     keys: list[str | int] = [found[index].text]
     at = index + 1
     while at + 1 < len(found):
@@ -200,7 +200,7 @@ def read_path(found: Sequence[ExpressionToken], index: int) -> tuple[ValuePath, 
 
 
 def find_loops(found: Sequence[ExpressionToken], matched: dict[int, int]) -> list[LoopMacro]:
-    """The macros in the order of their names. Errors: BadExpression for one within another."""
+    """Return the macros in the order in which they are named. Errors: BadExpression for one within another."""
     made: list[LoopMacro] = []
     for index, word in enumerate(found):
         if (
@@ -232,7 +232,7 @@ def find_loops(found: Sequence[ExpressionToken], matched: dict[int, int]) -> lis
 
 
 def _start(found: Sequence[ExpressionToken], matched: dict[int, int], at: int) -> int:
-    """Where the value that ends at `at` begins."""
+    """Return the index where the value that ends at `at` begins."""
     while at >= 0:
         word = found[at]
         if word.kind == "sign":
@@ -255,7 +255,7 @@ def _start(found: Sequence[ExpressionToken], matched: dict[int, int], at: int) -
 def find_references(
     found: Sequence[ExpressionToken], matched: dict[int, int], made: Sequence[LoopMacro]
 ) -> ExpressionReferences:
-    """What the words use. Errors: BadExpression naming what may not be there."""
+    """Return what the words use. Errors: BadExpression naming what may not be there."""
     steps: set[str] = set()
     names: set[str] = set()
     inputs: set[str] = set()
@@ -292,7 +292,7 @@ def find_references(
 
 
 def is_index(found: Sequence[ExpressionToken], index: int) -> bool:
-    """Whether a word is all that stands between square brackets after a value."""
+    """Tell whether a word is all that stands between square brackets after a value."""
     return (
         1 < index < len(found) - 1
         and found[index - 1].text == "["
@@ -326,7 +326,7 @@ def _call(found: Sequence[ExpressionToken], matched: dict[int, int], index: int)
 
 
 def explain_parse_error(text: str) -> str:
-    """A sentence from what CEL's parser says: `ERROR: <input>:1:4: Syntax error: … expecting {…}`."""
+    """Return a sentence from what CEL's parser says: `ERROR: <input>:1:4: Syntax error: … expecting {…}`."""
     match = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", text)
     if match is None:
         return "It cannot be read."
@@ -338,7 +338,7 @@ def explain_parse_error(text: str) -> str:
 
 
 def describe_kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Return what a JSON value is, in words."""
     if value is None:
         return "null"
     for kind, told in ((bool, "true or false"), (str, "text"), (list, "a list"), (dict, "an object")):
