@@ -1,4 +1,4 @@
-"""Everything outside, on one page: what the domain and the workers ask of infrastructure.
+"""Define what the domain and the workers ask of infrastructure, on one page.
 
 `Store` begins transactions, `Tx` is one of them with a repository per capability, `Queue` rings
 workers, `Blobs` holds bytes, `Sandbox` runs untrusted code, `Llm` calls language models, `Prices` knows
@@ -49,7 +49,7 @@ Clock = Callable[[], datetime]
 
 
 class Tx(Protocol):
-    """One open transaction, bound to one tenant. Committed when its block ends without an error."""
+    """Represent one open transaction, bound to one tenant. It is committed when its block ends without an error."""
 
     now: datetime
     accounts: Accounts
@@ -84,7 +84,7 @@ class Tx(Protocol):
     retention: RetentionRepository
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
-        """What is done within is undone, rings included, if it raises."""
+        """Undo what is done within, rings included, if it raises."""
         ...
 
     def ring_job(self, job: Job) -> None:
@@ -92,7 +92,7 @@ class Tx(Protocol):
         ...
 
     def announce_status(self, row_id: str, status: str) -> None:
-        """Wake whoever waits for this row, which has this status now, once the transaction has committed."""
+        """Wake the tasks that wait for this row, which has this status now, once the transaction has committed."""
         ...
 
 
@@ -138,7 +138,7 @@ class Store(Protocol):
 
 
 class Queue(Protocol):
-    """The doorbell. Losing every ring loses nothing: upkeep derives them again from rows."""
+    """Ring workers, like a doorbell. Losing every ring loses nothing: upkeep derives them again from rows."""
 
     async def ring_jobs(self, jobs: Sequence[Job], changes: Sequence[RowChange] = ()) -> None:
         """Ring for jobs and wake waiters. Never raises and never waits long: rings may be lost."""
@@ -150,7 +150,7 @@ class Queue(Protocol):
 
 
 class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One stored object: its key, its size in bytes and when it was written."""
+    """Describe one stored object: its key, its size in bytes and when it was written."""
 
     key: str
     size: int
@@ -158,7 +158,7 @@ class BlobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Blobs(Protocol):
-    """Object storage: R2 or any S3. Errors: `storage_unavailable` when it cannot be reached."""
+    """Store objects, in R2 or any S3. Errors: `storage_unavailable` when it cannot be reached."""
 
     async def write_object(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a stream under `key`, whole or not at all, holding one part in memory. Returns bytes stored."""
@@ -166,7 +166,7 @@ class Blobs(Protocol):
 
     async def upload_file(self, key: str, path: Path) -> None: ...
     async def read_object(self, key: str) -> AsyncIterator[bytes]:
-        """The bytes of an object in chunks. Errors: `not_found`."""
+        """Return the bytes of an object in chunks. Errors: `not_found`."""
         ...
 
     async def download_file(self, key: str, path: Path) -> None:
@@ -180,7 +180,7 @@ class Blobs(Protocol):
         ...
 
     async def check_connection(self) -> None:
-        """One cheap round trip, for health."""
+        """Make one cheap round trip, for health."""
         ...
 
 
@@ -192,10 +192,11 @@ GatewayServer = Callable[[socket.socket], AbstractAsyncContextManager[None]]
 
 
 class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """Untrusted code, ready to run: the folder of one version, its environment if any, and limits.
+    """Describe untrusted code that is ready to run: the folder of one version, its environment if any, and limits.
 
     `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree. With a `gateway` it finds
-    `OPENAI_BASE_URL` in its environment, a listener of its own network; whoever runs it serves on that.
+    `OPENAI_BASE_URL` in its environment, a listener of its own network;
+    the process that runs the program serves on that.
     """
 
     code: Path
@@ -207,7 +208,7 @@ class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a program left behind. `output` is valid JSON when `error_type` is None.
+    """Hold what a program left behind. `output` is valid JSON when `error_type` is None.
 
     `error_type` is an exception's class name for errors of the program itself, and one of
     `timeout out_of_memory crashed result_not_json result_too_large invalid_entrypoint
@@ -221,7 +222,7 @@ class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an archive may hold: entries in all, folders deep, bytes per file and in total.
+    """Limit what an archive may hold: entries in all, folders deep, bytes per file and in total.
 
     `skip_litter` leaves out what systems put beside people's files (`._*`, `__MACOSX`, `Thumbs.db`).
     """
@@ -234,7 +235,7 @@ class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnpackedArchive(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out of an archive, or why nothing did. `root` is the folder inside it that holds the manifest.
+    """Describe what came out of an archive, or why nothing did. `root` is the folder in it that holds the manifest.
 
     Where there is no manifest, `top` are the names at the top, folders with a slash behind, and `nested` the
     manifests in those folders. `left_out` lie beside the folder `root`, and `backslashes` are names that hold any.
@@ -255,14 +256,17 @@ class UnpackedArchive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether this host can isolate code, and if not what to change."""
+    """Tell whether this host can isolate code, and if not what to change."""
 
     available: bool
     reason: str = ""
 
 
 class SandboxLost(Exception):
-    """A sandbox ended through no fault of its program, which may have begun. Its run counts as an attempt."""
+    """Report a sandbox that ended through no fault of its program, which may have begun.
+
+    Its run counts as an attempt.
+    """
 
 
 class Sandbox(Protocol):
@@ -299,20 +303,23 @@ class Sandbox(Protocol):
 
 
 class Llm(Protocol):
-    """Calls language models, whatever their provider. Nothing is tried twice here."""
+    """Call language models, of any provider. Nothing is tried twice here."""
 
     def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
-        """The parts of an answer as they come; the last one is its `Reply`.
+        """Yield the parts of an answer as they come; the last one is its `Reply`.
 
-        Closing the generator, or cancelling whoever waits for it, ends the provider's connection at once.
+        Closing the generator, or cancelling the task that waits for it, ends the provider's connection at once.
         Errors: `domain.llms.messages.ModelError`.
         """
         ...
 
 
 class Prices(Protocol):
-    """What calls of models cost."""
+    """Calculate what calls of models cost."""
 
     def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
-        """US dollars for one call, or None when nobody told what this model costs. The target's own price wins."""
+        """Return the US dollars for one call, or None when the price of this model is unknown.
+
+        The target's own price wins.
+        """
         ...

@@ -1,4 +1,4 @@
-"""What is waiting and running, per lane; and the rows upkeep looks for, across tenants.
+"""Define what is waiting and running, per lane; and the rows upkeep looks for, across tenants.
 
 Upkeep sees ids, tenants and times alone, through views that hold nothing a tenant wrote.
 """
@@ -16,7 +16,7 @@ WORKER_TIMEOUT: Final = timedelta(seconds=20)
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One lane. `oldest_seconds` is how long the oldest waiting row has waited, `failed` counts the last day."""
+    """Count one lane. `oldest_seconds` is how long the oldest waiting row has waited, `failed` counts the last day."""
 
     lane: Lane
     depth: int
@@ -26,7 +26,7 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker process, by its last sign of life.
+    """Describe a worker process, by its last sign of life.
 
     `busy` of its `slots` have work; `warm` and `blank` sandboxes wait for some. `problem` says why it
     cannot run code, if it cannot. It serves its health and metrics on `metrics_port`, if on any.
@@ -49,14 +49,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
 def choose_gauge_exporter(workers: Iterable[WorkerInfo]) -> WorkerInfo | None:
     """Return the one process that exports what is counted in the database: the oldest upkeep that serves metrics.
 
-    Whoever sees the same signs of life comes to the same one.
+    Processes that see the same signs of life choose the same one.
     """
     serving = [worker for worker in workers if worker.lane == "upkeep" and worker.metrics_port is not None]
     return min(serving, key=lambda worker: (worker.started_at, worker.id), default=None)
 
 
 class ExpiredLease(msgspec.Struct, frozen=True, kw_only=True):
-    """A row whose lease ran out."""
+    """Identify a row whose lease ran out."""
 
     lane: Lane
     row_id: str
@@ -64,14 +64,14 @@ class ExpiredLease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueuedBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """The row of a lane that is next."""
+    """Identify the version that is built next."""
 
     row_id: str
     tenant_id: str
 
 
 class WorkQueues(Protocol):
-    """Rows of all tenants that need a worker."""
+    """Find rows of all tenants that need a worker, and extend their leases."""
 
     async def list_stats(self, now: datetime, tenant_id: str | None = None) -> list[QueueStats]:
         """Return one entry per lane: for one tenant, or for all."""
@@ -103,7 +103,7 @@ class WorkQueues(Protocol):
 
 
 class Workers(Protocol):
-    """Worker processes, by their last heartbeat."""
+    """Keep worker processes, by their last heartbeat."""
 
     async def list_alive(self, since: datetime) -> list[WorkerInfo]: ...
     async def save(self, worker: WorkerInfo) -> None: ...

@@ -1,7 +1,7 @@
-"""What grows for ever, and for how long it is kept. `docs/operations.md` has the table of all of it.
+"""Define how long data that would grow without limit is kept. `docs/operations.md` has the table of all of it.
 
-What a tenant made is kept for as many days as the tenant says, or the installation. What serves nothing after some
-time goes by itself.
+Data that a tenant made is kept for as many days as the tenant sets, or else the installation. Data that serves
+nothing after some time is removed automatically.
 """
 
 from datetime import datetime, timedelta
@@ -75,7 +75,7 @@ class StorageReferences(Protocol):
 
 
 class RecordPartitions(Protocol):
-    """Monthly partitions of the record tables."""
+    """Create and drop monthly partitions of the record tables."""
 
     async def create_partitions(self, now: datetime, ahead: int) -> int:
         """Create the partitions of this month and `ahead` more. Returns how many were missing."""
