@@ -1,1 +1,1 @@
-"""What is true of accounts, agents and executions, with no knowledge of HTTP, SQL or Redis."""
+"""Define the rules of accounts, agents and executions, with no knowledge of HTTP, SQL or Redis."""

@@ -72,7 +72,7 @@ class CrewDocument(msgspec.Struct, Generic[T], kw_only=True):
     problems: list[CrewProblem] = []
 
     def locate_problem(self, path: str, message: str) -> CrewProblem:
-        """Return a problem at a path in the document, such as `write.agent`, with its line."""
+        """Return a problem at a path in the document, like `write.agent`, with its line."""
         field = f"{self.field}.{path}" if path else self.field
         return CrewProblem(field=field, message=message, line=find_line(self.lines, path))
 

@@ -1,1 +1,1 @@
-"""The ground that every capability stands on: ids, errors, pages, times, names, and parsing of untrusted input."""
+"""Provide what every capability builds on: ids, errors, pages, times, names, and parsing of untrusted input."""

@@ -93,7 +93,7 @@ def _walk_value(value: Any, kind: Any, within: str, strict: bool) -> Iterator[Fi
 
 def _walk_field(value: Any, field: msgspec.structs.FieldInfo, path: str, strict: bool) -> Iterator[FieldError]:
     field_errors = list(_check_value(value, field.type, path, strict))
-    # An error of the field itself, such as its length, goes before those of the values in it.
+    # An error of the field itself, for example its length, goes before those of the values in it.
     if field_errors and field_errors[0].field != path:
         for part_path, part, kind in _iterate_parts(value, field.type):
             for error in _walk_value(part, kind, f"{path}{part_path}", strict):

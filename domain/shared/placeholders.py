@@ -4,7 +4,7 @@ One grammar for all texts of agents, crews, tasks and templates:
 - A name begins with a letter of any script or `_`, and goes on with letters, digits, `_` and `-`: `{target-audience}`.
 - `\{name}` is the text `{name}`. Backslashes count in pairs there: `\\{name}` is one backslash and the value.
 - `{{name}}` and `${name}` belong to other tools (Jinja, Langfuse, shells), and stay as they are.
-- Other texts in braces, such as JSON, are no placeholders.
+- Other texts in braces, for example JSON, are no placeholders.
 """
 
 import re

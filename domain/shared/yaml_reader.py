@@ -43,7 +43,7 @@ class DuplicateKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class YamlDocument(msgspec.Struct, kw_only=True):
-    """Hold a value, and the line (from 1) of each place in it, such as `steps[2].agent`. The whole is at ``""``.
+    """Hold a value, and the line (from 1) of each place in it, like `steps[2].agent`. The whole is at ``""``.
 
     The value of a duplicate key is left out. `float_texts` holds the source text of numbers with a fraction: `3.10`.
     """
