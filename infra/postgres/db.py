@@ -1,4 +1,4 @@
-"""The engine, the base of row classes, and the two column types every table uses."""
+"""Create the engine, and define the base of row classes and the two column types every table uses."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class Base(DeclarativeBase):
-    """Row classes: columns only. They never leave this folder."""
+    """Provide the base of row classes, which have columns only. They never leave this folder."""
 
 
 class Id(types.TypeDecorator[str]):
-    """A TypeID in Python, a `uuid` in Postgres. Text that is no such TypeID finds nothing and is never stored."""
+    """Map a TypeID in Python to a `uuid` in Postgres. Text that is no such TypeID finds nothing and is never stored."""
 
     impl = postgresql.UUID(as_uuid=True)
     cache_ok = True
@@ -45,12 +45,12 @@ class Id(types.TypeDecorator[str]):
 
 
 def json_column() -> types.TypeEngine[Any]:
-    """`json`, not `jsonb`: what a caller sent comes back as it was sent, U+0000 included."""
+    """Return the type `json`, not `jsonb`: what a caller sent comes back as it was sent, U+0000 included."""
     return postgresql.JSON(none_as_null=True)
 
 
 def timestamp() -> types.TypeEngine[Any]:
-    """`timestamptz`."""
+    """Return the type `timestamptz`."""
     return types.DateTime(timezone=True)
 
 
@@ -60,7 +60,7 @@ def _list_fields(kind: Any) -> tuple[str, ...]:
 
 
 def struct_from_row(row: Row[Any] | Mapping[str, Any], kind: type[T]) -> T:
-    """A row as a domain Struct, column names being field names; columns without a field are left out."""
+    """Return a row as a domain Struct. Column names are field names; columns without a field are left out."""
     mapping = row._mapping if isinstance(row, Row) else row
     return msgspec.convert({name: mapping[name] for name in _list_fields(cast(Any, kind)) if name in mapping}, kind)
 
@@ -70,7 +70,7 @@ _QUOTED_NAMES = {"verbose": '"verbose"'}
 
 
 class RowMapper(Generic[T]):
-    """How rows of a table become Structs on hot paths, where statements go to asyncpg as they are."""
+    """Turn rows of a table into Structs on hot paths, where statements go to asyncpg as they are."""
 
     def __init__(self, row_class: type[Base], kind: type[T]) -> None:
         fields, table = set(_list_fields(cast(Any, kind))), row_class.__table__
@@ -79,7 +79,7 @@ class RowMapper(Generic[T]):
         self.columns = ", ".join(_QUOTED_NAMES.get(name, name) for name, _ in self._readers)
 
     def to_struct(self, record: asyncpg.Record) -> T:
-        """A record of asyncpg that has `columns`, as a Struct."""
+        """Return a record of asyncpg that has `columns`, as a Struct."""
         return self._kind(**{name: read(record[name]) if read else record[name] for name, read in self._readers})
 
 
@@ -92,21 +92,21 @@ def _find_reader(kind: types.TypeEngine[Any]) -> Callable[[Any], Any] | None:
 
 
 def encode_json_text(value: Any) -> str | None:
-    """A value as a parameter that is cast to json."""
+    """Return a value as a parameter that is cast to json."""
     return None if value is None else msgspec.json.encode(value).decode()
 
 
 def replace_unstorable_text(text: str | None) -> str | None:
-    """Text that a column of text can hold: without U+0000 and halves of surrogate pairs."""
+    """Return text that a column of text can hold: without U+0000 and halves of surrogate pairs."""
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 
 
 def create_engine(url: str, *, pool_size: int, application: str, as_owner: bool = False) -> AsyncEngine:
-    """An engine on `url` (`postgresql://user:password@host:port/name`).
+    """Return an engine on `url` (`postgresql://user:password@host:port/name`).
 
-    Every transaction takes on `APP_ROLE`, which cannot bypass row-level security, whoever logs in and whatever
-    pooler is in between; only migrations connect `as_owner`. Transactions begin and end by statements of `store`,
-    in one round trip with what binds their tenant, so SQLAlchemy is told to send none of its own.
+    Every transaction takes on `APP_ROLE`, which cannot bypass row-level security, with any login and any pooler
+    in between; only migrations connect `as_owner`. Transactions begin and end by statements of `store`,
+    in one round trip with what binds their tenant, so SQLAlchemy is set to send none of its own.
     Connecting raises `UnsafeSession` where that role cannot be had.
     """
     scheme, _, rest = url.partition("://")

@@ -1,4 +1,4 @@
-"""Bring the database to the newest schema, once, however many processes ask at the same time."""
+"""Migrate the database to the newest schema, once, however many processes ask at the same time."""
 
 from pathlib import Path
 from typing import Final

@@ -1,4 +1,4 @@
-"""What passes by itself, or with an operator's hand: from the database's words to an outage with a name."""
+"""Translate errors of the database into named outages, which end by themselves or need an operator's help."""
 
 from typing import Final
 
@@ -60,7 +60,7 @@ def find_outage(error: BaseException) -> DomainError | None:
 
 
 def _list_causes(error: BaseException) -> list[BaseException]:
-    """The error, and what SQLAlchemy has wrapped in it."""
+    """Return the error, and the errors that SQLAlchemy has wrapped in it."""
     result = [error]
     if isinstance(error, exc.DBAPIError) and error.orig is not None:
         result.append(error.orig)

@@ -1,4 +1,4 @@
-"""What a session of the database may do: nothing past row-level security, whoever logs in, through whatever pooler."""
+"""Check that a session of the database cannot bypass row-level security, with any login and through any pooler."""
 
 from typing import Any, Final, cast
 
@@ -27,11 +27,11 @@ _SESSION_SQL: Final = """
 
 
 class UnsafeSession(Exception):
-    """The session could read past row-level security. The message says why and what to do."""
+    """Report a session that could read past row-level security. The message says why and what to do."""
 
 
 class SessionStart(msgspec.Struct, frozen=True, kw_only=True):
-    """How transactions begin on a connection.
+    """Describe how transactions begin on a connection.
 
     `opening` is the text before what binds the tenant. A statement by itself needs none where the login is
     the application's own role and nothing stands between us and the server.
@@ -47,7 +47,7 @@ def get_session_start(connection: AsyncConnection) -> SessionStart:
 
 
 def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
-    """See to it that each connection of the engine is looked at when it is made.
+    """Inspect each connection of the engine when it is made.
 
     Connecting raises `UnsafeSession` where the application's role cannot be taken on, or could bypass
     row-level security. Only connections for migrations are `as_owner` and take on no role.
@@ -103,7 +103,7 @@ async def _inspect_session(raw: "asyncpg.Connection[asyncpg.Record]", info: dict
         ) from error
     result = await check_session(raw)
     await raw.execute("COMMIT")
-    # A pooler makes up the number that a client is told, since the sessions behind it change.
+    # A pooler makes up the process id that a client receives, since the sessions behind it change.
     direct = bool(result["pid"] == raw.get_server_pid())
     # Compiling a statement takes longer than any of ours runs.
     if direct:

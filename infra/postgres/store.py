@@ -1,4 +1,4 @@
-"""Transactions: bound to one tenant when they begin, ringing for jobs once they have committed."""
+"""Begin transactions, each bound to one tenant, and ring for jobs once they have committed."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ from infra.postgres.workspaces import PostgresWorkspaces
 
 T = TypeVar("T")
 
-# More than a full disk takes, on nobody's account.
+# More than a full disk takes, counted for no tenant.
 _FILL_DISK_SQL: Final = """
     CREATE TEMPORARY TABLE paddock_room (filling text) ON COMMIT DROP;
     INSERT INTO paddock_room SELECT md5(n::text) FROM generate_series(1, 20000) AS n
@@ -84,7 +84,7 @@ _FILL_DISK_SQL: Final = """
 
 
 class PostgresTx:
-    """One open transaction: a repository per capability on one connection."""
+    """Represent one open transaction: a repository per capability on one connection."""
 
     def __init__(self, connection: TxConnection, now: datetime) -> None:
         self.now = now
@@ -124,7 +124,7 @@ class PostgresTx:
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
-        """What is done within is undone, rings included, if it raises."""
+        """Undo what is done within, rings included, if it raises."""
         rings, changes = len(self.rings), len(self.changes)
         await self._raw.execute("SAVEPOINT here")
         try:
@@ -136,7 +136,7 @@ class PostgresTx:
         await self._raw.execute("RELEASE SAVEPOINT here")
 
     async def check_writable(self, writing: bool) -> None:
-        """See that row-level security holds this transaction, and that it may write. Errors: `UnsafeSession`."""
+        """Check that row-level security applies to this transaction, and that it may write. Errors: `UnsafeSession`."""
         await check_session(self._raw)
         if await self._raw.fetchval("SELECT current_setting('transaction_read_only')") == "on":
             raise asyncpg.ReadOnlySQLTransactionError("read-only")
@@ -157,7 +157,7 @@ class PostgresStore:
     """Begins transactions. Errors: `unavailable` while the database cannot be reached."""
 
     def __init__(self, engine: AsyncEngine, queue: Queue, clock: Clock, disk: Path | None = None) -> None:
-        """`disk` is where the database lies, if that is known here."""
+        """Take as `disk` the folder of the database, if it is known here."""
         self._engine = engine
         self._queue = queue
         self._clock = clock
@@ -166,11 +166,11 @@ class PostgresStore:
         self._was_full = False
 
     def transaction(self, caller: Caller) -> AbstractAsyncContextManager[Tx]:
-        """For a caller: sees and writes its tenant's rows alone."""
+        """Begin a transaction for a caller, which sees and writes its tenant's rows alone."""
         return self._begin(caller.tenant_id)
 
     def tenant_transaction(self, tenant_id: str) -> AbstractAsyncContextManager[Tx]:
-        """For work on a tenant's behalf without a caller."""
+        """Begin a transaction for work on a tenant's behalf without a caller."""
         return self._begin(tenant_id)
 
     def system_transaction(self) -> AbstractAsyncContextManager[Tx]:
@@ -178,7 +178,10 @@ class PostgresStore:
         return self._begin("")
 
     def autocommit(self) -> AbstractAsyncContextManager[Tx]:
-        """For one statement, which is a transaction by itself. Sees no tenant's rows but through narrow functions."""
+        """Prepare for one statement, which is a transaction by itself.
+
+        It sees no tenant's rows but through narrow functions.
+        """
         return self._begin(None)
 
     async def run(
@@ -202,9 +205,10 @@ class PostgresStore:
         return await retry_through_outage(run_once, max_seconds) if retry else await run_once()
 
     async def check_health(self) -> None:
-        """See that transactions are held by row-level security and may write. Errors: an outage, `database_unsafe`.
+        """Check that row-level security applies to transactions and that they may write.
 
-        While the disk was full when this process wrote last, more is written than a full one takes.
+        If the disk was full when this process wrote last, the check writes more than a full one takes.
+        Errors: an outage, `database_unsafe`.
         """
         async with self._begin("") as tx:
             await cast(PostgresTx, tx).check_writable(writing=self._was_full)
@@ -266,7 +270,7 @@ class PostgresStore:
 
 
 def _quote_text(text: str) -> str:
-    """A string constant (PostgreSQL 4.1.2.1): quotes doubled, backslashes mean nothing."""
+    """Return a string constant (PostgreSQL 4.1.2.1): quotes doubled, backslashes mean nothing."""
     return "'" + text.replace("\0", "\ufffd").replace("'", "''") + "'"
 
 
@@ -275,7 +279,7 @@ async def _close_connection(connection: AsyncConnection, raw: AsyncpgConnection)
         try:
             await raw.execute("ROLLBACK", timeout=5)
         except Exception:
-            # Whatever is wrong with it: it is not used again, and hides no error that came before.
+            # The connection is not used again, and this error hides none that came before.
             await connection.invalidate()
     await connection.close()
 

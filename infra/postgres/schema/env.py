@@ -1,4 +1,4 @@
-"""Alembic's entry point; `infra.postgres.migrate` sets the connection."""
+"""Run migrations, as Alembic's entry point; `infra.postgres.migrate` sets the connection."""
 
 from alembic import context
 
