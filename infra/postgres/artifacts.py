@@ -1,4 +1,4 @@
-"""Artifacts in Postgres. Every change writes its deltas in the same statement."""
+"""Store artifacts in Postgres. Every change writes its deltas in the same statement."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from infra.postgres.record_measures import ARTIFACT_MEASURES
 from infra.postgres.records import RecordPages
 from infra.postgres.steps import StepRow
 
-# A deleted artifact's object is deleted once more when whoever may have been writing it has given up.
+# A deleted artifact's object is deleted once more when a process that may have been writing it has given up.
 SECOND_DELETION_DELAY: Final = timedelta(minutes=2)
 
 
@@ -180,7 +180,7 @@ def _read_ended(record: Any, calls: Mapping[str, list[RunStep]]) -> UnrecordedEx
 
 
 def get_body_key(metadata: ArtifactMetadata) -> str:
-    """Where an artifact's body lies in object storage."""
+    """Return the key of an artifact's body in object storage."""
     return format_artifact_key(metadata.tenant_id, metadata.received_at, metadata.id)
 
 

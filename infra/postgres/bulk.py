@@ -1,4 +1,4 @@
-"""Many Structs in one statement: a parameter per column, holding the values of all rows."""
+"""Write many Structs in one statement: a parameter per column, holding the values of all rows."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -25,7 +25,7 @@ _SQL_TYPES: dict[type[TypeEngine[Any]], str] = {
 
 
 class BulkColumns(Generic[T]):
-    """How Structs become rows of a table. `names` are the columns, each an attribute of the Struct."""
+    """Turn Structs into rows of a table. `names` are the columns, each an attribute of the Struct."""
 
     def __init__(self, row_class: type[Base], names: Sequence[str]) -> None:
         columns = row_class.__table__.columns
@@ -38,7 +38,7 @@ class BulkColumns(Generic[T]):
         self._writers = [(name, write) for name, (_, _, write) in zip(names, kinds, strict=True)]
 
     def collect_parameters(self, rows: Sequence[T]) -> list[list[Any]]:
-        """The parameters."""
+        """Return the parameters of a statement: for each column, the values of all rows."""
         return [_encode_column([getattr(row, name) for row in rows], write) for name, write in self._writers]
 
 
@@ -50,7 +50,7 @@ def _encode_column(values: list[Any], write: Callable[[Any], Any] | None) -> lis
 
 
 def _describe_type(kind: TypeEngine[Any]) -> tuple[str, str, Callable[[Any], Any] | None]:
-    """The type of a parameter's elements, what turns one into the column, and what turns a value into one."""
+    """Return the type of a parameter's elements, what turns one into the column, and what turns a value into one."""
     if isinstance(kind, Id):
         prefix = kind.prefix
         return "uuid", "{}", lambda value: None if value is None else ids.decode_id(prefix, value)

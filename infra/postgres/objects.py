@@ -1,4 +1,4 @@
-"""What rows point to in object storage, for those who copy both."""
+"""List the objects in object storage that rows refer to, for tools that copy rows and objects."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime

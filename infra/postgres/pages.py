@@ -1,4 +1,4 @@
-"""One page of a query, and how many rows there are in all: two statements, whatever the page."""
+"""Fetch one page of a query, and count all its rows: at most two statements for any page."""
 
 from typing import Any, TypeVar
 

@@ -1,4 +1,4 @@
-"""What statistics know of each kind of record, and the SQL that makes sums of records.
+"""Define what statistics know of each kind of record, and build the SQL that makes sums of records.
 
 One place says how a record counts, so that adding, changing and deleting it, and reading it for the part of
 an hour, cannot disagree. Measures are whole numbers (fractions are scaled), so that sums are exact in any order.
@@ -21,11 +21,11 @@ _ID_PREFIXES: Final = {"execution_id": "exec", "agent_id": "agent", "key_id": "k
 
 
 class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
-    """How records of a kind count.
+    """Define how records of a kind count.
 
     `dims` are SQL expressions of type text, `measures` of type bigint (null counts as 0), `value` is what
-    quantiles are taken of. `members` names those dims that hold a JSON list. `rows` are conditions on records, with
-    `{}` for the parameter, where they are not just a dim's equality.
+    quantiles are taken of. `list_dims` names those dims that hold a JSON list. `record_conditions` are conditions on
+    records, with `{}` for the parameter, where they are not just a dim's equality.
     """
 
     kind: RecordKind
@@ -45,7 +45,7 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         return ["count", *self.measures]
 
     def build_sums_query(self, source: str) -> str:
-        """A query for `hour, dims, measures, bins` of the rows of `source`, which has a `sign` (1 or -1) for each."""
+        """Return a query for `hour, dims, measures, bins` of the rows of `source`, each with a `sign` (1 or -1)."""
         inner = ", ".join(f"sum(sign * coalesce({sql}, 0)) AS m{n}" for n, sql in enumerate(self.measures.values(), 1))
         outer = ", ".join(f"sum(m{n})" for n in range(len(self.measure_names)))
         dims = ", ".join(self.dims.values())
@@ -59,7 +59,7 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def build_delta_insert(self, source: str) -> str:
-        """An INSERT of the deltas that the rows of `source` make, for use as the last part of a statement."""
+        """Return an INSERT of the deltas that the rows of `source` make, for use as the last part of a statement."""
         return (
             "INSERT INTO stat_deltas (tenant_id, kind, hour, dims, measures, bins) "
             f"SELECT current_setting('paddock.tenant_id'), '{self.kind}', hour, dims, measures, bins "
@@ -67,7 +67,7 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def build_dims_filter(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
-        """Conditions on the array `dims`, with parameters from `$place` on, and the parameters."""
+        """Return conditions on the array `dims`, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()
         for number, name in enumerate(self.dims, 1):
             if wanted.get(name) is not None:
@@ -78,7 +78,7 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         return "".join(f" AND {condition}" for condition in conditions), values
 
     def build_record_filter(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
-        """Conditions on records, dims among them, with parameters from `$place` on, and the parameters."""
+        """Return conditions on records, dims among them, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()
         for name, value in wanted.items():
             if value is None:
@@ -94,17 +94,17 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
         return "".join(f" AND {condition}" for condition in conditions), values
 
     def needs_records(self, wanted: dict[str, Any]) -> bool:
-        """Whether only the records themselves can answer."""
+        """Tell whether only the records themselves can answer."""
         return any(value is not None and name not in self.dims for name, value in wanted.items())
 
 
 def _decode_value(name: str, value: Any) -> Any:
-    """A value as columns have it. Nothing has the id zero: an id that is none finds nothing."""
+    """Return a value as columns have it. Text that is no id becomes the id zero, which no row has."""
     return (ids.decode_id(_ID_PREFIXES[name], value) or UUID(int=0)) if name in _ID_PREFIXES else value
 
 
 def scale_to_billionths(column: str) -> str:
-    """A fraction as a whole number of billionths."""
+    """Return SQL that turns a column of fractions into whole numbers of billionths."""
     return f"({column} * {NANOS_PER_UNIT})::bigint"
 
 

@@ -18,13 +18,13 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 
 
 class RecordPages:
-    """The records of one kind, newest first by `created_at`."""
+    """List the records of one kind, newest first by `created_at`."""
 
     def __init__(self, connection: TxConnection, measures: RecordMeasures, prefix: str) -> None:
         self._connection, self._measures, self._prefix = connection, measures, prefix
 
     async def list_page(self, shape: RowMapper[T], question: StatsQuery, page: Page) -> Listing[T]:
-        """A page. `total` is exact where statistics can tell it, else it stops at `COUNT_BOUND`."""
+        """Return a page. `total` is exact where statistics can tell it, else it stops at `MAX_COUNTED_ROWS`."""
         where, values = self._build_filter(question)
         # What is skipped is skipped in the index alone; only the rows of the page are fetched.
         query = (
@@ -47,9 +47,9 @@ class RecordPages:
     async def list_after(
         self, shape: RowMapper[T], question: StatsQuery, place: tuple[datetime, str] | None, limit: int
     ) -> list[T]:
-        """The next records after the one at `place`, which need not be there any more: one at least, if there is any.
+        """Return the next records after the one at `place`, which need not exist any more.
 
-        Up to `limit` of them, and of `MAX_PAGE_BYTES` but for the last.
+        At least one if there is any, up to `limit` of them, and of `MAX_PAGE_BYTES` but for the last.
         """
         where, values = self._build_filter(question)
         if place is not None:
@@ -66,7 +66,7 @@ class RecordPages:
         return [shape.to_struct(record) for record in await self._connection.fetch(query, *values)]
 
     async def list_ids_before(self, before: datetime, limit: int) -> list[str]:
-        """The ids of the oldest records from before a time."""
+        """Return the ids of the oldest records from before a time."""
         query = (
             f"SELECT id FROM {self._measures.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
             "AND created_at < $1 ORDER BY created_at, id LIMIT $2"

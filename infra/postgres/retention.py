@@ -1,4 +1,4 @@
-"""Removing what is too old, in functions of the owner: the application itself may not delete executions or events."""
+"""Remove what is too old, in functions of the owner: the application itself may not delete executions or events."""
 
 from datetime import datetime
 from uuid import UUID

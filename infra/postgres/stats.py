@@ -1,4 +1,4 @@
-"""Deltas, rollups and the answers made of them. See `domain.stats` for what they are."""
+"""Store deltas and rollups, and read answers from them. See `domain.stats` for what they are."""
 
 import hashlib
 from collections import defaultdict
@@ -189,14 +189,14 @@ class PostgresStats:
 
 
 def _hash_dims(dims: list[str | None]) -> UUID:
-    """A combination of dimensions in sixteen bytes: an index entry must not be as long as names may be."""
+    """Hash a combination of dimensions to 16 bytes: an index entry must not be as long as names may be."""
     return UUID(bytes=hashlib.blake2b(msgspec.json.encode(dims), digest_size=16).digest())
 
 
 def _build_source(
     facts: RecordMeasures, question: StatsQuery, level: TimeBucket | None = None
 ) -> tuple[str, list[Any]]:
-    """What to sum up, as a query for `hour, dims, measures, bins`, and its parameters."""
+    """Return what to sum up, as a query for `hour, dims, measures, bins`, and its parameters."""
     if facts.needs_records(question.filters):
         stretch = cover_period(question.since, question.until)
         parts: tuple[tuple[datetime, datetime], ...] = (

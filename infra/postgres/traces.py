@@ -35,8 +35,10 @@ class TraceExportWantedRow(Base):
 
 
 class TraceExportRow(Base):
-    """Map a row of `trace_exports`: an ended execution whose trace is to be exported at `due_at`, or is "
-    "being exported until then."""
+    """Map a row of `trace_exports`: an ended execution whose trace is to be exported at `due_at`.
+
+    While an exporter holds it, `due_at` is when that claim ends.
+    """
 
     __tablename__ = "trace_exports"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
@@ -46,12 +48,12 @@ class TraceExportRow(Base):
 
 
 def _build_readable_check(column: str) -> str:
-    """Whether texts can be taken out of a column of json: Postgres cannot take out those with U+0000 in them."""
+    """Return SQL for whether texts can be taken out of a column of json: Postgres cannot take out those with U+0000."""
     return rf"position('\u0000' in {column}::text) = 0"
 
 
 def _build_content_column(text: str) -> str:
-    """A text where content is asked for: as much as is shown, and one character more if there is more."""
+    """Return SQL for a text where content is asked for: what is shown, and one character more if there is more."""
     return f"CASE WHEN $3 THEN left({text}, {MAX_CONTENT_BYTES + 1}) END"
 
 
