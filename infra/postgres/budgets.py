@@ -1,7 +1,7 @@
-"""Budgets in Postgres: what they have spent, and what calls under way hold of them. Amounts are nano-dollars.
+"""Store budgets in Postgres: what they have spent, and what calls under way hold of them. Amounts are nano-dollars.
 
-Whoever holds or spends locks the budgets that apply, in the order of their ids, then the execution; whoever locks
-executions alone does so in the order of theirs. So nobody waits in a circle.
+A transaction that holds or spends locks the budgets that apply, in the order of their ids, then the execution; one
+that locks executions alone does so in the order of their ids. So no transactions wait in a circle.
 """
 
 from datetime import datetime
@@ -98,7 +98,7 @@ class PostgresBudgets:
         if row_id is None:
             return None
         if lock:
-            # Apart: whoever waits for a lock reads the rest of the statement as it was before.
+            # By itself: a statement that waits for a lock reads the rest of its rows as they were before.
             await self._connection.execute_sql("SELECT FROM budgets WHERE id = $1 FOR NO KEY UPDATE", row_id)
         record = await self._connection.fetch_row(f"{_SELECT_SQL} WHERE b.id = $2", now, row_id)
         return None if record is None else _read_budget(record)

@@ -1,4 +1,4 @@
-"""Agent versions and their builds in Postgres."""
+"""Store agent versions and their builds in Postgres."""
 
 from datetime import datetime
 from typing import Any
@@ -60,7 +60,7 @@ def _match_attempt(version_id: str, attempt: int) -> tuple[Any, ...]:
 
 
 _ROW_MAPPER = RowMapper(VersionRow, AgentVersion)
-# Of agents that were not deleted: archives whatever came of them, the rest of what is or may become ready.
+# Of agents that were not deleted: archives of every status, the rest of what is or may become ready.
 _STORED_BYTES_SQL = """
     WITH mine AS (
         SELECT v.*, v.status IN ('building', 'ready') AS unpacked

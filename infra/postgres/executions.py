@@ -1,4 +1,4 @@
-"""Executions in Postgres. Every change of state writes its event in the same statement."""
+"""Store executions in Postgres. Every change of state writes its event in the same statement."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -140,7 +140,7 @@ _STORED_COLUMNS = [*(name for name in Execution.__struct_fields__ if hasattr(Exe
 
 
 def _describe_parameter(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
-    """How a value of this type goes to asyncpg: what its parameter is cast to, and what is done to the value."""
+    """Return how a value of this type goes to asyncpg: the cast of its parameter, and what is done to the value."""
     if isinstance(kind, Id):
         prefix = kind.prefix
         return "", lambda value: None if value is None else ids.decode_id(prefix, value)
@@ -155,7 +155,7 @@ def _trim_column(column: Any, name: str) -> Any:
 
 
 def _select_with_events(moved: Update, now: datetime) -> Select[Any]:
-    """The rows an update moved, with a status event written for each in the same statement."""
+    """Select the rows an update moved, with a status event written for each in the same statement."""
     after = moved.values(last_seq=ExecutionRow.last_seq + 1, updated_at=now).returning(*_ALL_COLUMNS).cte("moved")
     data = func.json_build_object(
         *("status", after.c.status, "attempt", after.c.attempt),
@@ -175,7 +175,7 @@ _REFERENCE_PREFIXES = (
 EXECUTION_MAPPER = RowMapper(ExecutionRow, Execution)
 _STORED_AS = [(name, *_describe_parameter(ExecutionRow.__table__.columns[name].type)) for name in _STORED_COLUMNS]
 # Runs in the order of ids, as leases are extended; then plans from the innermost out, as costs are counted and as
-# whoever ends one of them locks what is below it.
+# a transaction that ends one of them locks what is below it.
 _DESCENDANTS_SQL = f"""
     WITH RECURSIVE below AS (
         SELECT e.id, 1 AS deep FROM executions e WHERE e.parent_id = $1
@@ -383,7 +383,7 @@ class PostgresExecutions:
         return await self._release_one(now, ExecutionRow.id == execution_id, ExecutionRow.lease_expires_at < now)
 
     async def _release_one(self, now: datetime, *which: Any) -> Execution | None:
-        """Pending again, or failed when its attempts are used up."""
+        """Set an execution to pending again, or to failed when its attempts are used up."""
         # A claim after an approval, or after a worker was stopped, is none after a loss.
         counted = ExecutionRow.attempt - ExecutionRow.resumes - ExecutionRow.handovers
         used_up = counted >= ExecutionRow.max_attempts

@@ -1,4 +1,4 @@
-"""Plans in Postgres: the plan as it was compiled, a row per step, and what was told of it since it was advanced."""
+"""Store plans in Postgres: the plan as it was compiled, a row per step, and the signals since it was advanced."""
 
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -190,7 +190,7 @@ class PostgresPlans:
         revision = await self._connection.fetch_value(f"{_LOCK_PLAN_SQL} SKIP LOCKED", row_id)
         if revision is None:
             return None
-        # Before anything else is read: what is told from here on is seen by whoever takes it next.
+        # Before anything else is read: a signal from here on is seen by the worker that takes the plan next.
         await self._connection.execute_sql(
             "DELETE FROM plan_signals WHERE execution_id = $1 AND due_at <= $2", row_id, now
         )
