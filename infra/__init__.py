@@ -1,1 +1,1 @@
-"""The outside: databases, object storage, the sandbox, and how they are wired together."""
+"""Connect databases, object storage and the sandbox, and wire them together."""

@@ -1,1 +1,1 @@
-"""Postgres, the truth: one repository per capability, each beside the row class it reads and writes."""
+"""Keep the source of truth in Postgres: one repository per capability, each beside its row class."""

@@ -1,4 +1,4 @@
-"""Users, tenants, invitations and sessions in Postgres."""
+"""Store users, tenants, invitations and sessions in Postgres."""
 
 import contextlib
 from datetime import datetime

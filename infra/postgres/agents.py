@@ -1,4 +1,4 @@
-"""Agents in Postgres."""
+"""Store agents in Postgres."""
 
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal

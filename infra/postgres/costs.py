@@ -1,4 +1,4 @@
-"""Costs in Postgres. Every change writes its deltas in the same statement."""
+"""Store costs in Postgres. Every change writes its deltas in the same statement."""
 
 from datetime import datetime
 from typing import Final

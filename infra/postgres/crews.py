@@ -1,4 +1,4 @@
-"""Crews in Postgres."""
+"""Store crews in Postgres."""
 
 from datetime import datetime
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Evaluations in Postgres. Every change writes its deltas in the same statement."""
+"""Store evaluations in Postgres. Every change writes its deltas in the same statement."""
 
 from datetime import datetime
 from typing import Any, Final

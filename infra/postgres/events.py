@@ -1,4 +1,4 @@
-"""The event log of executions in Postgres.
+"""Store the event log of executions in Postgres.
 
 An execution's row holds the number of its last event; taking numbers locks the row, so numbers
 appear in the order of commits and without gaps.

@@ -1,4 +1,4 @@
-"""First answers by idempotency key in Postgres."""
+"""Store first answers by idempotency key in Postgres."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""API keys in Postgres."""
+"""Store API keys in Postgres."""
 
 from datetime import datetime
 from typing import Any

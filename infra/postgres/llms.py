@@ -1,4 +1,4 @@
-"""The registry of models in Postgres."""
+"""Store the registry of models in Postgres."""
 
 from datetime import datetime
 from typing import Any

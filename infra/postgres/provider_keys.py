@@ -1,4 +1,4 @@
-"""Provider keys in Postgres: sealed texts, which no row class of another file reads."""
+"""Store provider keys in Postgres: sealed texts, which no row class of another file reads."""
 
 from datetime import datetime
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Rows that need a worker, over all tenants, through views that show ids and times alone."""
+"""Find rows that need a worker, over all tenants, through views that show ids and times alone."""
 
 from datetime import datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""The steps of executions in Postgres."""
+"""Store the steps of executions in Postgres."""
 
 from datetime import datetime
 from typing import Any, Final

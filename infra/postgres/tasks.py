@@ -1,4 +1,4 @@
-"""The catalogue of tasks in Postgres."""
+"""Store the catalogue of tasks in Postgres."""
 
 from datetime import datetime
 from typing import Any, Literal

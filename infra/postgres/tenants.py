@@ -1,4 +1,4 @@
-"""The bound tenant in Postgres."""
+"""Read and save the bound tenant in Postgres."""
 
 from sqlalchemy import select, update
 

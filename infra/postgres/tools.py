@@ -1,4 +1,4 @@
-"""Tools in Postgres: the tenant's own, and which of the built-in ones it does without."""
+"""Store tools in Postgres: the tenant's own, and which of the built-in ones it does without."""
 
 from datetime import datetime
 from typing import Any

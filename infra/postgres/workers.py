@@ -1,4 +1,4 @@
-"""Worker processes in Postgres, by their last heartbeat."""
+"""Store worker processes in Postgres, by their last heartbeat."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""Workflows in Postgres."""
+"""Store workflows in Postgres."""
 
 from datetime import datetime
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The files of workspaces in Postgres; their bytes are in object storage."""
+"""Store the list of files of workspaces in Postgres; their bytes are in object storage."""
 
 from datetime import datetime
 from typing import Final
