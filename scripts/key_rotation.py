@@ -18,7 +18,7 @@ class RotationResult(msgspec.Struct, frozen=True, kw_only=True):
     """Count the keys sealed again and those left as they were; list the ids of keys that no encryption key opens."""
 
     resealed: int
-    kept: int
+    unchanged: int
     unreadable: tuple[str, ...]
 
 
@@ -29,7 +29,7 @@ async def rotate_keys(settings: Settings) -> int:
     """
     async with open_resources(settings, "paddock keys") as parts:
         result = await reseal_keys(parts.store, parts.keyring)
-    print(f"keys sealed again: {result.resealed}; already sealed with the first key: {result.kept}")
+    print(f"keys sealed again: {result.resealed}; already sealed with the first key: {result.unchanged}")
     if result.unreadable:
         print(
             f"paddock: {len(result.unreadable)} keys cannot be opened with any of PADDOCK_ENCRYPTION_KEYS and stay as "
@@ -47,8 +47,8 @@ async def reseal_keys(store: Store, keyring: Keyring) -> RotationResult:
         resealed += changed
         if not changed and not missed:
             break
-    kept = max(0, unchanged - resealed + changed)
-    return RotationResult(resealed=resealed, kept=kept, unreadable=tuple(unreadable))
+    unchanged_count = max(0, unchanged - resealed + changed)
+    return RotationResult(resealed=resealed, unchanged=unchanged_count, unreadable=tuple(unreadable))
 
 
 async def _reseal_once(store: Store, keyring: Keyring) -> tuple[int, int, int, list[str]]:

@@ -26,9 +26,9 @@ async def clean_cache(cache: FolderCache, store: Store, unused_seconds: float) -
         lambda: (cache.list_names("bundles"), cache.list_names("environments"))
     )
     async with store.system_transaction() as tx:
-        known = await tx.references.find_versions(versions) if versions else set()
+        known_versions = await tx.references.find_versions(versions) if versions else set()
         claimed = await tx.references.find_environments(environments) if environments else set()
-    gone = [name for name in versions if name not in known]
+    gone = [name for name in versions if name not in known_versions]
     unclaimed = [name for name in environments if name not in claimed]
     removed += await asyncio.to_thread(cache.remove_folders, "bundles", gone, now)
     removed += await asyncio.to_thread(cache.remove_folders, "environments", unclaimed, now - UNCLAIMED_SECONDS)

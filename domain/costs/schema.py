@@ -270,7 +270,7 @@ class Budgets(Protocol):
         ...
 
     async def reserve_amount(
-        self, attribution: CostAttribution, wanted: int, least: int, now: datetime, until: datetime
+        self, attribution: CostAttribution, wanted_nanos: int, least: int, now: datetime, until: datetime
     ) -> tuple[str | None, int] | AppliedLimit:
         """Reserve from `least` to `wanted` of every budget that applies.
 

@@ -51,16 +51,18 @@ async def reserve_budget(
     """
     if wanted_usd <= 0:
         return BudgetReservation(id=None, amount_usd=0.0)
-    wanted, until = ceil_nanos_from_usd(wanted_usd), tx.now + timedelta(seconds=seconds)
-    least = max(1, min(ceil_nanos_from_usd(least_usd), wanted))
-    reserved = await tx.budgets.reserve_amount(attribution, wanted, least, tx.now, until)
+    wanted_nanos, until = ceil_nanos_from_usd(wanted_usd), tx.now + timedelta(seconds=seconds)
+    least = max(1, min(ceil_nanos_from_usd(least_usd), wanted_nanos))
+    reserved = await tx.budgets.reserve_amount(attribution, wanted_nanos, least, tx.now, until)
     if isinstance(reserved, AppliedLimit):
-        left, needed = format_dollars(max(reserved.amount, 0)), format_dollars(wanted, up=True)
+        left, needed = format_dollars(max(reserved.amount, 0)), format_dollars(wanted_nanos, up=True)
         raise DomainError(
             "budget_exceeded", f"{describe_limit(reserved)} has {left} left; this call needs up to {needed}."
         )
     reservation_id, amount = reserved
-    return BudgetReservation(id=reservation_id, amount_usd=wanted_usd if amount == wanted else amount / NANOS_PER_UNIT)
+    return BudgetReservation(
+        id=reservation_id, amount_usd=wanted_usd if amount == wanted_nanos else amount / NANOS_PER_UNIT
+    )
 
 
 async def settle_call(

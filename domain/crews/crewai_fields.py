@@ -6,7 +6,7 @@ from typing import Any, Final
 from domain.shared.placeholders import format_value
 
 # Unsupported fields of CrewAI that have a replacement.
-_REPLACEMENTS: Final = {
+_FIELD_REPLACEMENTS: Final = {
     "max_rpm": "is a setting of the whole crew: set the crew's max_rpm.",
     "planning_llm": "is a setting of the whole crew: set the crew's planning_model.",
     "human_input": "is not a field of an agent; a step of a workflow can require an approval.",
@@ -59,8 +59,8 @@ def is_default(name: str, value: Any) -> bool:
 
 def explain_unknown_field(name: str, fields: Iterable[str]) -> str:
     """Return why a field is refused, and what to use instead."""
-    if name in _REPLACEMENTS:
-        return _REPLACEMENTS[name]
+    if name in _FIELD_REPLACEMENTS:
+        return _FIELD_REPLACEMENTS[name]
     if name in _DEFAULT_VALUES:
         return f"is not a field here: only CrewAI's default is accepted, {format_value(_DEFAULT_VALUES[name])}."
     return f"is not a field here; the fields are {', '.join(fields)}."

@@ -24,8 +24,8 @@ METHOD_NAMES: Final = frozenset(
 )
 # Names of types, as in `type(item) == string`.
 TYPE_NAMES: Final = frozenset({"bool", "double", "int", "list", "map", "null_type", "string", "uint"})
-_WORDS: Final = frozenset({"true", "false", "null", "in"})
-_TOKEN: Final = re.compile(
+_KEYWORD_TOKENS: Final = frozenset({"true", "false", "null", "in"})
+_TOKEN_PATTERN: Final = re.compile(
     r"""(?P<space>[ \t\r\n\f]+)
     |(?P<text>[rR]?(?:"(?:[^"\\\r\n]|\\.)*"|'(?:[^'\\\r\n]|\\.)*'))
     |(?P<number>0x[0-9a-fA-F]+[uU]?|(?:[0-9]+\.[0-9]+|\.[0-9]+|[0-9]+)(?:[eE][+-]?[0-9]+)?[uU]?)
@@ -33,7 +33,7 @@ _TOKEN: Final = re.compile(
     |(?P<sign>&&|\|\||==|!=|<=|>=|[-+*/%<>!?:.,()\[\]{}])""",
     re.VERBOSE,
 )
-_PAIRS: Final = {")": "(", "]": "[", "}": "{"}
+_BRACKET_PAIRS: Final = {")": "(", "]": "[", "}": "{"}
 
 ValuePath = tuple[str | int, ...]
 
@@ -90,7 +90,7 @@ def quote_source(source: str) -> str:
 
 def read_token(source: str, at: int) -> ExpressionToken | None:
     """Return the word at `at`, None for space. Errors: BadExpression for a character that no word begins with."""
-    match = _TOKEN.match(source, at)
+    match = _TOKEN_PATTERN.match(source, at)
     if match is None:
         instead = " Values are compared with `==`." if source[at] == "=" else ""
         raise BadExpression(f"{source[at]!r} is not part of expressions.{instead}")
@@ -105,15 +105,15 @@ def read_tokens(source: str) -> list[ExpressionToken]:
         raise BadExpression("An expression is missing.")
     if len(source) > MAX_EXPRESSION_LENGTH:
         raise BadExpression(f"An expression has at most {MAX_EXPRESSION_LENGTH} characters, not {len(source)}.")
-    found: list[ExpressionToken] = []
+    tokens: list[ExpressionToken] = []
     at = 0
     while at < len(source):
         word = read_token(source, at)
         if word is None:
-            match = _TOKEN.match(source, at)
+            match = _TOKEN_PATTERN.match(source, at)
             at = match.end() if match is not None else len(source)
             continue
-        before = found[-1] if found else None
+        before = tokens[-1] if tokens else None
         if before is not None and before.position + len(before.text) == at:
             if word.kind == "text" and before.kind == "text":
                 raise BadExpression("Text in three quotes is not part of expressions.")
@@ -121,40 +121,40 @@ def read_tokens(source: str) -> list[ExpressionToken]:
                 raise BadExpression(f"`{before.text}` before a quote is not part of expressions.")
             if word.text == before.text == "/":
                 raise BadExpression("Comments are not part of expressions.")
-        found.append(word)
+        tokens.append(word)
         at += len(word.text)
-    return found
+    return tokens
 
 
-def quote_members(source: str, found: Sequence[ExpressionToken]) -> str:
+def quote_members(source: str, tokens: Sequence[ExpressionToken]) -> str:
     """Return an expression in which names that CEL has no letters for are in quotes: `steps["研究"]`."""
     parts: list[str] = []
     at = 0
-    for index, word in enumerate(found):
-        if word.kind == "name" and not word.text.isascii() and is_member(found, index):
-            parts += [source[at : found[index - 1].position], f'["{word.text}"]']
+    for index, word in enumerate(tokens):
+        if word.kind == "name" and not word.text.isascii() and is_member(tokens, index):
+            parts += [source[at : tokens[index - 1].position], f'["{word.text}"]']
             at = word.position + len(word.text)
     return "".join([*parts, source[at:]])
 
 
-def match_brackets(found: Sequence[ExpressionToken]) -> dict[int, int]:
+def match_brackets(tokens: Sequence[ExpressionToken]) -> dict[int, int]:
     """Map each bracket to the one it belongs to. Errors: BadExpression when they do not match or go too deep."""
     opened: list[int] = []
     matched: dict[int, int] = {}
-    for index, word in enumerate(found):
+    for index, word in enumerate(tokens):
         if word.kind != "sign":
             continue
-        if word.text in _PAIRS.values():
+        if word.text in _BRACKET_PAIRS.values():
             opened.append(index)
             if len(opened) > MAX_BRACKET_DEPTH:
                 raise BadExpression(f"Brackets are nested deeper than {MAX_BRACKET_DEPTH}.")
-        elif word.text in _PAIRS:
-            if not opened or found[opened[-1]].text != _PAIRS[word.text]:
+        elif word.text in _BRACKET_PAIRS:
+            if not opened or tokens[opened[-1]].text != _BRACKET_PAIRS[word.text]:
                 raise BadExpression(f"`{word.text}` at character {word.position + 1} closes nothing.")
             begin = opened.pop()
             matched[begin], matched[index] = index, begin
     if opened:
-        word = found[opened[-1]]
+        word = tokens[opened[-1]]
         raise BadExpression(f"`{word.text}` at character {word.position + 1} is not closed.")
     return matched
 
@@ -166,26 +166,26 @@ def unquote_text(text: str) -> str | None:
     return inner if raw or "\\" not in inner else None
 
 
-def is_member(found: Sequence[ExpressionToken], index: int) -> bool:
+def is_member(tokens: Sequence[ExpressionToken], index: int) -> bool:
     """Tell whether a name comes after a dot."""
-    return index > 0 and found[index - 1].text == "." and found[index - 1].kind == "sign"
+    return index > 0 and tokens[index - 1].text == "." and tokens[index - 1].kind == "sign"
 
 
-def is_called(found: Sequence[ExpressionToken], index: int) -> bool:
+def is_called(tokens: Sequence[ExpressionToken], index: int) -> bool:
     """Tell whether a name comes before a round bracket, and is not the `in` of `x in (a + b)`."""
-    return index + 1 < len(found) and found[index + 1].text == "(" and found[index].text != "in"
+    return index + 1 < len(tokens) and tokens[index + 1].text == "(" and tokens[index].text != "in"
 
 
-def read_path(found: Sequence[ExpressionToken], index: int) -> tuple[ValuePath, int]:
+def read_path(tokens: Sequence[ExpressionToken], index: int) -> tuple[ValuePath, int]:
     """Return the longest path from the name at `index`, and the index after it: `steps["a"].outputs[2]`."""
-    keys: list[str | int] = [found[index].text]
+    keys: list[str | int] = [tokens[index].text]
     at = index + 1
-    while at + 1 < len(found):
-        if found[at].text == "." and found[at + 1].kind == "name" and not is_called(found, at + 1):
-            keys.append(found[at + 1].text)
+    while at + 1 < len(tokens):
+        if tokens[at].text == "." and tokens[at + 1].kind == "name" and not is_called(tokens, at + 1):
+            keys.append(tokens[at + 1].text)
             at += 2
-        elif found[at].text == "[" and at + 2 < len(found) and found[at + 2].text == "]":
-            word = found[at + 1]
+        elif tokens[at].text == "[" and at + 2 < len(tokens) and tokens[at + 2].text == "]":
+            word = tokens[at + 1]
             key = unquote_text(word.text) if word.kind == "text" else None
             if key is None and word.kind == "number" and re.fullmatch(r"0|[1-9][0-9]{0,8}", word.text):
                 keys.append(int(word.text))
@@ -199,45 +199,47 @@ def read_path(found: Sequence[ExpressionToken], index: int) -> tuple[ValuePath, 
     return tuple(keys), at
 
 
-def find_loops(found: Sequence[ExpressionToken], matched: dict[int, int]) -> list[LoopMacro]:
+def find_loops(tokens: Sequence[ExpressionToken], matched: dict[int, int]) -> list[LoopMacro]:
     """Return the macros in the order in which they are named. Errors: BadExpression for one within another."""
-    made: list[LoopMacro] = []
-    for index, word in enumerate(found):
+    loops: list[LoopMacro] = []
+    for index, word in enumerate(tokens):
         if (
             word.kind != "name"
             or word.text not in LOOP_MACROS
-            or not is_called(found, index)
-            or not is_member(found, index)
+            or not is_called(tokens, index)
+            or not is_member(tokens, index)
         ):
             continue
-        if made and index < made[-1].end:
-            raise BadExpression(f"`{word.text}` stands within `{made[-1].kind}`; loops cannot be nested.")
+        if loops and index < loops[-1].end:
+            raise BadExpression(f"`{word.text}` stands within `{loops[-1].kind}`; loops cannot be nested.")
         begin, end = index + 1, matched[index + 1]
         commas, depth = [], 0
         for at in range(begin + 1, end):
-            if found[at].kind != "sign":
+            if tokens[at].kind != "sign":
                 continue
-            depth += (found[at].text in _PAIRS.values()) - (found[at].text in _PAIRS)
-            if found[at].text == "," and depth == 0:
+            depth += (tokens[at].text in _BRACKET_PAIRS.values()) - (tokens[at].text in _BRACKET_PAIRS)
+            if tokens[at].text == "," and depth == 0:
                 commas.append(at)
         bodies = tuple((at + 1, after) for at, after in zip(commas, [*commas[1:], end], strict=False))
         most = 2 if word.text == "map" else 1
-        name = found[begin + 1]
+        name = tokens[begin + 1]
         if name.kind != "name" or not commas or commas[0] != begin + 2 or not 1 <= len(bodies) <= most:
             raise BadExpression(f"`{word.text}` is written as `list.{word.text}(x, …)`.")
-        if name.text in {*SCOPE_NAMES, *TYPE_NAMES, *_WORDS} or name.text.startswith("__"):
+        if name.text in {*SCOPE_NAMES, *TYPE_NAMES, *_KEYWORD_TOKENS} or name.text.startswith("__"):
             raise BadExpression(f"`{name.text}` cannot be the variable of `{word.text}`; choose another name.")
-        made.append(LoopMacro(word.text, _start(found, matched, index - 2), index - 1, end, name.text, bodies))
-    return made
+        loops.append(
+            LoopMacro(word.text, _find_receiver_start(tokens, matched, index - 2), index - 1, end, name.text, bodies)
+        )
+    return loops
 
 
-def _start(found: Sequence[ExpressionToken], matched: dict[int, int], at: int) -> int:
+def _find_receiver_start(tokens: Sequence[ExpressionToken], matched: dict[int, int], at: int) -> int:
     """Return the index where the value that ends at `at` begins."""
     while at >= 0:
-        word = found[at]
+        word = tokens[at]
         if word.kind == "sign":
             begin = matched.get(at, at)
-            before = found[begin - 1] if begin > 0 else None
+            before = tokens[begin - 1] if begin > 0 else None
             if before is None or word.text not in ("]", ")"):
                 return begin
             if word.text == "]" and before.ends_value:
@@ -246,26 +248,26 @@ def _start(found: Sequence[ExpressionToken], matched: dict[int, int], at: int) -
             if word.text == "]" or before.kind != "name" or before.text == "in":
                 return begin
             at = begin - 1
-        if not is_member(found, at):
+        if not is_member(tokens, at):
             return at
         at -= 2
     raise BadExpression("An expression cannot begin with a dot.")
 
 
 def find_references(
-    found: Sequence[ExpressionToken], matched: dict[int, int], made: Sequence[LoopMacro]
+    tokens: Sequence[ExpressionToken], matched: dict[int, int], loops: Sequence[LoopMacro]
 ) -> ExpressionReferences:
     """Return what the words use. Errors: BadExpression naming what may not be there."""
     steps: set[str] = set()
     names: set[str] = set()
     inputs: set[str] = set()
-    for index, word in enumerate(found):
-        after = found[index + 1].text if index + 1 < len(found) else ""
-        if word.kind == "text" and is_index(found, index):
+    for index, word in enumerate(tokens):
+        after = tokens[index + 1].text if index + 1 < len(tokens) else ""
+        if word.kind == "text" and is_index(tokens, index):
             key = unquote_text(word.text)
             if key is not None and key.startswith("__") and key.endswith("__"):
                 raise BadExpression(f"`{key}` cannot be reached: names with `__` around them are not part of values.")
-        if word.text == "." and word.kind == "sign" and (index == 0 or not found[index - 1].ends_value):
+        if word.text == "." and word.kind == "sign" and (index == 0 or not tokens[index - 1].ends_value):
             raise BadExpression(f"`.{after}` needs a value before the dot.")
         if word.kind != "name" or word.text == "in":
             continue
@@ -273,50 +275,50 @@ def find_references(
             raise BadExpression(f"`{word.text}` cannot be reached: no name in an expression begins with `__`.")
         if after == "{":
             raise BadExpression(f"`{word.text}{{…}}` is not part of expressions.")
-        if is_called(found, index):
-            _call(found, matched, index)
-        elif not is_member(found, index) and word.text not in _WORDS:
+        if is_called(tokens, index):
+            _check_call(tokens, matched, index)
+        elif not is_member(tokens, index) and word.text not in _KEYWORD_TOKENS:
             bound = any(
-                loop.variable == word.text and any(begin <= index < end for begin, end in loop.bodies) for loop in made
+                loop.variable == word.text and any(begin <= index < end for begin, end in loop.bodies) for loop in loops
             )
-            declared = any(loop.bodies[0][0] - 2 == index for loop in made)
+            declared = any(loop.bodies[0][0] - 2 == index for loop in loops)
             if word.text in SCOPE_NAMES:
                 names.add(word.text)
                 if word.text == "steps":
-                    steps.add(_step(found, index))
+                    steps.add(_read_step_name(tokens, index))
                 elif word.text == "inputs":
-                    inputs |= {key for key in read_path(found, index)[0][1:2] if isinstance(key, str)}
+                    inputs |= {key for key in read_path(tokens, index)[0][1:2] if isinstance(key, str)}
             elif not bound and not declared and word.text not in TYPE_NAMES:
                 raise BadExpression(f"There is no `{word.text}`; there are {', '.join(SCOPE_NAMES)}.")
     return ExpressionReferences(frozenset(steps), frozenset(names), frozenset(inputs))
 
 
-def is_index(found: Sequence[ExpressionToken], index: int) -> bool:
+def is_index(tokens: Sequence[ExpressionToken], index: int) -> bool:
     """Tell whether a word is all that stands between square brackets after a value."""
     return (
-        1 < index < len(found) - 1
-        and found[index - 1].text == "["
-        and found[index + 1].text == "]"
-        and found[index - 2].ends_value
+        1 < index < len(tokens) - 1
+        and tokens[index - 1].text == "["
+        and tokens[index + 1].text == "]"
+        and tokens[index - 2].ends_value
     )
 
 
-def _step(found: Sequence[ExpressionToken], index: int) -> str:
-    keys, _ = read_path(found, index)
+def _read_step_name(tokens: Sequence[ExpressionToken], index: int) -> str:
+    keys, _ = read_path(tokens, index)
     if len(keys) < 2 or not isinstance(keys[1], str):
         raise BadExpression('`steps` must be followed by the id of a step, as `steps.id` or `steps["id"]`.')
     return keys[1]
 
 
-def _call(found: Sequence[ExpressionToken], matched: dict[int, int], index: int) -> None:
-    word, method = found[index], is_member(found, index)
-    known = METHOD_NAMES | LOOP_MACROS if method else FUNCTION_NAMES
-    if word.text not in known:
-        dot, listed = ("." if method else "", ", ".join(sorted(known)))
+def _check_call(tokens: Sequence[ExpressionToken], matched: dict[int, int], index: int) -> None:
+    word, method = tokens[index], is_member(tokens, index)
+    known_names = METHOD_NAMES | LOOP_MACROS if method else FUNCTION_NAMES
+    if word.text not in known_names:
+        dot, listed = ("." if method else "", ", ".join(sorted(known_names)))
         raise BadExpression(f"There is no function `{dot}{word.text}()`; there are {listed}.")
     if method and word.text == "matches":
         # A pattern is compiled each time: one that is not written down, or that counts, could cost anything.
-        pattern = found[index + 2]
+        pattern = tokens[index + 2]
         if matched[index + 1] != index + 3 or pattern.kind != "text":
             raise BadExpression("`matches` takes one pattern, written in quotes.")
         if len(pattern.text) > MAX_PATTERN_LENGTH:
@@ -330,18 +332,18 @@ def explain_parse_error(text: str) -> str:
     match = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", text)
     if match is None:
         return "It cannot be read."
-    line, column, said = match[1], int(match[2]), match[3].split(" expecting ")[0][:200]
-    if "<EOF>" in said or said.startswith("Incomplete"):
+    line, column, problem = match[1], int(match[2]), match[3].split(" expecting ")[0][:200]
+    if "<EOF>" in problem or problem.startswith("Incomplete"):
         return "It ends too early."
     where = f"character {column}" if line == "1" else f"line {line}, character {column}"
-    return f"It cannot be read at {where}: {said}."
+    return f"It cannot be read at {where}: {problem}."
 
 
 def describe_kind(value: Any) -> str:
     """Return what a JSON value is, in words."""
     if value is None:
         return "null"
-    for kind, told in ((bool, "true or false"), (str, "text"), (list, "a list"), (dict, "an object")):
+    for kind, description in ((bool, "true or false"), (str, "text"), (list, "a list"), (dict, "an object")):
         if isinstance(value, kind):
-            return told
+            return description
     return "a number" if isinstance(value, int | float) else type(value).__name__

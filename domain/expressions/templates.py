@@ -19,7 +19,7 @@ from domain.expressions.parser import (
 # For one call of `render_template`.
 MAX_RENDERED_BYTES: Final = 4 * 1024 * 1024
 MAX_TEMPLATE_DEPTH: Final = 64
-_OPENED: Final = re.compile(r"\{\{|\{%|\{#")
+_OPENING_BRACES: Final = re.compile(r"\{\{|\{%|\{#")
 
 
 class TemplateExpression(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ def split_template(text: str) -> list[str | TemplateExpression]:
     """Return the texts and expressions of a template in order. Errors: `BadExpression`."""
     parts: list[str | TemplateExpression] = []
     at = 0
-    while (match := _OPENED.search(text, at)) is not None:
+    while (match := _OPENING_BRACES.search(text, at)) is not None:
         if match[0] != "{{":
             raise BadExpression(f"Statements are not part of templates: `{match[0]}` at character {match.start() + 1}.")
         end = _find_closing_braces(text, match.end())
@@ -142,7 +142,7 @@ def _map_strings(value: Any, change: Callable[[str], Any], path: str = "", depth
             return change(value)
         if isinstance(value, dict):
             for key in value:
-                if isinstance(key, str) and _OPENED.search(key):
+                if isinstance(key, str) and _OPENING_BRACES.search(key):
                     raise BadExpression(f"Names of an object cannot be templates: {key[:100]!r}.")
     except BadExpression as error:
         raise BadExpression(error.message, path) from None

@@ -91,11 +91,13 @@ def build_task(answer: dict[str, Any], name: str, agent: str | None, tools: Cont
 
 def match_member(reference: Any, members: list[str], position: int) -> int:
     """Return the number of the member with a name, else one with a similar name, else one by `position`."""
-    wanted = names.fold_name(reference) if isinstance(reference, str) else ""
+    folded_name = names.fold_name(reference) if isinstance(reference, str) else ""
     folded = [names.fold_name(member) for member in members]
-    if wanted in folded:
-        return folded.index(wanted)
-    similar = [number for number, name in enumerate(folded) if wanted and (wanted in name or name in wanted)]
+    if folded_name in folded:
+        return folded.index(folded_name)
+    similar = [
+        number for number, name in enumerate(folded) if folded_name and (folded_name in name or name in folded_name)
+    ]
     return similar[0] if similar else position % len(members)
 
 

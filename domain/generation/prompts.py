@@ -52,13 +52,13 @@ def _encode_example(value: Any) -> str:
 
 
 # Small models copy much of an example, so it is short.
-_EXAMPLES: Final[dict[GenerationKind, str]] = {
+_ANSWER_EXAMPLES: Final[dict[GenerationKind, str]] = {
     "agent": _encode_example(_EXAMPLE_AGENT),
     "task": _encode_example(_EXAMPLE_TASK),
     "crew": _encode_example(_EXAMPLE_CREW),
     "name": '{"name":"..."}',
 }
-_INSTRUCTIONS: Final[dict[GenerationKind, str]] = {
+_TASK_INSTRUCTIONS: Final[dict[GenerationKind, str]] = {
     "agent": "You design AI agents. Answer with one agent as a JSON object. For example, for planning trips:",
     "task": "You design tasks for AI agents. Answer with one task as a JSON object. For example, for finding flights:",
     "crew": (
@@ -83,7 +83,7 @@ _LOCAL_INSTRUCTIONS: Final[dict[GenerationKind, str]] = {
         "what the description says."
     ),
 }
-_QUESTIONS: Final[dict[GenerationKind, str]] = {
+_TASK_QUESTIONS: Final[dict[GenerationKind, str]] = {
     "agent": "Design the agent of this description: ",
     "task": "Design the task of this description: ",
     "crew": "Design the crew of this description: ",
@@ -111,7 +111,7 @@ def _fold_text(text: Any) -> str:
 def build_instructions(kind: GenerationKind, tools: list[Tool], agents: list[str], local: bool = False) -> str:
     """Return the instructions for the model, with the tools to choose among, and the agents for a task."""
     local_text = _LOCAL_INSTRUCTIONS.get(kind) if local else None
-    parts = [local_text or f"{_INSTRUCTIONS[kind]}\n{_EXAMPLES[kind]}"]
+    parts = [local_text or f"{_TASK_INSTRUCTIONS[kind]}\n{_ANSWER_EXAMPLES[kind]}"]
     if tools:
         listed = "\n".join(f"- {format_tool_reference(tool)}: {_shorten_description(tool)}" for tool in tools)
         parts.append(f"List the tools that are needed, if any, in the field `tools`. There are these:\n{listed}")
@@ -126,7 +126,7 @@ def _shorten_description(tool: Tool) -> str:
 
 def build_question(kind: GenerationKind, text: str) -> str:
     """Return the question for the model."""
-    return _QUESTIONS[kind] + text
+    return _TASK_QUESTIONS[kind] + text
 
 
 def build_answer_schema(kind: GenerationKind, local: bool, tools: list[Tool], agents: list[str]) -> dict[str, Any]:

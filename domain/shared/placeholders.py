@@ -21,13 +21,13 @@ MAX_FILLED_LENGTH: Final = 4_000_000
 # More words in braces are a sentence or code, and no mistaken placeholder.
 _MAX_WORDS: Final = 3
 # The lookbehinds keep the work linear: a match never begins within a run of backslashes or braces.
-_BRACES: Final = re.compile(r"(?<!\\)(\\*+)(\$?)(?<!\{)(\{++)([^{}\\\r\n\"']++)(\}++)")
-_JOINTS: Final = re.compile(r"[\s.]+")
+_BRACE_PATTERN: Final = re.compile(r"(?<!\\)(\\*+)(\$?)(?<!\{)(\{++)([^{}\\\r\n\"']++)(\}++)")
+_JOINING_CHARACTERS: Final = re.compile(r"[\s.]+")
 
 
 def find_placeholders(text: str) -> list[str]:
     """Return the names in a text, each once, in their order."""
-    matches = [match for match in _BRACES.finditer(text) if _is_placeholder(match) and not _is_escaped(match)]
+    matches = [match for match in _BRACE_PATTERN.finditer(text) if _is_placeholder(match) and not _is_escaped(match)]
     return list(dict.fromkeys(match[4] for match in matches))
 
 
@@ -57,12 +57,12 @@ def create_filler(
         text = slashes[:half] + text
         return (escape_placeholders(text) if keep_escapes and not allow_nested else text) + closing[1:]
 
-    return lambda text: _BRACES.sub(replace_match, text)
+    return lambda text: _BRACE_PATTERN.sub(replace_match, text)
 
 
 def escape_placeholders(text: str) -> str:
     """Return a text whose filled form is this text."""
-    return _BRACES.sub(
+    return _BRACE_PATTERN.sub(
         lambda match: f"{match[1] * 2}\\{match[0][len(match[1]) :]}" if _is_placeholder(match) else match[0], text
     )
 
@@ -104,7 +104,7 @@ def _can_continue_name(character: str) -> bool:
 
 
 def _iterate_lookalikes(text: str) -> Iterator[str]:
-    for match in _BRACES.finditer(text):
-        words = _JOINTS.split(match[4].strip())
+    for match in _BRACE_PATTERN.finditer(text):
+        words = _JOINING_CHARACTERS.split(match[4].strip())
         if not _is_placeholder(match) and len(words) <= _MAX_WORDS and all(word and _is_name(word) for word in words):
             yield match[0][len(match[1]) :]

@@ -19,12 +19,12 @@ MAX_YAML_NODES: Final = 20_000
 # Longer paths get no line of their own: long keys would repeat in the path of everything below them.
 MAX_PATH_LENGTH: Final = 500
 _LINE_BREAK: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
-_UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+_UNPRINTABLE_CHARACTERS: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNSTORABLE_CHARACTERS: Final = re.compile("[\x00\ud800-\udfff]")
 _NULL_TEXTS: Final = frozenset({"", "~", "null", "Null", "NULL"})
-_BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INTEGER: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_BOOLEAN_WORDS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER_PATTERN: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_FLOAT_PATTERN: Final = re.compile(r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _SURROGATE_PAIR: Final = re.compile(r"\\(?:u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|.)", re.DOTALL)
 
@@ -110,7 +110,7 @@ def dump_yaml(value: Any) -> str:
 
 def _build_document(text: str, builder: "_YamlBuilder") -> YamlDocument:
     text = text.removeprefix("\ufeff")
-    unprintable = _UNPRINTABLE.search(text)
+    unprintable = _UNPRINTABLE_CHARACTERS.search(text)
     if unprintable is not None:
         message = f"the character U+{ord(unprintable[0]):04X} cannot be part of a document."
         raise YamlError(_count_lines(text, unprintable.start()), message)
@@ -258,7 +258,7 @@ class _YamlBuilder:
 
 def _read_scalar(event: yaml.ScalarEvent, line: int) -> Any:
     text: str = event.value
-    if _UNSTORABLE.search(text):
+    if _UNSTORABLE_CHARACTERS.search(text):
         raise YamlError(line, "text cannot hold U+0000 or half of a surrogate pair.")
     if not event.implicit[0]:
         return text
@@ -276,11 +276,11 @@ def _convert_plain_text(text: str) -> Any:
     """Return the value of a text without quotes."""
     if text in _NULL_TEXTS:
         return None
-    if text in _BOOLEANS:
-        return _BOOLEANS[text]
-    if _INTEGER.fullmatch(text):
+    if text in _BOOLEAN_WORDS:
+        return _BOOLEAN_WORDS[text]
+    if _INTEGER_PATTERN.fullmatch(text):
         return int(text) if len(text) < 32 else 2**64
-    return float(text) if _FLOAT.fullmatch(text) else text
+    return float(text) if _FLOAT_PATTERN.fullmatch(text) else text
 
 
 class _YamlDumper(yaml.CSafeDumper):

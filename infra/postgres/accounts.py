@@ -14,7 +14,7 @@ from domain.shared import ids
 from domain.shared.access import Role
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -30,7 +30,7 @@ class TenantRow(Base):
     max_concurrency: Mapped[int | None]
     retention_days: Mapped[int | None]
     by_proxy: Mapped[bool]
-    created_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class UserRow(Base):
@@ -49,8 +49,8 @@ class UserRow(Base):
     password_hash: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(Text)
     is_active: Mapped[bool]
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class InviteRow(Base):
@@ -62,9 +62,9 @@ class InviteRow(Base):
     email: Mapped[str] = mapped_column(Text)
     role: Mapped[str] = mapped_column(Text)
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
-    expires_at: Mapped[datetime] = mapped_column(timestamp())
-    accepted_at: Mapped[datetime | None] = mapped_column(timestamp())
-    created_at: Mapped[datetime] = mapped_column(timestamp())
+    expires_at: Mapped[datetime] = mapped_column(create_timestamp())
+    accepted_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class SessionRow(Base):
@@ -74,8 +74,8 @@ class SessionRow(Base):
     id: Mapped[str] = mapped_column(Id("ses"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
     user_id: Mapped[str] = mapped_column(Id("user"), ForeignKey("users.id"), index=True)
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    revoked_at: Mapped[datetime | None] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    revoked_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 class RefreshRow(Base):
@@ -85,8 +85,8 @@ class RefreshRow(Base):
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text, ForeignKey("tenants.id"))
     session_id: Mapped[str] = mapped_column(Id("ses"), ForeignKey("sessions.id", ondelete="CASCADE"), index=True)
-    expires_at: Mapped[datetime] = mapped_column(timestamp(), index=True)
-    used_at: Mapped[datetime | None] = mapped_column(timestamp())
+    expires_at: Mapped[datetime] = mapped_column(create_timestamp(), index=True)
+    used_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 _BOUND_TENANT = func.current_setting("paddock.tenant_id")

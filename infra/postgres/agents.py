@@ -13,7 +13,7 @@ from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.pages import fetch_page
 
 SECOND_REMOVAL_DELAY: Final = timedelta(hours=1)
@@ -64,9 +64,9 @@ class AgentRow(Base):
     verbose: Mapped[bool | None]
     template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id", ondelete="SET NULL"))
     parent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
-    deleted_at: Mapped[datetime | None] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
+    deleted_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 _ROW_MAPPER = RowMapper(AgentRow, Agent)
@@ -107,8 +107,10 @@ class PostgresAgents:
         return None if record is None else _read_agent(record)
 
     async def list_by_slug(self, slug: str) -> list[Agent]:
-        made = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
-        records = await self._connection.fetch(f"{_FIND_SQL} {made} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug)
+        slug_expression = "left(btrim(regexp_replace(lower(name), '[^a-z0-9]+', '_', 'g'), '_'), 64)"
+        records = await self._connection.fetch(
+            f"{_FIND_SQL} {slug_expression} = $1 ORDER BY id LIMIT {MAX_SLUG_MATCHES}", slug
+        )
         return [_read_agent(record) for record in records]
 
     async def list_children(self, agent_id: str) -> list[Agent]:

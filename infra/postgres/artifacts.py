@@ -26,7 +26,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.objects import format_artifact_key
 from infra.postgres.record_measures import ARTIFACT_MEASURES
@@ -50,9 +50,9 @@ class ArtifactRow(Base):
     tenant_id: Mapped[str] = mapped_column(Text)
     execution_id: Mapped[str | None] = mapped_column(Id("exec"))
     user_id: Mapped[str] = mapped_column(Id("user"))
-    created_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
     created_by: Mapped[str | None] = mapped_column(Text)
-    received_at: Mapped[datetime] = mapped_column(timestamp())
+    received_at: Mapped[datetime] = mapped_column(create_timestamp())
     schema_version: Mapped[str] = mapped_column(Text)
     environment: Mapped[str] = mapped_column(Text)
     semantic_buckets: Mapped[list[str]] = mapped_column(ARRAY(Text))
@@ -98,8 +98,8 @@ class ArtifactBodyRow(Base):
     tenant_id: Mapped[str] = mapped_column(Text)
     key: Mapped[str] = mapped_column(Text)
     packed: Mapped[bytes] = mapped_column(LargeBinary)
-    since: Mapped[datetime] = mapped_column(timestamp())
-    claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
+    since: Mapped[datetime] = mapped_column(create_timestamp())
+    claimed_until: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 class DoomedObjectRow(Base):
@@ -108,8 +108,8 @@ class DoomedObjectRow(Base):
     __tablename__ = "doomed_objects"
     key: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
-    due: Mapped[datetime] = mapped_column(timestamp())
-    again_at: Mapped[datetime | None] = mapped_column(timestamp())
+    due: Mapped[datetime] = mapped_column(create_timestamp())
+    again_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 _BULK_COLUMNS: Final = BulkColumns[ArtifactMetadata](ArtifactRow, ArtifactMetadata.__struct_fields__)

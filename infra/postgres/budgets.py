@@ -18,7 +18,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page, build_listing
 from domain.stats import NANOS_PER_UNIT
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, timestamp
+from infra.postgres.db import Base, Id, create_timestamp
 
 
 class BudgetRow(Base):
@@ -35,11 +35,11 @@ class BudgetRow(Base):
     limit_nanos: Mapped[int] = mapped_column(BigInteger)
     period: Mapped[str] = mapped_column(Text)
     enabled: Mapped[bool]
-    period_start: Mapped[datetime] = mapped_column(timestamp())
+    period_start: Mapped[datetime] = mapped_column(create_timestamp())
     spent: Mapped[int] = mapped_column(BigInteger)
-    warned_at: Mapped[datetime | None] = mapped_column(timestamp())
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    warned_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class CostHoldRow(Base):
@@ -52,7 +52,7 @@ class CostHoldRow(Base):
     root_id: Mapped[str | None] = mapped_column(Id("exec"))
     subjects: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid))
     amount: Mapped[int] = mapped_column(BigInteger)
-    until: Mapped[datetime] = mapped_column(timestamp())
+    until: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _SELECT_SQL: Final = (
@@ -132,17 +132,17 @@ class PostgresBudgets:
         await self._connection.execute_sql("SELECT pg_advisory_xact_lock(spending_lock())")
 
     async def reserve_amount(
-        self, attribution: CostAttribution, wanted: int, least: int, now: datetime, until: datetime
+        self, attribution: CostAttribution, wanted_nanos: int, least: int, now: datetime, until: datetime
     ) -> tuple[str | None, int] | AppliedLimit:
-        held = ids.generate_uuid7()
+        reservation = ids.generate_uuid7()
         record = await self._connection.fetch_row(
             _HOLD_SQL,
-            held,
+            reservation,
             _decode_execution_id(attribution.execution_id),
             _decode_execution_id(attribution.root_id or attribution.execution_id),
             _decode_subjects(attribution.subjects),
             attribution.run_limit,
-            wanted,
+            wanted_nanos,
             least,
             now,
             until,
@@ -150,14 +150,14 @@ class PostgresBudgets:
         assert record is not None
         if record["granted"] is None:
             return _read_applied(record)
-        return (ids.encode_id("hold", held) if record["held"] else None), int(record["granted"])
+        return (ids.encode_id("hold", reservation) if record["held"] else None), int(record["granted"])
 
     async def record_spending(
         self, reservation_id: str | None, attribution: CostAttribution, cost: int, now: datetime
     ) -> list[AppliedLimit]:
-        held = None if reservation_id is None else ids.decode_id("hold", reservation_id)
+        reservation = None if reservation_id is None else ids.decode_id("hold", reservation_id)
         run, subjects = _decode_execution_id(attribution.execution_id), _decode_subjects(attribution.subjects)
-        records = await self._connection.fetch(_SPEND_SQL, held, run, subjects, attribution.run_limit, cost, now)
+        records = await self._connection.fetch(_SPEND_SQL, reservation, run, subjects, attribution.run_limit, cost, now)
         return [_read_applied(record) for record in records]
 
 
@@ -184,7 +184,7 @@ def _read_applied(record: asyncpg.Record) -> AppliedLimit:
 
 def _read_budget(record: asyncpg.Record) -> Budget:
     scope, subject = cast(BudgetScope, record["scope"]), cast(Any, record["subject"])
-    limit, spent, held = record["limit_nanos"], record["spent"], record["held"]
+    limit, spent, reserved = record["limit_nanos"], record["spent"], record["held"]
     return Budget(
         id=ids.encode_id("bud", record["id"]),
         tenant_id=record["tenant_id"],
@@ -195,8 +195,8 @@ def _read_budget(record: asyncpg.Record) -> Budget:
         enabled=record["enabled"],
         period_start=None if record["period"] == "total" else record["began"],
         spent_usd=spent / NANOS_PER_UNIT,
-        held_usd=held / NANOS_PER_UNIT,
-        remaining_usd=max(limit - spent - held, 0) / NANOS_PER_UNIT,
+        held_usd=reserved / NANOS_PER_UNIT,
+        remaining_usd=max(limit - spent - reserved, 0) / NANOS_PER_UNIT,
         status=status_from_spending(spent, limit),
         warned_at=record["warned"],
         created_at=record["created_at"],

@@ -13,7 +13,7 @@ from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from infra.postgres.agents import AgentRow
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -50,9 +50,9 @@ class VersionRow(Base):
     attempt: Mapped[int]
     handovers: Mapped[int]
     worker: Mapped[str | None] = mapped_column(Text)
-    lease_expires_at: Mapped[datetime | None] = mapped_column(timestamp())
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    lease_expires_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 def _match_attempt(version_id: str, attempt: int) -> tuple[Any, ...]:
@@ -170,8 +170,8 @@ class PostgresBuilds:
 
     async def reserve_space(self, version_id: str, attempt: int, size: BundleSize) -> bool:
         values = {name: getattr(size, name) for name in BundleSize.__struct_fields__}
-        held = update(VersionRow).where(*_match_attempt(version_id, attempt))
-        return await self._update_one(held.values(**values, updated_at=self._now)) is not None
+        statement = update(VersionRow).where(*_match_attempt(version_id, attempt))
+        return await self._update_one(statement.values(**values, updated_at=self._now)) is not None
 
     async def release_version(self, version_id: str, attempt: int, counts: bool) -> bool:
         handovers = VersionRow.handovers + (0 if counts else 1)

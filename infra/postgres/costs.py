@@ -12,7 +12,7 @@ from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.record_measures import COST_MEASURES
 from infra.postgres.records import RecordPages
 from infra.postgres.stats import PostgresStats
@@ -25,7 +25,7 @@ class CostRow(Base):
     id: Mapped[str] = mapped_column(Id("cost"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     user_id: Mapped[str | None] = mapped_column(Id("user"))
-    created_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
     agent_id: Mapped[str | None] = mapped_column(Id("agent"))
     agent_name: Mapped[str | None] = mapped_column(Text)
     execution_id: Mapped[str | None] = mapped_column(Id("exec"))
@@ -78,16 +78,20 @@ class PostgresCosts:
         self._records = RecordPages(connection, COST_MEASURES, "cost")
 
     async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
-        def row_id(prefix: str, value: str | None) -> object:
+        def get_row_id(prefix: str, value: str | None) -> object:
             return None if value is None else ids.decode_id(prefix, value)
 
         usage = call.usage
         # One delta for one cost, and none for one that is there.
         status = await self._connection.execute_sql(
             _ADD_SQL,
-            *(row_id("cost", cost_id), now, row_id("user", attribution.user_id)),
-            *(row_id("agent", attribution.agent_id), attribution.agent_name, row_id("exec", attribution.execution_id)),
-            *(row_id("key", attribution.key_id), row_id("wf", attribution.workflow_id)),
+            *(get_row_id("cost", cost_id), now, get_row_id("user", attribution.user_id)),
+            *(
+                get_row_id("agent", attribution.agent_id),
+                attribution.agent_name,
+                get_row_id("exec", attribution.execution_id),
+            ),
+            *(get_row_id("key", attribution.key_id), get_row_id("wf", attribution.workflow_id)),
             *(call.provider, call.model, call.model_name),
             *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
             *(usage.cached_tokens, usage.reasoning_tokens),

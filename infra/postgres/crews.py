@@ -12,7 +12,7 @@ from domain.crews import Crew
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 # A list leaves out texts larger than this many bytes; the crew itself shows them.
@@ -41,8 +41,8 @@ class CrewRow(Base):
     tasks_yaml: Mapped[str | None] = mapped_column(Text)
     agents: Mapped[list[str]] = mapped_column(ARRAY(Text))
     tasks: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _STORED_COLUMNS = [column.name for column in CrewRow.__table__.columns]

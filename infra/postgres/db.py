@@ -44,12 +44,12 @@ class Id(types.TypeDecorator[str]):
         return None if value is None else ids.encode_id(self.prefix, value)
 
 
-def json_column() -> types.TypeEngine[Any]:
+def create_json_column() -> types.TypeEngine[Any]:
     """Return the type `json`, not `jsonb`: what a caller sent comes back as it was sent, U+0000 included."""
     return postgresql.JSON(none_as_null=True)
 
 
-def timestamp() -> types.TypeEngine[Any]:
+def create_timestamp() -> types.TypeEngine[Any]:
     """Return the type `timestamptz`."""
     return types.DateTime(timezone=True)
 

@@ -20,7 +20,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, json_column, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
 from infra.postgres.record_measures import EVALUATION_MEASURES
 from infra.postgres.records import RecordPages
 
@@ -32,10 +32,10 @@ class EvaluationRow(Base):
     id: Mapped[str] = mapped_column(Id("eval"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     user_id: Mapped[str] = mapped_column(Id("user"))
-    created_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
     prompt: Mapped[str] = mapped_column(Text)
     response: Mapped[str] = mapped_column(Text)
-    retrieved_docs: Mapped[Any | None] = mapped_column(json_column())
+    retrieved_docs: Mapped[Any | None] = mapped_column(create_json_column())
     semantic_drift: Mapped[float | None]
     uncertainty: Mapped[float | None]
     factual_support: Mapped[float | None]
@@ -50,12 +50,12 @@ class EvaluationRow(Base):
     execution_id: Mapped[str | None] = mapped_column(Id("exec"))
     artifact_id: Mapped[str | None] = mapped_column(Text)
     # `metadata` is a name of SQLAlchemy's own.
-    metadata_: Mapped[Any | None] = mapped_column("metadata", json_column())
+    metadata_: Mapped[Any | None] = mapped_column("metadata", create_json_column())
     metrics: Mapped[str] = mapped_column(Text)
     computed: Mapped[list[str]] = mapped_column(ARRAY(Text))
     attempt: Mapped[int] = mapped_column(BigInteger)
     handovers: Mapped[int]
-    claimed_until: Mapped[datetime | None] = mapped_column(timestamp())
+    claimed_until: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 MAX_CLAIM_BYTES: Final = 4 * 1024 * 1024

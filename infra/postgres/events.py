@@ -17,7 +17,7 @@ from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page, build_listing
 from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 
 
 class EventRow(Base):
@@ -27,9 +27,9 @@ class EventRow(Base):
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
-    at: Mapped[datetime] = mapped_column(timestamp())
+    at: Mapped[datetime] = mapped_column(create_timestamp())
     type: Mapped[str] = mapped_column(Text)
-    data: Mapped[Any] = mapped_column(json_column())
+    data: Mapped[Any] = mapped_column(create_json_column())
 
 
 _STATE_SQL = text("SELECT status, last_seq FROM executions WHERE id = :id")

@@ -46,10 +46,10 @@ from infra.postgres.db import (
     Base,
     Id,
     RowMapper,
-    json_column,
+    create_json_column,
+    create_timestamp,
     replace_unstorable_text,
     struct_from_row,
-    timestamp,
 )
 from infra.postgres.events import EventRow
 from infra.postgres.pages import fetch_page
@@ -99,7 +99,7 @@ class ExecutionRow(Base):
     queue_id: Mapped[UUID] = mapped_column(Uuid, Computed("coalesce(agent_id, uuid_nil())"))
     mode: Mapped[str | None] = mapped_column(Text)
     model: Mapped[str | None] = mapped_column(Text)
-    spec: Mapped[Any | None] = mapped_column(json_column())
+    spec: Mapped[Any | None] = mapped_column(create_json_column())
     cost_limit: Mapped[float | None]
     key_id: Mapped[str | None] = mapped_column(Id("key"))
     crew_id: Mapped[str | None] = mapped_column(Id("crew"))
@@ -110,10 +110,10 @@ class ExecutionRow(Base):
     workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
     resumes: Mapped[int]
     handovers: Mapped[int]
-    waiting_for: Mapped[Any | None] = mapped_column(json_column())
+    waiting_for: Mapped[Any | None] = mapped_column(create_json_column())
     status: Mapped[str] = mapped_column(Text)
-    input_data: Mapped[Any] = mapped_column(json_column())
-    output_data: Mapped[Any | None] = mapped_column(json_column())
+    input_data: Mapped[Any] = mapped_column(create_json_column())
+    output_data: Mapped[Any | None] = mapped_column(create_json_column())
     error_message: Mapped[str | None] = mapped_column(Text)
     error_type: Mapped[str | None] = mapped_column(Text)
     attempt: Mapped[int]
@@ -126,11 +126,11 @@ class ExecutionRow(Base):
     total_cost: Mapped[float]
     last_seq: Mapped[int]
     worker: Mapped[str | None] = mapped_column(Text)
-    lease_expires_at: Mapped[datetime | None] = mapped_column(timestamp())
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    started_at: Mapped[datetime | None] = mapped_column(timestamp())
-    completed_at: Mapped[datetime | None] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    lease_expires_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    started_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    completed_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _ALL_COLUMNS = list(ExecutionRow.__table__.columns)
@@ -162,7 +162,9 @@ def _select_with_events(moved: Update, now: datetime) -> Select[Any]:
         *("error_type", after.c.error_type, "error_message", after.c.error_message),
         type_=JSON,
     )
-    event = select(after.c.id, after.c.last_seq, after.c.tenant_id, literal(now, timestamp()), literal("status"), data)
+    event = select(
+        after.c.id, after.c.last_seq, after.c.tenant_id, literal(now, create_timestamp()), literal("status"), data
+    )
     columns = ["execution_id", "seq", "tenant_id", "at", "type", "data"]
     noted = insert(EventRow).from_select(columns, event).cte("noted")
     return select(after).add_cte(noted)

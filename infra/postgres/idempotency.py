@@ -7,7 +7,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME, IdempotentRequest, StoredResponse
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, timestamp
+from infra.postgres.db import Base, create_timestamp
 
 
 class AnswerRow(Base):
@@ -20,7 +20,7 @@ class AnswerRow(Base):
     fingerprint: Mapped[bytes] = mapped_column(LargeBinary)
     status: Mapped[int]
     body: Mapped[bytes] = mapped_column(LargeBinary)
-    created_at: Mapped[datetime] = mapped_column(timestamp(), index=True)
+    created_at: Mapped[datetime] = mapped_column(create_timestamp(), index=True)
 
 
 # Keys in order, so that two batches which share some cannot wait for each other.

@@ -12,7 +12,7 @@ from domain.accounts import ApiKey, ApiKeyIdentity
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -29,12 +29,12 @@ class ApiKeyRow(Base):
     key_prefix: Mapped[str] = mapped_column(Text)
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     rate_limit_per_minute: Mapped[int | None]
-    expires_at: Mapped[datetime | None] = mapped_column(timestamp())
+    expires_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     is_active: Mapped[bool]
-    last_used_at: Mapped[datetime | None] = mapped_column(timestamp())
+    last_used_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     usage_count: Mapped[int] = mapped_column(BigInteger)
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _FIND_SQL = "SELECT f.* FROM unnest($1::bytea[]) AS h(hash) CROSS JOIN LATERAL find_key(h.hash) AS f"

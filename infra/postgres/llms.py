@@ -12,7 +12,7 @@ from domain.llms import Model, Provider
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -29,10 +29,10 @@ class ModelRow(Base):
     base_url: Mapped[str | None] = mapped_column(Text)
     api_key_name: Mapped[str | None] = mapped_column(Text)
     api: Mapped[str | None] = mapped_column(Text)
-    parameters: Mapped[dict[str, Any]] = mapped_column(json_column())
-    price: Mapped[Any | None] = mapped_column(json_column())
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    parameters: Mapped[dict[str, Any]] = mapped_column(create_json_column())
+    price: Mapped[Any | None] = mapped_column(create_json_column())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _FIXED_COLUMNS = ("id", "tenant_id", "created_at")

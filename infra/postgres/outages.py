@@ -39,17 +39,17 @@ _OUTAGES_BY_CLASS: Final = {"08": "The way to the database is shut", "28": "The 
 
 def find_outage(error: BaseException) -> DomainError | None:
     """Name the outage that an error of the database is a sign of; `None` for any other error."""
-    for one in _list_causes(error):
-        if isinstance(one, UnsafeSession):
-            return DomainError("database_unsafe", str(one), retry_after=30)
-        if isinstance(one, exc.TimeoutError):
+    for cause in _list_causes(error):
+        if isinstance(cause, UnsafeSession):
+            return DomainError("database_unsafe", str(cause), retry_after=30)
+        if isinstance(cause, exc.TimeoutError):
             return _build_outage("database_busy", "All connections of this process to the database are in use.")
-        if isinstance(one, asyncpg.PostgresError):
-            state = one.sqlstate or ""
+        if isinstance(cause, asyncpg.PostgresError):
+            state = cause.sqlstate or ""
             if state in _OUTAGES_BY_STATE:
                 return _build_outage(*_OUTAGES_BY_STATE[state])
             if state[:2] in _OUTAGES_BY_CLASS:
-                return _build_outage("unavailable", f"{_OUTAGES_BY_CLASS[state[:2]]} ({one}).")
+                return _build_outage("unavailable", f"{_OUTAGES_BY_CLASS[state[:2]]} ({cause}).")
     if isinstance(error, TimeoutError):
         return _build_outage("database_slow", "The database did not answer in time.")
     if any(isinstance(one, (*LOST_CONNECTION_ERRORS, *_TRANSIENT_ERRORS)) for one in _list_causes(error)):
@@ -69,5 +69,5 @@ def _list_causes(error: BaseException) -> list[BaseException]:
     return result
 
 
-def _build_outage(code: str, told: str) -> DomainError:
-    return DomainError(code, f"{told} {_RETRY_ADVICE}", retry_after=5 if code == "storage_full" else 1)
+def _build_outage(code: str, message: str) -> DomainError:
+    return DomainError(code, f"{message} {_RETRY_ADVICE}", retry_after=5 if code == "storage_full" else 1)

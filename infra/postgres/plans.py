@@ -16,10 +16,10 @@ from infra.postgres.connection import TxConnection
 from infra.postgres.db import (
     Base,
     Id,
+    create_json_column,
+    create_timestamp,
     encode_json_text,
-    json_column,
     replace_unstorable_text,
-    timestamp,
 )
 from infra.postgres.executions import EXECUTION_MAPPER as EXECUTION
 
@@ -30,7 +30,7 @@ class PlanRow(Base):
     __tablename__ = "plans"
     execution_id: Mapped[str] = mapped_column(Id("exec"), ForeignKey("executions.id"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
-    plan: Mapped[Any] = mapped_column(json_column())
+    plan: Mapped[Any] = mapped_column(create_json_column())
     max_rpm: Mapped[int | None]
     revision: Mapped[int]
 
@@ -41,7 +41,7 @@ class PlanCallsRow(Base):
     __tablename__ = "plan_calls"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
-    calls: Mapped[list[datetime]] = mapped_column(ARRAY(timestamp()))
+    calls: Mapped[list[datetime]] = mapped_column(ARRAY(create_timestamp()))
 
 
 class PlanSignalRow(Base):
@@ -51,7 +51,7 @@ class PlanSignalRow(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     execution_id: Mapped[str] = mapped_column(Id("exec"), index=True)
     tenant_id: Mapped[str] = mapped_column(Text)
-    due_at: Mapped[datetime] = mapped_column(timestamp(), index=True)
+    due_at: Mapped[datetime] = mapped_column(create_timestamp(), index=True)
 
 
 class PlanStepRow(Base):
@@ -65,15 +65,15 @@ class PlanStepRow(Base):
     status: Mapped[str] = mapped_column(Text)
     tries: Mapped[int]
     child_id: Mapped[str | None] = mapped_column(Id("exec"))
-    due_at: Mapped[datetime | None] = mapped_column(timestamp())
+    due_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     error_type: Mapped[str | None] = mapped_column(Text)
     error_message: Mapped[str | None] = mapped_column(Text)
     approved: Mapped[bool | None]
     decided_by: Mapped[str | None] = mapped_column(Id("user"))
-    decided_at: Mapped[datetime | None] = mapped_column(timestamp())
+    decided_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     reason: Mapped[str | None] = mapped_column(Text)
-    started_at: Mapped[datetime | None] = mapped_column(timestamp())
-    finished_at: Mapped[datetime | None] = mapped_column(timestamp())
+    started_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    finished_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 # What of a step changes, its type in an array, and how it is written.

@@ -12,7 +12,7 @@ from domain.provider_keys import ProviderKey
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -28,8 +28,8 @@ class ProviderKeyRow(Base):
     service: Mapped[str] = mapped_column(Text)
     sealed: Mapped[bytes] = mapped_column(LargeBinary)
     last_four: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _ROW_MAPPER = RowMapper(ProviderKeyRow, ProviderKey)

@@ -88,14 +88,14 @@ class PostgresWorkQueues:
             for row in rows
         ]
 
-    async def extend_leases(self, lane: Lane, held: dict[str, int], until: datetime, stale: datetime) -> set[str]:
+    async def extend_leases(self, lane: Lane, attempts: dict[str, int], until: datetime, stale: datetime) -> set[str]:
         prefix = ROW_PREFIX_BY_LANE[lane]
         rows = await self._connection.execute(
             _EXTEND_SQL,
             {
                 "lane": lane,
-                "ids": [ids.decode_id(prefix, row_id) for row_id in held],
-                "attempts": list(held.values()),
+                "ids": [ids.decode_id(prefix, row_id) for row_id in attempts],
+                "attempts": list(attempts.values()),
                 "until": until,
                 "stale": stale,
             },

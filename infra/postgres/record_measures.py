@@ -66,21 +66,21 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
             f"FROM ({self.build_sums_query(source)}) AS s"
         )
 
-    def build_dims_filter(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
+    def build_dims_filter(self, filters: dict[str, Any], place: int) -> tuple[str, list[Any]]:
         """Return conditions on the array `dims`, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()
         for number, name in enumerate(self.dims, 1):
-            if wanted.get(name) is not None:
-                value = _decode_value(name, wanted[name])
+            if filters.get(name) is not None:
+                value = _decode_value(name, filters[name])
                 shape = "dims[{n}]::jsonb ? ${p}" if name in self.list_dims else "dims[{n}] = ${p}"
                 conditions.append(shape.format(n=number, p=place + len(values)))
                 values.append(str(value).lower() if isinstance(value, bool) else str(value))
         return "".join(f" AND {condition}" for condition in conditions), values
 
-    def build_record_filter(self, wanted: dict[str, Any], place: int) -> tuple[str, list[Any]]:
+    def build_record_filter(self, filters: dict[str, Any], place: int) -> tuple[str, list[Any]]:
         """Return conditions on records, dims among them, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()
-        for name, value in wanted.items():
+        for name, value in filters.items():
             if value is None:
                 continue
             if isinstance(value, bool):
@@ -93,9 +93,9 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
             values.append(_decode_value(name, value))
         return "".join(f" AND {condition}" for condition in conditions), values
 
-    def needs_records(self, wanted: dict[str, Any]) -> bool:
+    def needs_records(self, filters: dict[str, Any]) -> bool:
         """Tell whether only the records themselves can answer."""
-        return any(value is not None and name not in self.dims for name, value in wanted.items())
+        return any(value is not None and name not in self.dims for name, value in filters.items())
 
 
 def _decode_value(name: str, value: Any) -> Any:

@@ -76,8 +76,8 @@ class RecordPages:
         ]
 
     def _build_listed_columns(self, shape: RowMapper[T]) -> str:
-        shown = ((name, self._measures.listed_columns.get(name, f"r.{name}")) for name in shape.columns.split(", "))
-        return ", ".join(f"{sql} AS {name}" for name, sql in shown)
+        columns = ((name, self._measures.listed_columns.get(name, f"r.{name}")) for name in shape.columns.split(", "))
+        return ", ".join(f"{sql} AS {name}" for name, sql in columns)
 
     def _build_filter(self, question: StatsQuery) -> tuple[str, list[Any]]:
         where, values = "tenant_id = current_setting('paddock.tenant_id')", list[Any]()
@@ -85,5 +85,5 @@ class RecordPages:
             if bound is not None:
                 values.append(bound)
                 where += f" AND created_at {sign} ${len(values)}"
-        narrowed, wanted = self._measures.build_record_filter(question.filters, len(values) + 1)
-        return where + narrowed, [*values, *wanted]
+        narrowed, filter_values = self._measures.build_record_filter(question.filters, len(values) + 1)
+        return where + narrowed, [*values, *filter_values]

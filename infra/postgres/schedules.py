@@ -12,7 +12,7 @@ from domain.schedules import DueSchedule, Schedule, ScheduleOutcome, ScheduleRun
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.executions import ExecutionRow
 from infra.postgres.pages import fetch_page
 
@@ -31,23 +31,23 @@ class ScheduleRow(Base):
     agent_id: Mapped[str | None] = mapped_column(Id("agent"))
     crew_id: Mapped[str | None] = mapped_column(Id("crew"))
     workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
-    inputs: Mapped[Any] = mapped_column(json_column())
+    inputs: Mapped[Any] = mapped_column(create_json_column())
     model: Mapped[str | None] = mapped_column(Text)
     mode: Mapped[str | None] = mapped_column(Text)
     cost_limit: Mapped[float | None]
     enabled: Mapped[bool]
     overlap: Mapped[str] = mapped_column(Text)
     catch_up: Mapped[int]
-    next_run_at: Mapped[datetime | None] = mapped_column(timestamp())
-    last_run_at: Mapped[datetime | None] = mapped_column(timestamp())
+    next_run_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    last_run_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     last_execution_id: Mapped[str | None] = mapped_column(Id("exec"))
     last_error: Mapped[str | None] = mapped_column(Text)
     run_count: Mapped[int]
     missed_count: Mapped[int]
     skipped_count: Mapped[int]
     failed_count: Mapped[int]
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class ScheduleRunRow(Base):
@@ -58,12 +58,12 @@ class ScheduleRunRow(Base):
 
     __tablename__ = "schedule_runs"
     schedule_id: Mapped[str] = mapped_column(Id("sched"), ForeignKey("schedules.id"), primary_key=True)
-    due_at: Mapped[datetime] = mapped_column(timestamp(), primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(create_timestamp(), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     outcome: Mapped[str] = mapped_column(Text)
     execution_id: Mapped[str | None] = mapped_column(Id("exec"))
     reason: Mapped[str | None] = mapped_column(Text)
-    settled_at: Mapped[datetime] = mapped_column(timestamp())
+    settled_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _ALL_COLUMNS = [column.name for column in ScheduleRow.__table__.columns]

@@ -55,10 +55,10 @@ def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
     pooled = False
 
     @event.listens_for(engine.sync_engine, "do_connect")
-    def connect(dialect: Any, record: Any, given: list[Any], parameters: dict[str, Any]) -> Any:
+    def connect(dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
         nonlocal pooled
         unnamed = pooled
-        inserted = dialect.connect(*given, **(parameters | _WITHOUT_NAMES if unnamed else parameters))
+        inserted = dialect.connect(*arguments, **(parameters | _WITHOUT_NAMES if unnamed else parameters))
         try:
             direct = await_only(_inspect_session(inserted.driver_connection, record.info, as_owner))
         except BaseException:
@@ -68,7 +68,7 @@ def guard_sessions(engine: AsyncEngine, *, as_owner: bool) -> None:
             return inserted
         inserted.close()
         pooled = True
-        return connect(dialect, record, given, parameters)
+        return connect(dialect, record, arguments, parameters)
 
 
 async def check_session(raw: "asyncpg.Connection[asyncpg.Record]") -> asyncpg.Record:

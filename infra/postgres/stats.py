@@ -26,7 +26,7 @@ from domain.stats import (
     cover_period,
 )
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, timestamp
+from infra.postgres.db import Base, create_timestamp
 from infra.postgres.record_measures import MEASURES_BY_KIND, RecordMeasures
 from infra.sketches import compute_quantiles, merge_sketches
 
@@ -39,7 +39,7 @@ class StatDeltaRow(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     kind: Mapped[str] = mapped_column(Text)
-    hour: Mapped[datetime] = mapped_column(timestamp())
+    hour: Mapped[datetime] = mapped_column(create_timestamp())
     dims: Mapped[list[str | None]] = mapped_column(ARRAY(Text))
     measures: Mapped[list[Decimal]] = mapped_column(ARRAY(Numeric))
     bins: Mapped[bytes] = mapped_column(LargeBinary)
@@ -55,7 +55,7 @@ class StatRollupRow(Base):
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
     kind: Mapped[str] = mapped_column(Text, primary_key=True)
     level: Mapped[str] = mapped_column(Text, primary_key=True)
-    start: Mapped[datetime] = mapped_column(timestamp(), primary_key=True)
+    start: Mapped[datetime] = mapped_column(create_timestamp(), primary_key=True)
     dims_key: Mapped[UUID] = mapped_column(Uuid, primary_key=True)
     dims: Mapped[list[str | None]] = mapped_column(ARRAY(Text))
     measures: Mapped[list[Decimal]] = mapped_column(ARRAY(Numeric))
@@ -212,8 +212,8 @@ def _build_source(
         stretch.until,
         facts.kind,
     ]
-    narrowed, wanted = facts.build_dims_filter(question.filters, len(values) + 1)
-    values += wanted
+    narrowed, filter_values = facts.build_dims_filter(question.filters, len(values) + 1)
+    values += filter_values
     # Each span is a range of the primary key: LATERAL keeps the planner from looking at all rollups for them.
     source = (
         "SELECT r.* FROM unnest($1::text[], $2::timestamptz[], $3::timestamptz[]) AS s(level, since, until) "
@@ -237,12 +237,12 @@ def _build_record_source(
     for since, until in parts:
         ranges.append(f"(created_at >= ${len(values) + 1} AND created_at < ${len(values) + 2})")
         values = [*values, since, until]
-    narrowed, wanted = facts.build_record_filter(question.filters, len(values) + 1)
+    narrowed, filter_values = facts.build_record_filter(question.filters, len(values) + 1)
     rows = (
         f"(SELECT *, 1 AS sign FROM {facts.kind} WHERE tenant_id = current_setting('paddock.tenant_id') "
         f"AND ({' OR '.join(ranges)}){narrowed})"
     )
-    return facts.build_sums_query(rows), [*values, *wanted]
+    return facts.build_sums_query(rows), [*values, *filter_values]
 
 
 def _cover_level(question: StatsQuery, level: TimeBucket) -> RollupCover:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.executions import RunStep, RunStepStatus
 from domain.shared import ids
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, encode_json_text, json_column, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp, encode_json_text
 
 
 class StepRow(Base):
@@ -24,13 +24,13 @@ class StepRow(Base):
     status: Mapped[str] = mapped_column(Text)
     attempt: Mapped[int]
     call_id: Mapped[str | None] = mapped_column(Text)
-    input: Mapped[Any | None] = mapped_column(json_column())
-    output: Mapped[Any | None] = mapped_column(json_column())
+    input: Mapped[Any | None] = mapped_column(create_json_column())
+    output: Mapped[Any | None] = mapped_column(create_json_column())
     decided_by: Mapped[str | None] = mapped_column(Id("user"))
-    decided_at: Mapped[datetime | None] = mapped_column(timestamp())
+    decided_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     reason: Mapped[str | None] = mapped_column(Text)
-    started_at: Mapped[datetime] = mapped_column(timestamp())
-    finished_at: Mapped[datetime | None] = mapped_column(timestamp())
+    started_at: Mapped[datetime] = mapped_column(create_timestamp())
+    finished_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
 _ROW_MAPPER: Final = RowMapper(StepRow, RunStep)

@@ -24,7 +24,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.tasks import Task
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -39,7 +39,7 @@ class TaskRow(Base):
     slug: Mapped[str] = mapped_column(Text)
     description: Mapped[str] = mapped_column(Text)
     template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id"))
-    variables: Mapped[dict[str, Any] | None] = mapped_column(json_column())
+    variables: Mapped[dict[str, Any] | None] = mapped_column(create_json_column())
     expected_output: Mapped[str | None] = mapped_column(Text)
     agent: Mapped[str | None] = mapped_column(Text)
     tools: Mapped[list[str]] = mapped_column(ARRAY(Text))
@@ -47,8 +47,8 @@ class TaskRow(Base):
     async_execution: Mapped[bool]
     markdown: Mapped[bool]
     output_file: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 # The template's name is read beside the row, never written.

@@ -12,7 +12,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.templates import Template
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -27,8 +27,8 @@ class TemplateRow(Base):
     description: Mapped[str | None] = mapped_column(Text)
     template: Mapped[str] = mapped_column(Text)
     variables: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _ROW_MAPPER = RowMapper(TemplateRow, Template)

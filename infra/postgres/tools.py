@@ -13,7 +13,7 @@ from domain.shared.pages import Listing, Page
 from domain.tools import BuiltInToolState, Tool, ToolFilter
 from infra.postgres.accounts import TenantRow
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -32,13 +32,13 @@ class ToolRow(Base):
     description: Mapped[str] = mapped_column(Text)
     category: Mapped[str] = mapped_column(Text)
     tool_type: Mapped[str] = mapped_column(Text)
-    configuration: Mapped[dict[str, Any]] = mapped_column(json_column())
-    parameters: Mapped[dict[str, Any]] = mapped_column(json_column())
+    configuration: Mapped[dict[str, Any]] = mapped_column(create_json_column())
+    parameters: Mapped[dict[str, Any]] = mapped_column(create_json_column())
     key_names: Mapped[list[str]] = mapped_column(ARRAY(Text))
     enabled: Mapped[bool]
     effects: Mapped[bool]
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class DisabledToolRow(Base):
@@ -47,7 +47,7 @@ class DisabledToolRow(Base):
     __tablename__ = "disabled_tools"
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
     tool_id: Mapped[str] = mapped_column(Id("tool"), primary_key=True)
-    since: Mapped[datetime] = mapped_column(timestamp())
+    since: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _BOUND_TENANT = func.current_setting("paddock.tenant_id")

@@ -20,7 +20,7 @@ from domain.traces import (
     TraceSources,
 )
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, timestamp
+from infra.postgres.db import Base, Id, create_timestamp
 
 
 class TraceExportWantedRow(Base):
@@ -31,7 +31,7 @@ class TraceExportWantedRow(Base):
 
     __tablename__ = "trace_export"
     one: Mapped[bool] = mapped_column(primary_key=True)
-    wanted_at: Mapped[datetime] = mapped_column(timestamp())
+    wanted_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class TraceExportRow(Base):
@@ -43,7 +43,7 @@ class TraceExportRow(Base):
     __tablename__ = "trace_exports"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
-    due_at: Mapped[datetime] = mapped_column(timestamp())
+    due_at: Mapped[datetime] = mapped_column(create_timestamp())
     tries: Mapped[int]
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.queues import WorkerInfo
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, struct_from_row, timestamp
+from infra.postgres.db import Base, create_timestamp, struct_from_row
 
 
 class WorkerRow(Base):
@@ -25,8 +25,8 @@ class WorkerRow(Base):
     blank: Mapped[int]
     problem: Mapped[str | None] = mapped_column(Text)
     metrics_port: Mapped[int | None]
-    started_at: Mapped[datetime] = mapped_column(timestamp())
-    seen_at: Mapped[datetime] = mapped_column(timestamp())
+    started_at: Mapped[datetime] = mapped_column(create_timestamp())
+    seen_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 class PostgresWorkers:

@@ -12,7 +12,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.workflows.schema import Workflow, WorkflowStatus, WorkflowSummary
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, json_column, struct_from_row, timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -30,12 +30,12 @@ class WorkflowRow(Base):
     name: Mapped[str] = mapped_column(Text)
     description: Mapped[str | None] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
-    inputs: Mapped[Any | None] = mapped_column(json_column())
-    steps: Mapped[Any] = mapped_column(json_column())
-    outputs: Mapped[Any | None] = mapped_column(json_column())
+    inputs: Mapped[Any | None] = mapped_column(create_json_column())
+    steps: Mapped[Any] = mapped_column(create_json_column())
+    outputs: Mapped[Any | None] = mapped_column(create_json_column())
     steps_total: Mapped[int]
-    created_at: Mapped[datetime] = mapped_column(timestamp())
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    created_at: Mapped[datetime] = mapped_column(create_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _LOCK_SQL = text(

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.shared import ids
 from domain.workspaces import WorkspaceFile
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 
 
 class WorkspaceFileRow(Base):
@@ -22,7 +22,7 @@ class WorkspaceFileRow(Base):
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     key: Mapped[str] = mapped_column(Text, index=True)
-    updated_at: Mapped[datetime] = mapped_column(timestamp())
+    updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
 _ROW_MAPPER: Final = RowMapper(WorkspaceFileRow, WorkspaceFile)

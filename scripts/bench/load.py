@@ -133,7 +133,9 @@ def copy_rows(url: str, table: str, columns: list[str], rows: list[tuple[Any, ..
         try:
             for _ in range(times):
                 fresh = ids.generate_ids("eval", len(rows))
-                sent = [(ids.decode_id("eval", one), *row) for one, row in zip(fresh, rows, strict=True)]
+                sent = [
+                    (ids.decode_id("eval", evaluation_id), *row) for evaluation_id, row in zip(fresh, rows, strict=True)
+                ]
                 began, busy = time.perf_counter(), time.process_time()
                 await connection.copy_records_to_table(table, records=sent, columns=["id", *columns])
                 seconds, processors = (

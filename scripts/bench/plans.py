@@ -78,9 +78,13 @@ async def measure_plans(system: System) -> list[Row]:
             rows.append(
                 (f"{what}: time", f"{took / bare:.2f}", f"the runs by themselves, {PLAN_WIDTH} in flight ({each})")
             )
-            layer, one = took / (PLAN_STEPS / PLAN_WIDTH) * 1000, statistics.median(alone)
+            layer, median_alone = took / (PLAN_STEPS / PLAN_WIDTH) * 1000, statistics.median(alone)
             rows.append(
-                (f"{what}: from step to step", f"{layer / one:.2f}", f"a step itself ({layer:.1f} to {one:.1f} ms)")
+                (
+                    f"{what}: from step to step",
+                    f"{layer / median_alone:.2f}",
+                    f"a step itself ({layer:.1f} to {median_alone:.1f} ms)",
+                )
             )
     return rows
 

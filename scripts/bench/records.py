@@ -70,8 +70,8 @@ class RecordsBench:
     async def run(self) -> None:
         """Measure everything, in an order in which no figure includes rows of another."""
         async with BenchClient(self.system.url, {"X-API-Key": self.system.admin_key}) as client:
-            one = await client.call_api("POST", "evaluations", build_evaluations(1)[0])
-        self._tenant_id, self._user_id, self._key = one["tenant_id"], one["user_id"], self.system.admin_key
+            response = await client.call_api("POST", "evaluations", build_evaluations(1)[0])
+        self._tenant_id, self._user_id, self._key = response["tenant_id"], response["user_id"], self.system.admin_key
         async with run_bare_handlers() as port:
             await self.measure_single_evaluations(port)
             await self.measure_artifacts(port)
@@ -81,7 +81,7 @@ class RecordsBench:
 
     async def measure_single_evaluations(self, port: int) -> None:
         """Measure single evaluations."""
-        bodies = [msgspec.json.encode(one) for one in build_evaluations(256)]
+        bodies = [msgspec.json.encode(evaluation) for evaluation in build_evaluations(256)]
         mine, theirs = await self._compare_handlers(
             port, "evaluations", "/evaluations", bodies, SINGLE_EVALUATIONS, SINGLE_CONNECTIONS
         )
@@ -311,15 +311,17 @@ class RecordsBench:
         return part.child.process.pid if part is not None and part.child is not None else None
 
     def _find_process_pid(self, name: str) -> int:
-        return next(one.pid for one in self.system.processes if one.name == name and one.pid is not None)
+        return next(
+            process.pid for process in self.system.processes if process.name == name and process.pid is not None
+        )
 
     def _add_row(self, what: str, ratio: float, to: str) -> None:
-        shown = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.4f}"
-        self.rows.append((what, shown, to))
+        ratio_text = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.4f}"
+        self.rows.append((what, ratio_text, to))
 
 
 def _pick_median(fired: Sequence[LoadResult]) -> LoadResult:
-    return sorted(fired, key=lambda one: one.rate)[len(fired) // 2]
+    return sorted(fired, key=lambda result: result.rate)[len(fired) // 2]
 
 
 async def _sample_memory(pid: int, peaks: list[float], stop: asyncio.Event) -> None:

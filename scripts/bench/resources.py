@@ -29,12 +29,12 @@ def measure_cpu_seconds(pid: int) -> float:
 
 
 def _map_children() -> dict[int, list[int]]:
-    found = dict[int, list[int]]()
+    children = dict[int, list[int]]()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             words = stat.read_text().rsplit(")", 1)[1].split()
-            found.setdefault(int(words[1]), []).append(int(stat.parent.name))
-    return found
+            children.setdefault(int(words[1]), []).append(int(stat.parent.name))
+    return children
 
 
 def _list_tree(pid: int, children: dict[int, list[int]]) -> list[int]:

@@ -46,14 +46,17 @@ def convert_to_rows(
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Return the columns that the API writes, except the id, and the rows for COPY."""
     news = evaluations.parse_evaluation_batch(msgspec.json.encode(sent))
-    made = evaluations.build_evaluations(tenant_id, user_id, news, datetime.now(UTC), batch=True)
+    evaluations_built = evaluations.build_evaluations(tenant_id, user_id, news, datetime.now(UTC), batch=True)
     names = [name for name in Evaluation.__struct_fields__ if name not in ("id", "computed")]
     user = ids.decode_id("user", user_id)
     as_sent: dict[str, Callable[[Evaluation], Any]] = {
         "user_id": lambda one: user,
         "metadata": lambda one: msgspec.json.encode(one.metadata).decode(),
     }
-    rows = [tuple(as_sent[name](one) if name in as_sent else getattr(one, name) for name in names) for one in made]
+    rows = [
+        tuple(as_sent[name](evaluation) if name in as_sent else getattr(evaluation, name) for name in names)
+        for evaluation in evaluations_built
+    ]
     return names, rows
 
 
@@ -82,9 +85,9 @@ def build_artifact(number: int, size: int) -> bytes:
 def build_row_expressions(kind: RecordKind) -> tuple[str, str]:
     """Return the columns of rows that SQL generates, and their expressions of `n`."""
     latency = "exp(0.7 * sqrt(-2 * ln(1 - random())) * cos(6.283 * random()))"
-    made: dict[str, str]
+    expressions: dict[str, str]
     if kind == "evaluations":
-        made = {
+        expressions = {
             "prompt": "'What is the capital of country number ' || n",
             "response": "'Its largest city, by far.'",
             "semantic_drift": "random()",
@@ -103,7 +106,7 @@ def build_row_expressions(kind: RecordKind) -> tuple[str, str]:
             "metrics": "'sent'",
         }
     else:
-        made = {
+        expressions = {
             **dict.fromkeys(("kurral_id", "run_id"), "'kurral-' || n"),
             "received_at": "now()",
             "schema_version": "'1.0.0'",
@@ -122,4 +125,4 @@ def build_row_expressions(kind: RecordKind) -> tuple[str, str]:
             "size_bytes": "10000 + n % 1000",
             "failures": "''",
         }
-    return ", ".join(made), ", ".join(made.values())
+    return ", ".join(expressions), ", ".join(expressions.values())

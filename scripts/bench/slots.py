@@ -47,11 +47,11 @@ async def main() -> None:
             sandbox = WarmSandbox(BubblewrapSandbox(), server, 512)
             maker: SandboxBackend = server or BubblewrapSandbox()
             try:
-                took, held = await _time_stages(maker, program)
+                took, held_mib = await _time_stages(maker, program)
                 for what, seconds in took.items():
                     middle = statistics.median(seconds) * 1000
                     print(f"{name + ': ' + what:<42}{middle:8.2f} ms {middle / floor:6.2f} x")
-                print(f"{name + ': memory of its own, waiting':<42}{statistics.median(held) / 1e6:8.2f} MB")
+                print(f"{name + ': memory of its own, waiting':<42}{statistics.median(held_mib) / 1e6:8.2f} MB")
                 rate = await _measure_rate(sandbox, program)
                 print(f"{name + f': runs per second, {RUNS_IN_FLIGHT} in flight':<42}{rate:8.0f}")
             finally:
@@ -69,7 +69,7 @@ def _time_interpreter() -> float:
 
 async def _time_stages(maker: SandboxBackend, program: SandboxProgram) -> tuple[dict[str, list[float]], list[int]]:
     took: dict[str, list[float]] = {}
-    held: list[int] = []
+    held_mib: list[int] = []
 
     async def time_stage(what: str, work: Awaitable[T]) -> T:
         began = time.perf_counter()
@@ -103,13 +103,13 @@ async def _time_stages(maker: SandboxBackend, program: SandboxProgram) -> tuple[
     for _ in range(STAGE_ROUNDS):
         tree = await time_stage("made", make_tree())
         await time_stage("imported", import_program(tree))
-        held.append(await tree.pause() or 0)
+        held_mib.append(await tree.pause() or 0)
         await time_stage("payload to result, warm", call_program(tree, GuestStage.PAYLOAD_READ))
         if maker.supports_blanks:
             tree = await make_tree()
             await time_stage("run in a blank slot", run_program(tree))
         await time_stage("run cold", run_cold())
-    return took, held
+    return took, held_mib
 
 
 async def _measure_rate(sandbox: WarmSandbox, program: SandboxProgram) -> float:

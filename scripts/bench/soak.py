@@ -157,7 +157,11 @@ async def run_soak(system: System, tenants: int, executions: int, in_flight: int
         return SoakResult(
             seconds=seconds,
             took=sorted(took),
-            lost=[one["id"] for _, one in ended if one["status"] != "completed" or not one["right"]],
+            lost=[
+                execution["id"]
+                for _, execution in ended
+                if execution["status"] != "completed" or not execution["right"]
+            ],
             twice=twice,
             retried=sum(one["attempt"] > 1 for _, one in ended),
             memory={name: (before.get(name, 0.0), now) for name, now in after.items()},
@@ -166,18 +170,18 @@ async def run_soak(system: System, tenants: int, executions: int, in_flight: int
 
 async def find_repeated_ends(ended: list[tuple[BenchClient, Any]]) -> list[str]:
     """Return executions whose log shows more than one end, something after it, or a gap; and ids that came twice."""
-    found, seen, left = list[str](), set[str](), iter(ended)
+    repeated_ids, seen, left = list[str](), set[str](), iter(ended)
 
     async def check_next() -> None:
-        for client, one in left:
-            entries = (await client.call_api("GET", f"execution-logs/{one['id']}?limit=1000"))["items"]
-            told = [entry["metadata"] for entry in entries]
-            ends = [entry["seq"] for entry in told if entry.get("status") in ("completed", "failed", "cancelled")]
-            begun = sum(entry.get("status") == "running" for entry in told)
-            in_order = [entry["seq"] for entry in told] == list(range(1, len(told) + 1))
-            if ends != [len(told)] or not in_order or begun != one["attempt"] or one["id"] in seen:
-                found.append(one["id"])
-            seen.add(one["id"])
+        for client, execution in left:
+            entries = (await client.call_api("GET", f"execution-logs/{execution['id']}?limit=1000"))["items"]
+            statuses = [entry["metadata"] for entry in entries]
+            ends = [entry["seq"] for entry in statuses if entry.get("status") in ("completed", "failed", "cancelled")]
+            begun = sum(entry.get("status") == "running" for entry in statuses)
+            in_order = [entry["seq"] for entry in statuses] == list(range(1, len(statuses) + 1))
+            if ends != [len(statuses)] or not in_order or begun != execution["attempt"] or execution["id"] in seen:
+                repeated_ids.append(execution["id"])
+            seen.add(execution["id"])
 
     await asyncio.gather(*(check_next() for _ in range(8)))
-    return found
+    return repeated_ids

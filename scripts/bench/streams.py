@@ -145,12 +145,12 @@ async def _read_concurrently(
 
 def _measure_rate(reads: list[StreamReading]) -> float:
     """Return the tokens per second of all streams together."""
-    return len(reads) * TOKENS_PER_STREAM / (max(one.ended for one in reads) - min(one.asked for one in reads))
+    return len(reads) * TOKENS_PER_STREAM / (max(read.ended for read in reads) - min(one.asked for one in reads))
 
 
 def _collect_delays(reads: list[StreamReading]) -> list[float]:
     """Return how late tokens came after the provider had sent them, in milliseconds, in rising order."""
-    return sorted(late for one in reads for late in one.late)
+    return sorted(late for read in reads for late in read.late)
 
 
 async def measure_streams(system: System, url: str) -> list[Row]:
@@ -162,8 +162,8 @@ async def measure_streams(system: System, url: str) -> list[Row]:
             name = f"stamped-tokens-{TOKENS_PER_STREAM}" + (f"-delay-{pace}" if pace else "")
             body = {"name": f"bench-{pace}", "provider": "openai_compatible", "model": name, "base_url": url}
             (await client.post("/models", json=body)).raise_for_status()
-            made = {"name": f"bench-{pace}", "model": f"bench-{pace}"}
-            (await client.post("/agents", json=made)).raise_for_status()
+            body = {"name": f"bench-{pace}", "model": f"bench-{pace}"}
+            (await client.post("/agents", json=body)).raise_for_status()
             through = functools.partial(read_through_paddock, system, f"bench-{pace}")
             await _read_concurrently(through, 2 if pace else WARM_UP_STREAMS)
             before = _measure_memory(system)
@@ -179,17 +179,19 @@ async def measure_streams(system: System, url: str) -> list[Row]:
                 ours, base_late = _collect_delays(mine), _collect_delays(theirs)
                 middle, most = len(ours) // 2, int(len(ours) * 0.95)
                 added = ours[middle] - base_late[middle]
-                told = f"the pause between two (p50 {ours[middle]:.0f} to {base_late[middle]:.0f} ms"
-                told += f", p95 {ours[most]:.0f} to {base_late[most]:.0f})"
-                rows.append((f"{label}, delay added per token", f"{added / pace:.2f}", told))
+                comparison = f"the pause between two (p50 {ours[middle]:.0f} to {base_late[middle]:.0f} ms"
+                comparison += f", p95 {ours[most]:.0f} to {base_late[most]:.0f})"
+                rows.append((f"{label}, delay added per token", f"{added / pace:.2f}", comparison))
             for process in ("llm", "api"):
-                told = f"before ({before[process]} to {after[process]} MiB)"
-                rows.append((f"{label}, memory of {process}", f"{after[process] / before[process]:.2f}", told))
+                comparison = f"before ({before[process]} to {after[process]} MiB)"
+                rows.append((f"{label}, memory of {process}", f"{after[process] / before[process]:.2f}", comparison))
     return rows
 
 
 def _measure_memory(system: System) -> dict[str, int]:
-    return {one.name: round(measure_memory_mib(one.pid)) for one in system.processes if one.pid is not None}
+    return {
+        process.name: round(measure_memory_mib(process.pid)) for process in system.processes if process.pid is not None
+    }
 
 
 async def main() -> None:

@@ -129,8 +129,8 @@ async def _time_single_runs(
     took, floor, runs = list[float](), list[float](), list[Any]()
     for _ in range(count):
         await asyncio.sleep(pause)
-        one, ended = await _time_call(functools.partial(_run_agent, client, agent_id))
-        took.append(one)
+        duration, ended = await _time_call(functools.partial(_run_agent, client, agent_id))
+        took.append(duration)
         runs.append(ended)
         await asyncio.sleep(pause)
         floor.append(await asyncio.to_thread(_time_interpreter))
@@ -186,14 +186,16 @@ async def measure_system(system: System) -> tuple[list[Row], float]:
     """Return every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
     async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
         agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
-        rows, base, p50, known = await _measure_latency(client, agent_id)
+        rows, base, p50, memory_before = await _measure_latency(client, agent_id)
         rows.append(await _measure_numpy_agent(client, p50 / base))
         rows.append(await _measure_first_runs(client, base))
         await _measure_rate(lambda: _run_agent(client, agent_id), 200, RUNS_IN_FLIGHT)
         rate = await _measure_rate(lambda: _run_agent(client, agent_id), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
         rows.append(_format_rate(f"completed runs, {RUNS_IN_FLIGHT} in flight", rate, base))
-        await _measure_rate(lambda: client.call_api("GET", f"executions/{known}"), 200, RUNS_IN_FLIGHT)
-        reads = await _measure_rate(lambda: client.call_api("GET", f"executions/{known}"), TIMED_READS, RUNS_IN_FLIGHT)
+        await _measure_rate(lambda: client.call_api("GET", f"executions/{memory_before}"), 200, RUNS_IN_FLIGHT)
+        reads = await _measure_rate(
+            lambda: client.call_api("GET", f"executions/{memory_before}"), TIMED_READS, RUNS_IN_FLIGHT
+        )
     rows.append(
         ("GET /executions/{id} per second", f"{reads / await _measure_bare_rate():.2f}", "a bare Litestar handler")
     )
@@ -204,19 +206,19 @@ def _format_rate(what: str, rate: float, base: float) -> Row:
     return what, f"{rate * base / 1000:.2f}", f"interpreter starts, one after the other ({rate:.0f} runs/s)"
 
 
-def _format_soak(found: SoakResult, base: float) -> list[Row]:
+def _format_soak(result: SoakResult, base: float) -> list[Row]:
     start = "python -I -S -c pass"
-    p50 = compute_quantile(found.took, 0.5)
+    p50 = compute_quantile(result.took, 0.5)
     rows = [
-        _format_rate(f"completed runs, {len(found.took)} of {SOAK_TENANTS} tenants", found.rate, base),
+        _format_rate(f"completed runs, {len(result.took)} of {SOAK_TENANTS} tenants", result.rate, base),
         ("submit to result, p50", f"{p50 / base:.2f}", start),
-        ("submit to result, p95", f"{compute_quantile(found.took, 0.95) / p50:.2f}", "its p50"),
-        ("submit to result, p99", f"{compute_quantile(found.took, 0.99) / p50:.2f}", "its p50"),
-        ("lost", f"{len(found.lost)}", "executions"),
-        ("settled twice, or run after their end", f"{len(found.twice)}", "executions"),
-        ("run anew after a lost worker", f"{found.retried}", "executions"),
+        ("submit to result, p95", f"{compute_quantile(result.took, 0.95) / p50:.2f}", "its p50"),
+        ("submit to result, p99", f"{compute_quantile(result.took, 0.99) / p50:.2f}", "its p50"),
+        ("lost", f"{len(result.lost)}", "executions"),
+        ("settled twice, or run after their end", f"{len(result.twice)}", "executions"),
+        ("run anew after a lost worker", f"{result.retried}", "executions"),
     ]
-    for name, (before, after) in found.memory.items():
+    for name, (before, after) in result.memory.items():
         rows.append((f"memory of {name}, after", f"{after / max(before, 1):.2f}", f"before ({before:.0f} MiB)"))
     return rows
 

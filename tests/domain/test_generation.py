@@ -156,7 +156,7 @@ def test_schemas_are_closed_and_fit_their_examples(kind: Any, local: bool) -> No
     choice, agents = offered(3), ["Writer"]
     schema = prompts.build_answer_schema(kind, local, choice, agents)
     jsonschema.Draft202012Validator.check_schema(schema)
-    example = msgspec.json.decode(prompts._EXAMPLES[kind].replace(",...", ""))
+    example = msgspec.json.decode(prompts._ANSWER_EXAMPLES[kind].replace(",...", ""))
     bare = prompts.build_answer_schema(kind, local, [], [])
     if kind == "name":
         example["name"] = "Travel Team - Flights To Rome"
@@ -209,7 +209,7 @@ def test_a_tool_of_a_server_is_chosen_by_itself() -> None:
 
 def test_an_example_that_is_repeated_is_noticed() -> None:
     for kind in ("agent", "task"):
-        example = msgspec.json.decode(prompts._EXAMPLES[kind])
+        example = msgspec.json.decode(prompts._ANSWER_EXAMPLES[kind])
         assert prompts.is_example_repeated(kind, example)
         assert prompts.is_example_repeated(kind, {name: f" {text.upper()}." for name, text in example.items()})
         # One text alike may be chance: somebody asks for a planner of travels.

@@ -151,7 +151,7 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
                     )
 
     done = await reseal_keys(Meddled(), both.keyring)  # type: ignore[arg-type]
-    assert (done.resealed, done.kept, done.unreadable) == (1, 0, ())
+    assert (done.resealed, done.unchanged, done.unreadable) == (1, 0, ())
     assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
     async with both.store.system_transaction() as tx:
         assert not await tx.provider_keys.replace_sealed(ids.generate_id("pkey"), b"", b"x")

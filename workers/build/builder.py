@@ -163,7 +163,7 @@ class VersionBuilder:
         try:
             await self._blobs.download_file(version.tarball_path, archive)
         except DomainError as error:
-            if error.code == "NotFound":
+            if error.code == "not_found":
                 raise BadArchive("The uploaded archive is gone from object storage.") from error
             raise
 
