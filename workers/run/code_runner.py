@@ -1,4 +1,4 @@
-"""Run the executions of uploaded agents, each in a sandbox of its own."""
+"""Run the executions of uploaded agents, each in its own sandbox."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ _MAX_CACHED_VERSIONS: Final = 1000
 class CodeRunner(LaneRunner):
     """Run the executions of the `run` lane in one worker process.
 
-    `make_calls` returns what calls models for a run whose version names some.
+    `make_calls` returns the `GatewayCalls` of a run whose version names models.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class CodeRunner(LaneRunner):
         return frozenset(self._bundles.local_version_ids & self._versions.keys())
 
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
-        """Run an execution in the sandbox, and settle it with what the program left behind."""
+        """Run an execution in the sandbox, and settle it with the outcome and the last output of the program."""
         output = OutputLog(lambda events: self._record_events(execution, events), self._context.clock)
         stop = asyncio.Event()
         flushing = asyncio.create_task(output.flush_until(stop))
@@ -53,7 +53,7 @@ class CodeRunner(LaneRunner):
         try:
             await asyncio.wait((running, flushing), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Without an outcome the run is to be stopped: its lease was lost, or this process is to end.
+            # A run without an outcome is stopped: its lease was lost, or this process is ending.
             stop.set()
             if not running.done():
                 running.cancel()

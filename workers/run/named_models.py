@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from domain.llms import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReplyPart, ToolSpec
 from workers.model_calls import ModelCalls, ModelRequest
 
-# Bytes of JSON that are kept for the providers of a run's answers. The oldest are dropped first.
+# Bytes of JSON that are kept of a run's answers to be sent back to their providers. The oldest are dropped first.
 MAX_PROVIDER_PARTS_BYTES: Final = 8 << 20
 # Bytes counted for each entry besides its JSON.
 ENTRY_OVERHEAD_BYTES: Final = 512
@@ -21,8 +21,8 @@ ENTRY_OVERHEAD_BYTES: Final = 512
 class NamedModelCalls:
     """Call models as `workers.run.gateway.GatewayCalls` describes.
 
-    OpenAI's API, which agents speak, has no field for reasoning that a provider wants back with the results of tools.
-    It is kept here during the run, and put back into answers that the agent sends again.
+    OpenAI's API, which agents use, has no field for the reasoning that some providers require back with the results of
+    tools. That reasoning is kept here during the run, and restored in the answers that the agent sends back.
     """
 
     def __init__(self, calls: ModelCalls) -> None:
@@ -60,6 +60,6 @@ class NamedModelCalls:
 
 
 def _hash_message(message: ChatMessage) -> bytes:
-    # A hash, since the text may be megabytes beside parts of a few bytes.
+    # A hash, because the text may have megabytes and the parts kept for it only a few bytes.
     identity = [message.content, *(call.id for call in message.tool_calls)]
     return hashlib.sha256(repr(identity).encode("utf-8", "surrogatepass")).digest()
