@@ -1,4 +1,4 @@
-"""Recover what was lost, start what schedules are due, and remove what is too old."""
+"""Recover lost jobs and expired leases, start the schedules that are due, and remove what is too old."""
 
 from workers.upkeep.recovery import MAX_UPKEEP_BATCH, MIN_RING_AGE, RUNG_LANES, SWEEP_INTERVAL, Upkeep
 from workers.upkeep.retention import RetentionSweeper

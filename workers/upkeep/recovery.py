@@ -1,7 +1,7 @@
-"""Find jobs that were lost and leases that ran out, and remove objects that belong to nothing.
+"""Find jobs that were lost and leases that expired, and remove objects that no row refers to.
 
-Every job can be derived again from a row, so Redis only has to be a bell. Any number of these processes may run: each
-write is guarded by the state that it expects.
+Every job can be derived again from a row, so Redis is only used to wake workers. Any number of these processes may run:
+each write is guarded by the state that it expects.
 """
 
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from workers.lifecycle import Drain
 
 _log = structlog.get_logger("paddock.upkeep")
 
-# Age at which a waiting row is checked for its ring; younger ones are most likely being claimed.
+# Age from which a waiting row is checked for a lost ring; younger rows are most likely being claimed.
 MIN_RING_AGE: Final = timedelta(seconds=2)
 MAX_UPKEEP_BATCH: Final = 500
 # Without the record lane, which polls every few seconds and may have very many waiting rows.
@@ -29,7 +29,7 @@ _SWEPT_PREFIXES: Final = ("uploads/", "bundles/", "environments/", "workspaces/"
 
 
 class Upkeep:
-    """Recover and sweep in one upkeep process."""
+    """Recover lost work and sweep object storage, in one upkeep process."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Upkeep:
         self._settings, self._store, self._queue, self._blobs, self._clock = settings, store, queue, blobs, clock
         self._drain = drain or Drain()
         self._lease = timedelta(seconds=settings.lease_seconds)
-        # Since when leases could be extended without a break, as far as is known, and when that was last seen.
+        # Since when leases could be extended without interruption, as far as is known, and when that was last checked.
         self._extendable_since: datetime = clock()
         self._seen_at: datetime | None = None
         # The first sweep comes after a minute: a new installation has no bucket yet.
@@ -67,22 +67,22 @@ class Upkeep:
         return PollResult(did_work=bool(expired), pause_seconds=pause)
 
     async def requeue_expired(self) -> int:
-        """Requeue rows whose lease ran out, or fail them. Return the number of rows looked at.
+        """Requeue or fail the rows whose lease expired. Return the number of rows checked.
 
-        A lease counts from when it could be extended. While the database was unreachable, slow or full, or this
-        machine asleep, healthy workers could not extend theirs, and get a whole lease once that is over.
+        A lease counts from when it could be extended. While the database is unreachable, slow or full, or this machine
+        is suspended, healthy workers cannot extend their leases. They get the time of a whole lease afterwards.
         """
         began = self._clock()
         if self._seen_at is None or began - self._seen_at > self._outage_threshold:
             self._extendable_since = began
         self._seen_at = None
         async with self._store.system_transaction() as tx:
-            # A database that can be read may not be writable, for the workers either.
+            # A database that can be read may still refuse writes, and so the workers' extensions.
             await tx.queues.probe_writes()
             expired = await tx.queues.list_expired_leases(tx.now, MAX_UPKEEP_BATCH)
         now = self._clock()
         if now - began > self._outage_threshold:
-            # It answered late, and the workers have waited as well.
+            # The database answered late, so the workers have waited as well.
             self._extendable_since = now
         if now - self._extendable_since < self._lease:
             expired = []
@@ -98,11 +98,11 @@ class Upkeep:
 
     @property
     def _outage_threshold(self) -> timedelta:
-        """The delay of a round after which workers may have been unable to extend their leases."""
+        """Return the delay of a round from which workers may have been unable to extend their leases."""
         return self._lease / 3 + timedelta(seconds=self._settings.upkeep_seconds)
 
     async def ring_lost_jobs(self) -> int:
-        """Ring again for waiting rows whose ring was lost, and return their number."""
+        """Ring again for the waiting rows whose ring was lost. Return their number."""
         async with self._store.system_transaction() as tx:
             waiting = [
                 job
@@ -115,7 +115,7 @@ class Upkeep:
         return rung
 
     async def sweep_objects(self) -> dict[str, int]:
-        """Remove objects that are old and belong to nothing, and return how many of each kind."""
+        """Remove old objects that no row refers to, and old unfinished uploads. Return the number of each kind."""
         now = self._clock()
         removed: dict[str, int] = {}
         before = now - timedelta(hours=self._settings.staging_hours)
@@ -140,7 +140,7 @@ class Upkeep:
         return removed + (await self._remove_unknown(batch) if batch else 0)
 
     async def _remove_unknown(self, blobs: list[BlobInfo]) -> int:
-        # A sweep of a large bucket takes long, and the loop is not stalled meanwhile.
+        # The sweep of a large bucket takes long; this shows that the upkeep loop is not stalled.
         self._drain.note_round("upkeep", True)
         keys = [blob.key for blob in blobs]
         async with self._store.system_transaction() as tx:

@@ -1,7 +1,7 @@
 """Remove what is too old, in batches: by each tenant's retention, and by the ages in `domain.retention`.
 
-Records are removed in the same way as single deletions, so statistics stay equal to the rows. The partition of a month
-is dropped once it is empty. Objects without rows are swept by `workers.upkeep.recovery`.
+Records are removed in the same way as single deletions, so statistics stay consistent with the rows. The partition of a
+month is dropped once it is empty. Objects without rows are swept by `workers.upkeep.recovery`.
 """
 
 from collections import Counter
@@ -22,15 +22,15 @@ from workers.lifecycle import Drain
 MAX_DELETED_RECORDS: Final = 500
 PARTITION_GRACE: Final = timedelta(days=1)
 RETENTION_INTERVAL: Final = timedelta(hours=1)
-# A new installation is busy with other things.
+# A new installation has other work in its first minute.
 FIRST_RUN_DELAY: Final = timedelta(minutes=1)
-# Partitions created ahead of time, in months: an installation, or its upkeep, may be off for long.
+# Partitions created ahead of time, in months: an installation, or its upkeep, may be stopped for weeks.
 MONTHS_AHEAD: Final = 2
 
 _log = structlog.get_logger("paddock.retention")
 
 _ForgetRows = Callable[[Tx, datetime], Awaitable[int]]
-# In this order: each kind refers to those after it.
+# Deleted in this order: each kind refers to the kinds after it.
 _FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
     "executions": lambda tx, before: tx.retention.delete_executions(before),
     "versions": lambda tx, before: tx.retention.delete_versions(before),
@@ -53,7 +53,7 @@ class RetentionSweeper:
         await poll("retention", self._run_round, stop=self._drain.stop_event)
 
     async def _run_round(self) -> PollResult:
-        # At once: records of a month without a partition are refused.
+        # Without a delay: records of a month without a partition are refused.
         await self.make_partitions()
         if self._is_first_round:
             self._is_first_round = False
@@ -70,7 +70,7 @@ class RetentionSweeper:
         return created
 
     async def remove_expired(self) -> Counter[str]:
-        """Remove everything that is too old, and return how much of each kind."""
+        """Remove everything that is too old. Return the number of rows or partitions of each kind."""
         removed: Counter[str] = Counter()
         for expiring, age in RETENTION_PERIODS.items():
             removed[expiring] += await self._remove_in_batches(expiring, partial(self._forget_expired, expiring, age))
@@ -114,8 +114,8 @@ class RetentionSweeper:
             return await forget(tx, tx.now - age)
 
     async def _drop_empty_partition(self, kind: RecordKind) -> int:
-        # Each in a transaction of its own, as it locks the whole table: with both tables locked, a transaction that
-        # uses both would deadlock with it. Rows with ids of yesterday may still arrive.
+        # Each partition is dropped in a separate transaction, because that locks the whole table: with two tables
+        # locked, it would deadlock with a transaction that uses both. Rows with yesterday's ids may still arrive.
         async with self._store.system_transaction() as tx:
             return await tx.partitions.drop_empty_partition(kind, tx.now - PARTITION_GRACE)
 

@@ -1,7 +1,7 @@
-"""Start what schedules are due, once, however many of these processes run.
+"""Start the schedules that are due, each due time once, with any number of these processes.
 
-Each due time is started in a transaction of its own, which locks the schedule's row. If a process is killed in it,
-nothing was done, and another process does it.
+Each due time is started in a separate transaction, which locks the schedule's row. If a process is killed during the
+transaction, nothing is written, and another process starts the due time.
 """
 
 from typing import Final
@@ -29,7 +29,7 @@ class ScheduleStarter:
         self._store, self._drain = store, drain or Drain()
 
     async def run(self) -> None:
-        """Start what is due until draining begins."""
+        """Start the schedules that are due until draining begins."""
         await self._drain.poll("schedules", self.start_due)
 
     async def start_due(self) -> PollResult:
@@ -51,6 +51,6 @@ class ScheduleStarter:
         except Exception as error:
             if isinstance(error, DomainError) and error.code in DATABASE_OUTAGE_CODES:
                 raise
-            # A bug with one of them must not stop the others.
+            # An error in one schedule must not stop the others.
             _log.exception("a schedule cannot be started", schedule_id=schedule.schedule_id)
             return False
