@@ -1,4 +1,4 @@
-"""Move the bodies of artifacts to object storage, delete those of deleted ones, and capture executions as artifacts."""
+"""Move artifact bodies to object storage, delete those of deleted artifacts, and capture executions as artifacts."""
 
 import asyncio
 from collections import defaultdict
@@ -14,7 +14,7 @@ from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.compression import compress_body, stream_once
 from infra.polling import retry_through_outage
 
-# How long a round may take to upload bodies; `infra.postgres.artifacts.SECOND_DELETION_DELAY` has to be longer.
+# Time that a round may take to upload bodies; `infra.postgres.artifacts.SECOND_DELETION_DELAY` must be longer.
 MAX_UPLOAD_TIME: Final = timedelta(seconds=60)
 BODY_LEASE: Final = timedelta(seconds=90)
 MAX_CLAIMED_BODIES, MAX_CLAIMED_BYTES = 128, 16 * 1024 * 1024
@@ -42,10 +42,11 @@ class BodyUploader:
             return False
         uploads = {asyncio.create_task(self._upload_body(body)): body for body in bodies}
         try:
-            # All of them within the lease, even those that wait for a slot: a later upload would belong to nothing.
+            # All uploads end within the lease, including those that wait for a slot: a later upload could leave an
+            # object that no row refers to.
             await asyncio.wait(uploads, timeout=MAX_UPLOAD_TIME.total_seconds())
         except asyncio.CancelledError:
-            # Stopped: the next worker need not wait for the lease to run out.
+            # This process is stopping. It releases the bodies: the next worker need not wait until the lease expires.
             await asyncio.shield(self._cancel_uploads(uploads, bodies))
             raise
         uploaded = [body for task, body in uploads.items() if task.done() and task.exception() is None]
@@ -76,7 +77,8 @@ class BodyUploader:
     async def _settle_uploads(self, bodies: list[PendingBody]) -> None:
         async with self._store.system_transaction() as tx:
             deleted_ids = await tx.artifacts.mark_bodies_stored([body.id for body in bodies])
-        # An artifact that was deleted during its upload: its object goes too. This may happen twice, or at once.
+        # The object of an artifact that was deleted during its upload is deleted as well. This may happen twice, even
+        # at the same time.
         orphaned_keys = [body.key for body in bodies if body.id in deleted_ids]
         if orphaned_keys:
             await self._blobs.delete(orphaned_keys)
@@ -130,7 +132,7 @@ class ArtifactCapturer:
                 for execution_id in executions:
                     await self._capture_executions(tenant_id, [execution_id])
                 return
-            # Otherwise it would come first in every later round.
+            # Without the mark, the execution would be the first in every later round.
             _log.exception("an execution cannot be captured as an artifact", execution_id=executions[0])
             async with self._store.tenant_transaction(tenant_id) as tx:
                 await tx.artifacts.mark_recorded(executions)

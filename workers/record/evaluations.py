@@ -12,7 +12,7 @@ from domain import evaluations
 from domain.evaluations import ClaimedEvaluation, ClientScores, EvaluationScores, TextSimilarity, score_evaluation
 from domain.ports import Store, Tx
 
-# Long enough for megabytes of text; the evaluations of a killed worker wait for it to run out.
+# Long enough to score megabytes of text; the evaluations of a killed worker wait until it expires.
 SCORING_LEASE: Final = timedelta(minutes=2)
 MAX_SCORING_BATCH: Final = 64
 
@@ -52,7 +52,7 @@ class EvaluationScorer:
         try:
             return score_evaluation(row.prompt, row.response, row.retrieved_docs or [], sent, self._similarity)
         except Exception:
-            # An evaluation that cannot be scored must not keep the others from it.
+            # An evaluation that cannot be scored must not prevent the others from being scored.
             _log.exception("metrics cannot be computed", evaluation_id=row.id, attempt=claim.attempt)
             return None
 

@@ -1,4 +1,4 @@
-"""Run the work of the record process: each kind in a polling loop of its own, all woken by one bell."""
+"""Run the work of the record process: each kind in its own polling loop, all woken by one bell."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 from infra.polling import PollResult
 from workers.lifecycle import Drain
 
-# Seconds between two looks at records without a ring.
+# Seconds between two polls without a ring.
 RECORD_POLL_SECONDS: Final = 5.0
 
 
 class RecordWork(NamedTuple):
-    """Hold one kind of work: a round of it, which returns whether there may be more, and the pause after each."""
+    """Hold one kind of work: its round, which returns whether there may be more, and the minimum pause after each."""
 
     name: str
     run_round: Callable[[], Awaitable[bool]]

@@ -1,4 +1,4 @@
-"""Export the traces of executions that have ended to a collector, each at least once."""
+"""Export the traces of ended executions to a collector, each at least once."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -18,9 +18,9 @@ MAX_EXPORT_BATCH: Final = 32
 MAX_CONCURRENT_EXPORTS: Final = 4
 # Much longer than a round takes.
 EXPORT_LEASE: Final = timedelta(minutes=10)
-# How often the demand for traces is noted: without it the database collects none to export.
+# Interval at which the demand for traces is recorded: without it the database collects no traces for export.
 DEMAND_INTERVAL: Final = timedelta(hours=1)
-# How long the export waits for the children of an ended execution to end as well.
+# Time that the export of an ended execution waits until its children have ended as well.
 MAX_STRAGGLER_WAIT: Final = timedelta(minutes=10)
 STRAGGLER_RETRY_DELAY: Final = timedelta(seconds=5)
 
@@ -28,7 +28,7 @@ _log = structlog.get_logger("paddock.traces")
 
 
 class TraceExporter:
-    """Export traces in rounds. During an outage of the collector nothing is lost: due traces stay in the database."""
+    """Export traces in rounds. An outage of the collector loses nothing: due traces stay in the database."""
 
     def __init__(self, store: Store, collector: TraceCollector) -> None:
         self._store, self._collector = store, collector
@@ -51,7 +51,7 @@ class TraceExporter:
         try:
             await batch.export_all()
         finally:
-            # Also when stopped: the next worker need not wait for the lease to run out.
+            # Also when this process is stopping: the next worker need not wait until the lease expires.
             await asyncio.shield(batch.settle())
         if batch.database_error is not None:
             raise batch.database_error
@@ -65,7 +65,7 @@ class TraceExporter:
 
 
 class _ExportBatch:
-    """Export the traces that one round has claimed, and note what becomes of each."""
+    """Export the traces that one round has claimed, and record the result of each."""
 
     def __init__(
         self, store: Store, collector: TraceCollector, claimed: list[PendingTraceExport], now: datetime
@@ -74,12 +74,12 @@ class _ExportBatch:
         self.collector_outage: CollectorUnavailable | None = None
         self.database_error: DomainError | None = None
         self._exported: list[str] = []
-        # With the seconds after which the collector wants the next try, if it said so.
+        # By execution: the seconds after which the collector wants the next try, None if it did not send them.
         self._failed: dict[str, float | None] = {}
         self._stragglers: list[str] = []
 
     async def export_all(self) -> None:
-        """Export them all, unless the collector or the database turns out to be unreachable."""
+        """Export the claimed traces until the collector or the database turns out to be unreachable."""
         slots = asyncio.Semaphore(MAX_CONCURRENT_EXPORTS)
 
         async def export_in_slot(due: PendingTraceExport) -> None:
@@ -92,7 +92,7 @@ class _ExportBatch:
                 group.create_task(export_in_slot(due))
 
     async def settle(self) -> None:
-        """Write what became of them. What was not tried is due again at once."""
+        """Write the results to the database. A trace that was not tried is due again at once."""
         tried = {*self._exported, *self._failed, *self._stragglers}
         untried = [due.execution_id for due in self._claimed if due.execution_id not in tried]
 
@@ -121,7 +121,7 @@ class _ExportBatch:
         except DomainError as error:
             self.database_error = error
         except Exception:
-            # The others go on.
+            # The other traces are still exported.
             log.exception("a trace cannot be exported")
             self._failed[due.execution_id] = None
         else:
@@ -129,7 +129,7 @@ class _ExportBatch:
                 log.warning("the collector left out spans of a trace", error=partial_failure)
 
     async def _send_trace(self, due: PendingTraceExport) -> str | None:
-        """Send a trace. Return what the collector says of spans that it left out."""
+        """Send a trace. Return the collector's message about spans that it left out, None without one."""
         async with self._store.tenant_transaction(due.tenant_id) as tx:
             sources = await tx.traces.get_sources(due.execution_id, False, traces.MAX_SPANS)
         if sources is not None and _has_stragglers(sources, self._now):
@@ -144,7 +144,7 @@ class _ExportBatch:
 
 
 def _has_stragglers(sources: TraceSources, now: datetime) -> bool:
-    """Return whether a child of the execution is still being stopped, and worth waiting for."""
+    """Return whether a child of the execution has not ended yet and is still worth waiting for."""
     ended_at = sources.runs[0].completed_at
     if ended_at is None or now - ended_at >= MAX_STRAGGLER_WAIT:
         return False
