@@ -1,4 +1,4 @@
-"""Keep the caches of one machine within their limits, and without what was deleted."""
+"""Keep the caches of one machine within their limits, and remove deleted versions from them."""
 
 import asyncio
 import time
@@ -9,16 +9,16 @@ import structlog
 from domain.ports import Store
 from infra.build_cache import FolderCache
 
-# An environment that no version has stays this long: whoever mends a build that failed asks for it again. Seconds.
+# Seconds that an environment without a version stays: a failed build needs it again once the upload is corrected.
 UNCLAIMED_SECONDS: Final = 3600.0
 
 _log = structlog.get_logger("paddock.cache")
 
 
 async def clean_cache(cache: FolderCache, store: Store, unused_seconds: float) -> list[str]:
-    """Remove what was not used for so long, what belongs to deleted agents, and what is too much.
+    """Remove folders unused for `unused_seconds`, those of deleted agents, and those beyond the cache's limits.
 
-    Returns the versions that were deleted. Errors: `unavailable` and other outages of the database, `OSError`.
+    Return the versions that were deleted. Errors: `unavailable` and other outages of the database, `OSError`.
     """
     now = time.time()
     removed = await asyncio.to_thread(cache.remove_unused, now - unused_seconds)

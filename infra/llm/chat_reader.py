@@ -158,7 +158,7 @@ class ChatReader(AnswerReader):
         if not self._calls.is_empty and not any(
             isinstance(call, Mapping) and call.get("id") for call in message.get("tool_calls") or ()
         ):
-            message.pop("tool_calls", None)  # without ids they cannot be told from earlier ones
+            message.pop("tool_calls", None)  # without ids they cannot be distinguished from earlier ones
             message.pop("function_call", None)
         yield from self._read_message(message)
 

@@ -1,4 +1,4 @@
-"""Let a model agent have other agents do tasks for it."""
+"""Offer a model agent the `delegate` tool, by which other agents do tasks for it."""
 
 from typing import Final
 
