@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from domain.templates import Templates
     from domain.tools import Tools
     from domain.traces import Traces
-    from domain.workflows.schema import Workflows
+    from domain.workflows import Workflows
     from domain.workspaces import Workspaces
 
 T = TypeVar("T")

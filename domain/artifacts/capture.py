@@ -4,8 +4,7 @@ from typing import Any
 
 import msgspec
 
-from domain.agents import Agent
-from domain.agents.prompts import build_messages
+from domain.agents import Agent, build_messages
 from domain.artifacts.record import ArtifactRecord, build_record
 from domain.artifacts.service import ExecutionTokens, PackedArtifact, UnrecordedExecution
 from domain.executions import Execution, RunStep

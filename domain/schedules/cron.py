@@ -56,7 +56,7 @@ def find_timezone(name: str, field: str = "timezone") -> ZoneInfo:
     """Return a time zone of the IANA database. Errors: `invalid_field` for an unknown one."""
     # A name is a path below the database's folder: only what is listed is opened.
     if name not in _list_zones():
-        raise InvalidField(field, f"there is no time zone {name[:80]!r}; use an IANA name such as 'Europe/Berlin'.")
+        raise InvalidField(field, f"there is no time zone {name[:80]!r}; use an IANA name like 'Europe/Berlin'.")
     return ZoneInfo(name)
 
 

@@ -30,7 +30,7 @@ CronExpression = Annotated[
         min_length=1,
         max_length=MAX_CRON_LENGTH,
         examples=["0 9 * * *"],
-        description="Five fields, or an alias such as @daily.",
+        description="Five fields, or an alias like @daily.",
     ),
 ]
 Timezone = Annotated[

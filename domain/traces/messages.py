@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.agents import Agent
-from domain.agents.prompts import build_messages as first_messages
+from domain.agents import build_messages as first_messages
 from domain.shared.errors import DomainError
 from domain.traces.schema import MAX_CONTENT_BYTES, TracedRun, TracedRunStep
 

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain.executions import ExecutionKind, RunStepStatus
-from domain.llms.messages import ModelToolCall
+from domain.llms import ModelToolCall
 from domain.plans import StepStatus as StageStatus
 from domain.shared.status import ExecutionStatus
 

@@ -52,7 +52,7 @@ def find_outage(error: BaseException) -> DomainError | None:
                 return _build_outage("unavailable", f"{_OUTAGES_BY_CLASS[state[:2]]} ({cause}).")
     if isinstance(error, TimeoutError):
         return _build_outage("database_slow", "The database did not answer in time.")
-    if any(isinstance(one, (*LOST_CONNECTION_ERRORS, *_TRANSIENT_ERRORS)) for one in _list_causes(error)):
+    if any(isinstance(cause, (*LOST_CONNECTION_ERRORS, *_TRANSIENT_ERRORS)) for cause in _list_causes(error)):
         return _build_outage("unavailable", "The database did not answer.")
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return _build_outage("unavailable", "The database did not answer.")

@@ -36,7 +36,7 @@ from domain.tasks import Tasks
 from domain.templates import Templates
 from domain.tools import Tools
 from domain.traces import Traces
-from domain.workflows.schema import Workflows
+from domain.workflows import Workflows
 from domain.workspaces import Workspaces
 from infra.disks import build_full_disk_error, is_full
 from infra.polling import retry_through_outage

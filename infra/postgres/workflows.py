@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from domain.workflows.schema import Workflow, WorkflowStatus, WorkflowSummary
+from domain.workflows import Workflow, WorkflowStatus, WorkflowSummary
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page

@@ -50,8 +50,8 @@ def convert_to_rows(
     names = [name for name in Evaluation.__struct_fields__ if name not in ("id", "computed")]
     user = ids.decode_id("user", user_id)
     as_sent: dict[str, Callable[[Evaluation], Any]] = {
-        "user_id": lambda one: user,
-        "metadata": lambda one: msgspec.json.encode(one.metadata).decode(),
+        "user_id": lambda evaluation: user,
+        "metadata": lambda evaluation: msgspec.json.encode(evaluation.metadata).decode(),
     }
     rows = [
         tuple(as_sent[name](evaluation) if name in as_sent else getattr(evaluation, name) for name in names)

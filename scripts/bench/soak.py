@@ -163,7 +163,7 @@ async def run_soak(system: System, tenants: int, executions: int, in_flight: int
                 if execution["status"] != "completed" or not execution["right"]
             ],
             twice=twice,
-            retried=sum(one["attempt"] > 1 for _, one in ended),
+            retried=sum(execution["attempt"] > 1 for _, execution in ended),
             memory={name: (before.get(name, 0.0), now) for name, now in after.items()},
         )
 

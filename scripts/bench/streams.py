@@ -145,7 +145,7 @@ async def _read_concurrently(
 
 def _measure_rate(reads: list[StreamReading]) -> float:
     """Return the tokens per second of all streams together."""
-    return len(reads) * TOKENS_PER_STREAM / (max(read.ended for read in reads) - min(one.asked for one in reads))
+    return len(reads) * TOKENS_PER_STREAM / (max(read.ended for read in reads) - min(read.asked for read in reads))
 
 
 def _collect_delays(reads: list[StreamReading]) -> list[float]:

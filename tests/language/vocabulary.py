@@ -46,6 +46,8 @@ VERBS: Final = frozenset(
 )
 PREDICATES: Final = frozenset(
     [
+        "contains",
+        "matches",
         "is",
         "has",
         "have",
