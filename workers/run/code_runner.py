@@ -83,7 +83,7 @@ class CodeRunner(LaneRunner):
                 payload = msgspec.json.encode(execution.input_data)
                 return await self._sandbox.run_program(program, payload, output.add_output, serve)
         except DomainError as error:
-            if error.code not in ("sandbox_unavailable", "storage_unavailable", "NotFound"):
+            if error.code not in ("sandbox_unavailable", "storage_unavailable", "not_found"):
                 raise
             error_type = error.code if error.code == "sandbox_unavailable" else "version_unavailable"
             return SandboxOutcome(error_type=error_type, error_message=error.detail)

@@ -73,7 +73,7 @@ def _render_model_refusal(error: ModelError, model: str) -> GatewayRefusal:
         case "unauthorized":
             words = (
                 f"The provider of {model!r} does not accept the key that is kept for it. The agent's own key has no "
-                "part in this: whoever operates this installation, or keeps its provider keys, must mend it."
+                "part in this: the operator of this installation, or the owner of its provider keys, has to fix it."
             )
             return GatewayRefusal(502, words, "provider_key_refused", should_retry=False)
         case "not_allowed":
