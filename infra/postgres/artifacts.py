@@ -27,7 +27,7 @@ from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_timestamp
-from infra.postgres.executions import ExecutionRow
+from infra.postgres.execution_rows import ExecutionRow
 from infra.postgres.objects import format_artifact_key
 from infra.postgres.record_measures import ARTIFACT_MEASURES
 from infra.postgres.records import RecordPages

@@ -13,7 +13,7 @@ from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
-from infra.postgres.executions import ExecutionRow
+from infra.postgres.execution_rows import ExecutionRow
 from infra.postgres.pages import fetch_page
 
 
