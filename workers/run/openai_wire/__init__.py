@@ -1,4 +1,4 @@
-"""Implement OpenAI's chat API: parse requests, and render answers whole or in chunks.
+"""Serve OpenAI's chat API: parse requests, and render answers whole or in chunks.
 
 Source: platform.openai.com/docs/api-reference/chat. A field that does not change the answer is accepted; one that
 would change it and is not supported is refused by name.

@@ -7,7 +7,7 @@ from domain.shared.errors import DomainError
 class GatewayRefusal(Exception):
     """Answer a request with an error. `should_retry` tells the client whether to try again; None lets it decide."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an error of OpenAI consists of
         self,
         status: int,
         message: str,
