@@ -92,7 +92,7 @@ class ModelSteps:
         attempt, path, started_at, tries = self._attempt, prompt.path, self._attempt.clock(), 0
         if prompt.agent.verbose:
             size = f"{len(prompt.messages)} messages and {len(tools)} tools"
-            text = clean_text(f"RunStep {path}: asks {target.name} with {size}.\n{render_transcript(prompt.messages)}")
+            text = clean_text(f"Step {path}: asks {target.name} with {size}.\n{render_transcript(prompt.messages)}")
             attempt.add_event("log", level="DEBUG", stream="paddock", message=text[:MAX_SHOWN_CHARACTERS])
         options = _choose_options(prompt.agent, path, tools)
         request = ModelRequest(target=target, messages=prompt.messages, tools=tools, options=options)

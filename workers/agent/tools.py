@@ -79,7 +79,7 @@ class Toolbox:
             secrets = await self._open_secrets(tool)
             if tool.tool_type == "mcp":
                 mcp, name = await _load_mcp(), bound.remote_name or bound.spec.name
-                return ToolResult(result=await mcp.call_mcp(outbound, tool.configuration, secrets, name, args))
+                return ToolResult(result=await mcp.call_mcp_tool(outbound, tool.configuration, secrets, name, args))
             return ToolResult(result=await call_custom_tool(outbound, tool.configuration, args, secrets))
         except DomainError as error:
             if error.code in OUTAGE_CODES:
@@ -110,7 +110,7 @@ class Toolbox:
         problems: list[tuple[str, str]] = []
         secrets = await self._open_secrets(tool)
         mcp = await _load_mcp()
-        specs = await mcp.list_tools(
+        specs = await mcp.list_mcp_tools(
             self._dependencies.outbound, tool.configuration, secrets, lambda *problem: problems.append(problem)
         )
         chosen = [spec for spec in specs if only in (None, spec.name)]

@@ -150,7 +150,7 @@ class VersionBuilder:
         unpacked = await self._sandbox.unpack_archive(archive, out)
         if unpacked.error is not None:
             raise BadArchive(unpacked.error)
-        await self._log_text(version, f"UnpackedArchive {unpacked.files} entries, {unpacked.size} bytes.\n")
+        await self._log_text(version, f"Unpacked {unpacked.files} entries, {unpacked.size} bytes.\n")
         if unpacked.manifest is None or unpacked.manifest_name is None:
             raise BadArchive(builds.explain_missing_manifest(unpacked.top, unpacked.nested))
         if unpacked.left_out:
