@@ -25,7 +25,7 @@ async def test_keys_for_outside_services(acme: Tenant, parts) -> None:
     assert (changed.json()["name"], changed.json()["slug"]) == ("Updated OpenAI Key", "updated_openai_key")
     assert (changed.json()["last_four"], changed.json()["service"]) == ("efgh", "openai")
     async with parts.store.tenant_transaction(acme.tenant_id) as tx:
-        sealed = await tx.provider_keys.sealed("updated_openai_key")
+        sealed = await tx.provider_keys.find_sealed("updated_openai_key")
     assert parts.keyring.open(sealed).decode() == "sk-new-key-0123456789efgh"
     assert b"sk-new" not in sealed
     assert (await web.get("/provider-keys/openai_api_key")).status_code == 404

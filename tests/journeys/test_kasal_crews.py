@@ -263,7 +263,7 @@ async def test_debug_finds_every_mistake_at_once(acme: Tenant) -> None:
     }
     assert "research → write → research" in told["tasks_yaml.research.context[0]"][1]
     assert "comes later" in told["tasks_yaml.proofread.context[0]"][1]
-    assert "can wait for an approval" in told["tasks_yaml.write.human_input"][1]
+    assert "let a step require an approval" in told["tasks_yaml.write.human_input"][1]
     warned = {one["field"]: one["line"] for one in found["warnings"]}
     assert warned == {"agents_yaml.idle": 10, "tasks_yaml.research.expected_output": 1}
 
@@ -318,7 +318,7 @@ async def test_a_crew_does_not_name_tools_without_end(acme: Tenant) -> None:
     )
     body = {"agents_yaml": agents, "tasks_yaml": "t: {description: D, expected_output: E, agent: a0}\n"}
     found = (await acme.http.post("/crews/debug", json=body)).json()
-    assert [one["message"].split(",")[0] for one in found["errors"]] == ["names 1020 tools"]
+    assert [one["message"].split(";")[0] for one in found["errors"]] == ["the crew names 1020 tools"]
 
 
 async def test_crews_of_what_is_in_the_catalogue(acme: Tenant) -> None:

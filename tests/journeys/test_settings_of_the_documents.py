@@ -187,9 +187,9 @@ async def test_unexpected_errors_are_reported_without_what_tenants_keep(tmp_path
     await web.TCPSite(runner, "127.0.0.1", port).start()
     program = """
 import structlog, sentry_sdk
-from infra.settings import read
+from infra.settings import read_settings
 from infra.telemetry import open_telemetry
-open_telemetry(read(), "api")
+open_telemetry(read_settings(), "api")
 password = "hunter2-of-a-tenant"
 try:
     raise RuntimeError("the cause")
