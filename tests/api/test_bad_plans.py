@@ -127,7 +127,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("POST", WORKFLOWS, flow(step(inputs={"a": DEEP})), "steps[0].inputs", "deeper"),
     ("POST", TASKS, task(output_file="../x"), "output_file", ".."),
     ("POST", TEMPLATES, template(variables=["x"]), "variables", "'"),
-    ("POST", f"{TEMPLATES}/greeting/render", {"variables": {"name": "x", "y": 1}}, "variables.y", "no variable"),
+    ("POST", f"{TEMPLATES}/greeting/render", {"variables": {"name": "x", "y": 1}}, "variables.y", "is not a variable"),
     # YAML that becomes more than it is.
     ("POST", WORKFLOWS, {"yaml": BOMB}, "yaml", "line 1"),
     ("POST", WORKFLOWS, {"yaml": TAG}, "yaml", "line 1"),

@@ -45,7 +45,7 @@ MISTAKES: list[tuple[list[Any], str, str]] = [
     ([{"id": "a", "crew": "nobody"}], "steps[0].crew", "no crew 'nobody'"),
     ([{"id": "a", "workflow": "nothing"}], "steps[0].workflow", "no workflow 'nothing'"),
     ([step("a", prompt="Hello")], "steps[0].prompt", "tool"),
-    ([step("a", max_parallel=2)], "steps[0].max_parallel", "mapped"),
+    ([step("a", max_parallel=2)], "steps[0].max_parallel", "is for a step with map"),
     ([step("a", timeout=3601)], "steps[0].timeout", "3600"),
     ([step("a", output_file="x")], "steps[0].output_file", "model agent"),
     ([step("a", when="inputs.x ==")], "steps[0].when", ""),
@@ -431,14 +431,14 @@ async def test_the_document_tells_of_both_forms(system, acme: Tenant) -> None:
     patch = document["paths"]["/api/v1/workflows/{workflow_id}"]["patch"]["requestBody"]
     for body, schema in ((post, "NewWorkflow"), (patch, "PatchWorkflow")):
         forms = [one["$ref"].rsplit("/", 1)[-1] for one in body["content"]["application/json"]["schema"]["oneOf"]]
-        assert forms == [schema, "YamlWorkflow"]
+        assert forms == [schema, "WorkflowYaml"]
         # Not as a type of its own: generators of clients leave out routes that take a type they do not know.
         assert "application/yaml" in body["description"]
         assert set(forms) <= set(document["components"]["schemas"])
     shown = document["paths"]["/api/v1/workflows/{workflow_id}"]["get"]["responses"]["200"]["content"]
     assert set(shown) == {"application/json", "text/yaml"}
     takes = document["components"]["schemas"]["NewWorkflow"]["properties"]["steps"]
-    assert takes["items"]["$ref"].endswith("/Step")
+    assert takes["items"]["$ref"].endswith("/WorkflowStep")
 
 
 async def test_a_crew_within_has_to_be_given_what_its_texts_name(acme: Tenant) -> None:
