@@ -148,7 +148,7 @@ async def test_archives_made_otherwise(home: Tenant) -> None:
     assert "br\\udcf6ken.py" in version["build_log"], "the file that does not compile is named"
     refused = {
         "twice": ["'main.py': is in the archive twice", "Pack the folder anew"],
-        "agent-yml": ["Found agent.yml: call it agent.yaml", "main.py"],
+        "agent-yml": ["Found agent.yml: rename it to agent.yaml", "main.py"],
         "backslashes": ["win\\agent.yaml", "a backslash is part of a name"],
     }
     for name, words in refused.items():
@@ -193,7 +193,7 @@ async def test_what_was_found_is_named_where_there_is_no_manifest(home: Tenant) 
     ]:
         _, version = await _built(home, archive(dict(files), None))
         assert version["status"] == "failed"
-        assert "There is no agent.yaml or anymind.yaml at the top of the archive" in version["error_message"]
+        assert "The archive has no agent.yaml or anymind.yaml at its top level" in version["error_message"]
         assert told in version["error_message"]
 
 

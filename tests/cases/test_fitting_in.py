@@ -93,7 +93,7 @@ async def test_an_export_can_be_opened_in_a_spreadsheet(acme: Tenant) -> None:
     for wrong in ({"format": "jsonl", "bom": "true"}, {"format": "parquet", "escape_formulas": "true"}):
         refused = await acme.http.get("/evaluations/export", params=wrong)
         assert refused.status_code == 422
-        assert "CSV alone" in refused.json()["detail"]
+        assert "applies to csv only" in refused.json()["detail"]
 
 
 # 30-forwarded-for-with-a-port (its folder holds commands alone)
