@@ -86,7 +86,7 @@ async def test_the_keys_of_a_user_are_bounded(acme: Tenant) -> None:
     # Side by side no more are let in than one after the other.
     assert sorted(await asyncio.gather(*(make() for _ in range(12)))) == [201] * 5 + [409] * 7
     refused = await acme.http.post("/api-keys", json={"name": "n"})
-    assert "100 keys in force" in refused.json()["detail"]
+    assert "The user already has 100 active keys, the maximum." in refused.json()["detail"]
     assert (await acme.http.post(f"/api-keys/{first['id']}/revoke")).status_code == 200
     assert await make() == 201
     assert await make() == 409
