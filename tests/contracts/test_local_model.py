@@ -436,5 +436,7 @@ def test_a_schema_that_would_keep_the_server_busy_is_refused() -> None:
     ask = ModelCall(
         target=target, messages=(ChatMessage(role="user", content="x"),), options=ModelOptions(schema=schema)
     )
-    with pytest.raises(ModelError, match="parts"):
+    with pytest.raises(
+        ModelError, match="The schema of the answer is too large for the local model: it may have at most 400 values"
+    ):
         prepare_local_request(ask, LocalServer(base_url="http://127.0.0.1:1/v1", api_key=None))
