@@ -254,7 +254,7 @@ async def test_what_was_deleted_leaves_the_cache(system, parts, acme: Tenant) ->
     for agent_id in (kept, deleted):
         assert (await acme.run(agent_id))["status"] == "completed"
         versions[agent_id] = (await acme.http.get(f"/agents/{agent_id}/versions")).json()["items"][0]["id"]
-    cache = FolderCache(system.settings.cache, 0)
+    cache = FolderCache(system.settings.cache_dir, 0)
     environments = cache.get_path("environments", "0" * 64), cache.get_path("environments", "1" * 64)
     for path, age in zip(environments, (0, 2 * 3600), strict=True):
         path.mkdir(parents=True)
