@@ -84,7 +84,7 @@ async def test_one_bad_entry_costs_that_entry(acme: Tenant, provider: Wire, serv
     assert json.loads(result["result"]["content"]) == {"called": "rate", "with": {"n": 10}}
     # Called by name, a bad entry says why it is none.
     refused = await _execute(acme, server, {}, tool="listed")
-    assert (refused.status_code, "of type 'array'" in refused.text) == (422, True), refused.text
+    assert (refused.status_code, "must be of type object, not 'array'" in refused.text) == (422, True), refused.text
 
 
 def _asked(provider: Wire, name: str) -> list[Any]:
