@@ -85,7 +85,7 @@ async def test_runs_leave_no_descriptor_and_no_task_behind(cold, code) -> None:
     program = _program(code, "def handle(p): return p\n")
     before = await _begun(cold, program)
     for _ in range(25):
-        assert (await cold.run(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
+        assert (await cold.run_program(program, b'{"a":1}', _ignore)).output == b'{"a":1}'
     await _as_before(*before)
 
 
@@ -93,7 +93,7 @@ async def test_runs_leave_no_descriptor_and_no_task_behind(cold, code) -> None:
 async def test_cancelling_at_any_moment_kills_and_frees(cold, code, delay: float) -> None:
     program = _program(code, SLEEP)
     before = await _begun(cold, program)
-    running = asyncio.create_task(cold.run(program, b"{}", _ignore))
+    running = asyncio.create_task(cold.run_program(program, b"{}", _ignore))
     await asyncio.sleep(delay)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -120,7 +120,7 @@ async def test_early_and_double_cancels_leave_no_process(cold, code) -> None:
     server = cold._server.pid if cold._server is not None else None
     before = _bwraps() | set(list_descendants(server) if server else [])
     for number in range(40):
-        running = asyncio.create_task(cold.run(program, b"{}", _ignore))
+        running = asyncio.create_task(cold.run_program(program, b"{}", _ignore))
         await asyncio.sleep(number * 0.001)
         running.cancel()
         await asyncio.sleep(0)
