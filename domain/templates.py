@@ -230,12 +230,3 @@ async def resolve_template(tx: Tx, reference: str, field: str = "template") -> T
     if template is None:
         raise InvalidField(field, f"there is no template {reference!r}; list them with GET /templates.")
     return template
-
-
-async def fill_template(tx: Tx, reference: str, variables: dict[str, Any], field: str = "template") -> str:
-    """Return the text of the template that `field` names, filled with the `variables` beside that field.
-
-    Errors: `invalid_field` for an unknown template, for variables that are missing or unknown.
-    """
-    variables_field = f"{field.removesuffix('template')}variables"
-    return render_text(await resolve_template(tx, reference, field), variables, variables_field)

@@ -22,8 +22,3 @@ def log_outage(log: Any, event: str, error: BaseException, **fields: Any) -> Non
         return
     _logged_at[error.code] = now
     log.warning(event, code=error.code, error=error.detail, **fields)
-
-
-def reset_outage_log() -> None:
-    """Log the next outage at once. For tests."""
-    _logged_at.clear()

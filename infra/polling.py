@@ -41,11 +41,6 @@ class Backoff:
         self._first_seconds, self._max_seconds = first_seconds, max_seconds
         self._next_seconds = first_seconds
 
-    @property
-    def next_seconds(self) -> float:
-        """The pause that `take_pause` returns next."""
-        return self._next_seconds
-
     def take_pause(self) -> float:
         """Return the seconds to pause now, and double the pause after it."""
         pause = self._next_seconds

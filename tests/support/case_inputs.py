@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
-
 from infra.embedded.child_process import find_free_ports
+from tests.support.clients import wait_for_server
 
 INPUTS = Path(__file__).parents[1] / "cases" / "inputs"
 
@@ -27,13 +26,7 @@ async def serve_folder(folder: Path) -> AsyncIterator[str]:
     fake = await asyncio.create_subprocess_exec(sys.executable, str(INPUTS / "fake.py"), str(folder), str(port))
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient() as http:
-            for _ in range(200):
-                try:
-                    await http.get(f"{url}/log")
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
+        await wait_for_server(f"{url}/log")
         yield url
     finally:
         fake.kill()

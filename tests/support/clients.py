@@ -145,6 +145,17 @@ async def found_tenant(
         yield Tenant(http, {**msgspec.to_builtins(user), **account}, password)
 
 
+async def wait_for_server(url: str) -> None:
+    """Return once a process that has just been started answers at a URL, or after half a minute in any case."""
+    async with httpx.AsyncClient() as client:
+        for _ in range(600):
+            try:
+                await client.get(url)
+                return
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+
+
 @asynccontextmanager
 async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
     """Another process of the API on the system's parts, with other settings; its address."""
@@ -155,13 +166,7 @@ async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
     running = asyncio.create_task(process.run())
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient() as client:
-            for _ in range(600):
-                try:
-                    await client.get(f"{url}/health/live")
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
+        await wait_for_server(f"{url}/health/live")
         yield url
     finally:
         await process.stop()
