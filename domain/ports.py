@@ -8,11 +8,11 @@ what they cost. Adapters live in `infra/` and pass the contract suites in `tests
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -187,16 +187,44 @@ class Blobs(Protocol):
 OutputStream = Literal["stdout", "stderr"]
 # Called between reads: it must not block. What it raises ends the run.
 OutputCallback = Callable[[OutputStream, bytes], None]
-# Serves on the listener of a program with a gateway from when it is entered until it is left; may be entered again.
-GatewayServer = Callable[[socket.socket], AbstractAsyncContextManager[None]]
+# What a program sends while it runs: `output` is a value of its stream, `progress` is `{"fraction", "message"}`,
+# `state` the state that it leaves, sent once at its end.
+MessageKind = Literal["output", "progress", "state"]
+# Called with the JSON of each message, between reads: it must not block. What it raises ends the run.
+MessageCallback = Callable[[MessageKind, bytes], None]
+# Serves on the listeners of a program with a network, by name, from when it is entered until it is left; may be
+# entered again.
+NetworkServer = Callable[[Mapping[str, socket.socket]], AbstractAsyncContextManager[None]]
+
+# The names of listeners besides those of hosts, which are called `host:port`.
+GATEWAY_LISTENER: Final = "gateway"
+PROXY_LISTENER: Final = "proxy"
+
+
+class EgressHost(msgspec.Struct, frozen=True):
+    """Name a host outside that a program reaches, and its TCP ports."""
+
+    name: str
+    ports: tuple[int, ...]
+
+
+class ProgramNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe the listeners in a program's own network, on which the worker serves.
+
+    With a `gateway` the program finds `OPENAI_BASE_URL` in its environment. Each of `hosts` resolves to a loopback
+    address of its own, with a listener for each port. With a `proxy` it finds an HTTP CONNECT proxy in `HTTPS_PROXY`.
+    """
+
+    gateway: bool = False
+    hosts: tuple[EgressHost, ...] = ()
+    proxy: bool = False
 
 
 class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
     """Describe untrusted code that is ready to run: the folder of one version, its environment if any, and limits.
 
-    `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree. With a `gateway` it finds
-    `OPENAI_BASE_URL` in its environment, a listener of its own network;
-    the process that runs the program serves on that.
+    `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree. `variables` are set in its
+    process environment before anything is imported. Without a `network` it has no sockets.
     """
 
     code: Path
@@ -204,7 +232,52 @@ class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
     entrypoint: str
     timeout: float
     memory_mb: int
-    gateway: bool = False
+    network: ProgramNetwork | None = None
+    variables: dict[str, str] = {}
+
+
+class WorkFile(msgspec.Struct, frozen=True):
+    """Name a regular file in the work folder of a sandbox: its path below the folder, and its size in bytes."""
+
+    path: str
+    size_bytes: int
+
+
+class WorkFolder(Protocol):
+    """Read and write `/work` of one sandbox from outside. What it finds was made by untrusted code."""
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Append to a file, which is created with its folders. Errors: `OSError`, also where a link lies in the way."""
+        ...
+
+    def list_files(self) -> tuple[list[WorkFile], list[str]]:
+        """Return the regular files, and the paths that are left out: links, devices, and names that are no text."""
+        ...
+
+    def read_file(self, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a regular file in pieces. Errors: `OSError`."""
+        ...
+
+
+# Called with the work folder: before the payload is sent, and after the program has ended.
+WorkCallback = Callable[[WorkFolder], Awaitable[None]]
+
+
+class ProgramHooks(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what a run of a program has besides its payload and its output.
+
+    `context` is JSON that the program receives beside its payload. `serve` is for a program with a network, and left
+    before the run returns; without it, connections are refused. `collect_work` is called however the program ended.
+    """
+
+    context: bytes = b"{}"
+    on_message: MessageCallback | None = None
+    serve: NetworkServer | None = None
+    fill_work: WorkCallback | None = None
+    collect_work: WorkCallback | None = None
+
+
+NO_HOOKS: Final = ProgramHooks()
 
 
 class SandboxOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,12 +347,11 @@ class Sandbox(Protocol):
 
     async def get_status(self) -> SandboxStatus: ...
     async def run_program(
-        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, hooks: ProgramHooks = NO_HOOKS
     ) -> SandboxOutcome:
         """Call the entrypoint with a JSON payload. Cancelling this coroutine kills the whole process tree.
 
-        `serve` is for a program with a gateway, and left before this returns; without it, connections are refused.
-        Errors: `SandboxLost`.
+        Errors: `SandboxLost`, and any error of a callback.
         """
         ...
 

@@ -1,5 +1,6 @@
 """Run executions in any lane: claim them, hold their leases while they run, and settle them in batches."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -8,7 +9,7 @@ import structlog
 from domain import executions
 from domain.events import ExecutionEvent
 from domain.executions import AttemptOutcome, Execution, LaneShare
-from domain.ports import Clock, SandboxOutcome, Store
+from domain.ports import Clock, SandboxOutcome, Store, Tx
 from domain.shared.leases import LostLease
 from infra.group_commit import GroupCommit
 from workers.leases import LeasedWork, LeaseKeeper
@@ -83,11 +84,36 @@ class LaneRunner:
         await self._store.run(execution.tenant_id, lambda tx: executions.release_execution(tx, execution))
 
     async def settle_execution(
-        self, execution: Execution, outcome: SandboxOutcome, events: list[ExecutionEvent]
+        self,
+        execution: Execution,
+        outcome: SandboxOutcome,
+        events: list[ExecutionEvent],
+        write_results: Callable[[Tx], Awaitable[None]] | None = None,
     ) -> None:
-        """End an execution with its outcome and its last events. Errors: `LostLease`."""
-        if not await self._settlements.add(AttemptOutcome(execution=execution, outcome=outcome, events=events)):
+        """End an execution with its outcome and its last events. Errors: `LostLease`, and those of `write_results`.
+
+        `write_results` writes what else it leaves in the same transaction, or not at all.
+        """
+        attempt = AttemptOutcome(execution=execution, outcome=outcome, events=events)
+        if write_results is None:
+            is_settled = await self._settlements.add(attempt)
+        else:
+            is_settled = await self._settle_with_results(attempt, write_results)
+        if not is_settled:
             raise LostLease(execution.id)
+
+    async def _settle_with_results(
+        self, attempt: AttemptOutcome, write_results: Callable[[Tx], Awaitable[None]]
+    ) -> bool:
+        async def settle(tx: Tx) -> executions.ExecutionSettlement:
+            settled = await executions.settle_executions(tx, [attempt])
+            if settled.settled_attempts:
+                await write_results(tx)
+            return settled
+
+        settlement = await self._store.run(attempt.execution.tenant_id, settle)
+        self.may_have_pending = settlement.has_waiting
+        return bool(settlement.settled_attempts)
 
     async def _settle_batch(self, ended: list[AttemptOutcome]) -> list[bool]:
         async with self._store.autocommit() as tx:

@@ -83,6 +83,7 @@ class Agent(msgspec.Struct, kw_only=True):
     template_text: str | None = None
     parent: str | None = None
     parent_id: str | None = None
+    env: dict[str, str] | None = None
     created_at: datetime
     updated_at: datetime
 

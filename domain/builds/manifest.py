@@ -56,6 +56,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     timeout: int | None = None
     memory: int | None = None
     models: list[str] | None = None
+    env: dict[str, str] | None = None
+    secrets: list[str] | None = None
+    egress: list[str] | None = None
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):

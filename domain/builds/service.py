@@ -52,6 +52,9 @@ class AgentVersion(msgspec.Struct, kw_only=True):
     memory: int | None
     environment: str | None
     models: list[str] | None
+    env: dict[str, str] | None
+    secrets: list[str] | None
+    egress: list[str] | None
     sha256: str
     size_bytes: int
     attempt: int
@@ -70,6 +73,9 @@ class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None
     environment: str | None
     models: list[str] | None
+    env: dict[str, str] | None
+    secrets: list[str] | None
+    egress: list[str] | None
     bundle_path: str
 
 
@@ -193,6 +199,9 @@ async def enqueue_build(tx: Tx, caller: Caller, reference: str, upload: ArchiveU
         memory=None,
         environment=None,
         models=None,
+        env=None,
+        secrets=None,
+        egress=None,
         sha256=upload.sha256,
         size_bytes=upload.size_bytes,
         attempt=0,

@@ -23,6 +23,9 @@ EventType = Literal[
     "approval",
     "warning",
     "step",
+    "output",
+    "progress",
+    "egress",
 ]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 

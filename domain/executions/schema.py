@@ -89,6 +89,9 @@ class Execution(msgspec.Struct, kw_only=True):
     mode: ExecutionMode | None = None
     model: str | None = None
     cost_limit: float | None = None
+    env: dict[str, str] | None = None
+    files: dict[str, str] | None = None
+    state: str | None = None
     waiting_for: list[dict[str, Any]] | None = None
     input_data: Any
     output_data: Any

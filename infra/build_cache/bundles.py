@@ -69,7 +69,6 @@ class BundleCache:
                 entrypoint=version.entrypoint or "",
                 timeout=timeout,
                 memory_mb=get_memory_limit(version.memory),
-                gateway=bool(version.models),
             )
 
     def forget_versions(self, version_ids: list[str]) -> None:

@@ -4,7 +4,7 @@ import contextlib
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, LargeBinary, Text, case, exists, func, select, text, update
+from sqlalchemy import ARRAY, ForeignKey, LargeBinary, Text, case, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
@@ -29,6 +29,7 @@ class TenantRow(Base):
     plan: Mapped[str] = mapped_column(Text)
     max_concurrency: Mapped[int | None]
     retention_days: Mapped[int | None]
+    egress: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     by_proxy: Mapped[bool]
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
 

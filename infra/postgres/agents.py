@@ -13,7 +13,7 @@ from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, create_timestamp
+from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
 from infra.postgres.pages import fetch_page
 
 SECOND_REMOVAL_DELAY: Final = timedelta(hours=1)
@@ -64,6 +64,7 @@ class AgentRow(Base):
     verbose: Mapped[bool | None]
     template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id", ondelete="SET NULL"))
     parent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
+    env: Mapped[Any | None] = mapped_column(create_json_column())
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
     deleted_at: Mapped[datetime | None] = mapped_column(create_timestamp())

@@ -13,7 +13,7 @@ from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from infra.postgres.agents import AgentRow
 from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, RowMapper, create_timestamp, struct_from_row
+from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
 
@@ -43,6 +43,9 @@ class VersionRow(Base):
     memory: Mapped[int | None]
     environment: Mapped[str | None] = mapped_column(Text)
     models: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    env: Mapped[Any | None] = mapped_column(create_json_column())
+    secrets: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    egress: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     unpacked_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

@@ -59,6 +59,9 @@ class ExecutionRow(Base):
     root_id: Mapped[str | None] = mapped_column(Id("exec"))
     step: Mapped[str | None] = mapped_column(Text)
     workflow_id: Mapped[str | None] = mapped_column(Id("wf"))
+    env: Mapped[Any | None] = mapped_column(create_json_column())
+    files: Mapped[Any | None] = mapped_column(create_json_column())
+    state: Mapped[str | None] = mapped_column(Text)
     resumes: Mapped[int]
     handovers: Mapped[int]
     waiting_for: Mapped[Any | None] = mapped_column(create_json_column())

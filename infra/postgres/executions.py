@@ -139,7 +139,7 @@ _ADD_SQL = (
     "SELECT id, 1, tenant_id, created_at, 'status', json_build_object('status', status, 'attempt', attempt) FROM added"
 )
 _CLAIM_SQL = f"SELECT {EXECUTION_MAPPER.columns} FROM claim_runs($1, $2, $3, $4, $5, $6, $7, $8)"
-_SETTLE_SQL = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+_SETTLE_SQL = "SELECT * FROM settle_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 
 
 class PostgresExecutions:
@@ -212,7 +212,14 @@ class PostgresExecutions:
     async def settle_attempts(self, ended: list[AttemptOutcome], now: datetime) -> ExecutionSettlement:
         row_ids = [ids.decode_id("exec", entry.execution.id) for entry in ended]
         lines = [
-            (row_ids[place], entry.execution.attempt, number, event.at, msgspec.json.encode(event.data).decode())
+            (
+                row_ids[place],
+                entry.execution.attempt,
+                number,
+                event.at,
+                event.type,
+                msgspec.json.encode(event.data).decode(),
+            )
             for place, entry in enumerate(ended)
             for number, event in enumerate(entry.events, 1)
         ]
@@ -226,7 +233,7 @@ class PostgresExecutions:
             [replace_unstorable_text(entry.outcome.error_message) for entry in ended],
             [len(entry.events) for entry in ended],
             now,
-            *([line[field] for line in lines] for field in range(5)),
+            *([line[field] for line in lines] for field in range(6)),
         )
         return ExecutionSettlement(
             settled_attempts=frozenset((ids.encode_id("exec", record["id"]), record["attempt"]) for record in records),

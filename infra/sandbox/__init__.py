@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from infra.sandbox.bubblewrap import BubblewrapSandbox
     from infra.sandbox.exit_report import GuestStage
     from infra.sandbox.forkserver import ForkServerBackend
-    from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS, encode_frame
+    from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS, encode_request
     from infra.sandbox.process_tree import ProcessTree
-    from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
+    from infra.sandbox.tree_request import TreeRequest
+from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
 
 _MODULE_NAMES = {
     "BubblewrapSandbox": "bubblewrap",
@@ -25,7 +26,7 @@ _MODULE_NAMES = {
     "SandboxBackend": "backend",
     "SlotCounts": "backend",
     "WarmSandbox": "warm_sandbox",
-    "encode_frame": "guest_protocol",
+    "encode_request": "guest_protocol",
     "open_run_sandbox": "warm_sandbox",
 }
 
@@ -37,8 +38,9 @@ __all__ = [
     "ProcessTree",
     "SandboxBackend",
     "SlotCounts",
+    "TreeRequest",
     "WarmSandbox",
-    "encode_frame",
+    "encode_request",
     "open_run_sandbox",
 ]
 

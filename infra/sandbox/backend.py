@@ -28,7 +28,7 @@ class SandboxBackend(Protocol):
 
 
 class BackendRouter:
-    """Route programs with a gateway to the first backend, all others and blank slots to the second.
+    """Route programs with a network to the first backend, all others and blank slots to the second.
 
     One pool works over both, so that all idle slots share one memory limit.
     """
@@ -50,7 +50,7 @@ class BackendRouter:
         return self._select_backend(program).create_watchdog(program)
 
     def _select_backend(self, program: SandboxProgram | None) -> SandboxBackend:
-        return self._gateway if program is not None and program.gateway else self._others
+        return self._gateway if program is not None and program.network is not None else self._others
 
 
 class SlotCounts(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from domain.ports import SandboxProgram
+from domain.ports import ProgramNetwork, SandboxProgram
 
 # Concurrency is remembered for one to two windows.
 DEMAND_WINDOW_SECONDS: Final = 30.0
@@ -16,14 +16,16 @@ COLD_AFTER_SECONDS: Final = 300.0
 MIN_WARM_SLOTS: Final = 2
 MAX_VERSION_SLOTS: Final = 16
 
-VersionKey = tuple[str, str | None, str, int, bool]
+# The first part names the code, the second all settings that what was imported may have read.
+VersionKey = tuple[tuple[str, str | None, str], tuple[int, ProgramNetwork | None, tuple[tuple[str, str], ...]]]
 FolderIdentity = tuple[tuple[int, int], ...]
 
 
 def get_version_key(program: SandboxProgram) -> VersionKey:
-    """Return all that decides what is imported, by name. The timeout does not."""
+    """Return all that decides what is imported: the code by name, and its settings. The timeout does not."""
     environment = str(program.environment) if program.environment is not None else None
-    return str(program.code), environment, program.entrypoint, program.memory_mb, program.gateway
+    settings = program.memory_mb, program.network, tuple(sorted(program.variables.items()))
+    return (str(program.code), environment, program.entrypoint), settings
 
 
 def read_folder_identity(program: SandboxProgram) -> FolderIdentity | None:

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from infra.sandbox.work_folder import WORK_FOLDER
+
 GUARD_NAMES: Final = frozenset(
     {
         "cgroup",  # memory of the whole tree, the kernel's for it included (where the worker may make groups)
@@ -31,7 +33,7 @@ GUARD_NAMES: Final = frozenset(
         "seccomp",  # an allowlist of system calls
         "session",  # its own terminal session
         "terminals",  # no pseudo terminals: the host has few
-        "tmp_size",  # /tmp and /dev/shm are bounded
+        "tmp_size",  # /tmp, /work and /dev/shm are bounded
         "uid",  # a user id of its own on the host (when the worker is root)
         "userns",  # no further user namespaces
         "watch",  # memory and files of the whole tree are watched
@@ -41,6 +43,10 @@ GUARD_NAMES: Final = frozenset(
 TMP_FOLDER: Final = "/tmp"  # noqa: S108 - inside the sandbox, which no other user sees
 TMP_BYTES: Final = 64 * 1024 * 1024
 SHM_BYTES: Final = 64 * 1024 * 1024
+# What an agent may leave in `WORK_FOLDER`, with the files that it was given.
+WORK_BYTES: Final = 256 * 1024 * 1024
+# The folders whose files are in memory, with their sizes in bytes.
+MEMORY_FOLDERS: Final = {TMP_FOLDER: TMP_BYTES, "/dev/shm": SHM_BYTES, WORK_FOLDER: WORK_BYTES}  # noqa: S108
 # A run starts in the folder of its archive, as on its author's machine.
 CODE_FOLDER: Final = "/agent"
 # `python`, `python3` and `python3.11` by these names are the interpreter of the run, even if `/usr` holds others.
@@ -51,6 +57,7 @@ GUEST_ENVIRONMENT: Final = {
     "PATH": f"{PYTHON_FOLDER}:/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "TMPDIR": TMP_FOLDER,
+    "PADDOCK_WORK": WORK_FOLDER,
 }
 EMPTY_FOLDERS: Final = ("/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi")
 EMPTY_FILES: Final = (
@@ -231,7 +238,7 @@ def _build_device_options(fence: Fence) -> list[str]:
         # The file system that bubblewrap mounts there takes terminals from a number that the whole host shares;
         # /dev/ptmx leads there.
         args += ["--tmpfs", "/dev/pts", "--remount-ro", "/dev/pts"]
-    for path, size in ((TMP_FOLDER, TMP_BYTES), ("/dev/shm", SHM_BYTES)):  # noqa: S108 - inside the sandbox
+    for path, size in MEMORY_FOLDERS.items():
         if fence.has_guard("tmp_size"):
             args += ["--size", str(size)]
         args += ["--perms", "0700", "--tmpfs", path]

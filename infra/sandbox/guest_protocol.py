@@ -47,6 +47,11 @@ def encode_frame(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
+def encode_request(payload: bytes, context: bytes) -> bytes:
+    """Return a payload and its context, each JSON, as the guest reads them."""
+    return encode_frame(payload) + encode_frame(context)
+
+
 def encode_head(program: SandboxProgram, mode: str, fence: Fence, **more: Any) -> bytes:
     """Return the frame that names what to import, whether to `check` or `run` it, and the limits."""
     fields = {
@@ -54,6 +59,7 @@ def encode_head(program: SandboxProgram, mode: str, fence: Fence, **more: Any) -
         "entrypoint": program.entrypoint,
         "path": ["/agent", *(["/environment"] if program.environment is not None else [])],
         "most": MAX_RESULT_BYTES,
+        "variables": program.variables,
         "limits": _build_limits(program.memory_mb) if fence.has_guard("limits") else {},
     }
     return encode_frame(msgspec.json.encode({**fields, **more}))

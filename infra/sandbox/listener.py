@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from domain.ports import GatewayServer, SandboxLost
+from domain.ports import GATEWAY_LISTENER, NetworkServer, SandboxLost
 
 # A connection may hold this much in the worker's kernel, in bytes for each direction; accepted ones inherit it.
 SOCKET_BUFFER_BYTES: Final = 128 * 1024
@@ -51,7 +51,7 @@ class GatewayListener:
 
     @contextlib.asynccontextmanager
     async def serve_connections(
-        self, serve: GatewayServer | None, on_failure: Callable[[], None]
+        self, serve: NetworkServer | None, on_failure: Callable[[], None]
     ) -> AsyncIterator[None]:
         """Serve while this context is open, from when there is a listener. Without `serve`, connections are refused.
 
@@ -79,7 +79,7 @@ class GatewayListener:
             if cancelled:
                 raise asyncio.CancelledError
 
-    async def _serve_socket(self, serve: GatewayServer | None) -> None:
+    async def _serve_socket(self, serve: NetworkServer | None) -> None:
         listener = await asyncio.shield(self._handed_over)
         if listener is None:
             return
@@ -87,7 +87,7 @@ class GatewayListener:
             # Clients are refused at once, rather than left waiting.
             listener.close()
             return
-        async with serve(listener):
+        async with serve({GATEWAY_LISTENER: listener}):
             await self._loop.create_future()
 
     def _close_socket(self) -> None:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
 import structlog
 
-from domain.ports import GatewayServer, OutputCallback, SandboxOutcome, SandboxProgram
+from domain.ports import NO_HOOKS, OutputCallback, ProgramHooks, SandboxOutcome, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend, SlotCounts
 from infra.sandbox.demand import FolderIdentity, VersionKey, get_version_key, read_folder_identity
@@ -21,11 +22,12 @@ from infra.sandbox.exit_report import ExitReport, GuestStage, SandboxStartError
 from infra.sandbox.guest_protocol import (
     CHECK_TIMEOUT_SECONDS,
     create_unavailable_error,
-    encode_frame,
+    encode_request,
     outcome_from_report,
 )
 from infra.sandbox.process_tree import ProcessTree
 from infra.sandbox.slots import DEFAULT_SLOT_BYTES, IdleSlot, PendingSlot, VersionSlots, get_delivered_tree
+from infra.sandbox.tree_request import TreeRequest, serve_request
 
 MAX_IDLE_SLOTS: Final = 64
 BLANK_SLOT_COUNT: Final = 2
@@ -90,24 +92,32 @@ class SlotPool:
         self._refill_slots()
 
     async def run_program(
-        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, hooks: ProgramHooks = NO_HOOKS
     ) -> SandboxOutcome:
         """Call the entrypoint with a payload, in a warm slot if there is one. See `domain.ports.Sandbox`."""
         version = self._get_version(program)
         version.demand.record_start(self._clock())
         self._busy_count += 1
-        request, deadline = encode_frame(payload), asyncio.get_running_loop().time() + program.timeout
+        deadline = asyncio.get_running_loop().time() + program.timeout
+        request = TreeRequest(
+            data=encode_request(payload, hooks.context),
+            on_output=on_output,
+            output_stage=GuestStage.PAYLOAD_READ,
+            hooks=hooks,
+            returns_early=True,
+        )
         try:
             for _ in range(MAX_RUN_ATTEMPTS):
                 tree = await self._find_warm_tree(version, program, deadline)
                 if tree is None:
                     break
                 tree.resume(self._backend.create_watchdog(program))
-                report = await self._run_in_tree(tree, request, deadline, on_output, GuestStage.PAYLOAD_READ, serve)
+                report = await self._run_in_tree(tree, request, deadline)
                 if not report.is_retryable:
                     return outcome_from_report(report, program.timeout, program.memory_mb)
                 _log.info("a warm slot was dead when a run took it", status=report.status)
-            return await self._run_cold(program, request, deadline, on_output, serve)
+            cold_request = msgspec.structs.replace(request, output_stage=GuestStage.FENCED)
+            return await self._run_cold(program, cold_request, deadline)
         finally:
             self._busy_count -= 1
             version.demand.record_end(self._clock())
@@ -148,24 +158,25 @@ class SlotPool:
     def _get_version(self, program: SandboxProgram) -> VersionSlots:
         """Return the slots of this program's version, and move it to the end: the dictionary is in the order of use."""
         key = get_version_key(program)
-        version = self._versions.pop(key, None) or VersionSlots(program)
+        version = self._versions.pop(key, None)
+        if version is None or version.is_retired:
+            self._retire_other_settings(key)
+            version = VersionSlots(program)
         self._versions[key] = version
         version.program = program
         return version
 
-    async def _run_in_tree(
-        self,
-        tree: ProcessTree,
-        request: bytes,
-        deadline: float,
-        on_output: OutputCallback,
-        output_stage: GuestStage,
-        serve: GatewayServer | None,
-    ) -> ExitReport:
+    def _retire_other_settings(self, key: VersionKey) -> None:
+        """Drop the idle slots of the same code with other settings: a changed secret must not stay in memory."""
+        for other, version in self._versions.items():
+            if other[0] == key[0] and other != key:
+                for slot in list(version.idle_slots):
+                    self._drop_slot(version.idle_slots, slot)
+                version.is_retired = True
+
+    async def _run_in_tree(self, tree: ProcessTree, request: TreeRequest, deadline: float) -> ExitReport:
         self._schedule_refill(REFILL_DELAY_SECONDS)
-        seconds_left = max(0.0, deadline - asyncio.get_running_loop().time())
-        async with tree.serve_gateway(serve):
-            return await tree.run(request, seconds_left, on_output, output_stage, returns_early=True)
+        return await serve_request(tree, request, deadline)
 
     async def _find_warm_tree(
         self, version: VersionSlots, program: SandboxProgram, deadline: float
@@ -190,24 +201,17 @@ class SlotPool:
                 tree.kill()
             raise
 
-    async def _run_cold(
-        self,
-        program: SandboxProgram,
-        request: bytes,
-        deadline: float,
-        on_output: OutputCallback,
-        serve: GatewayServer | None,
-    ) -> SandboxOutcome:
+    async def _run_cold(self, program: SandboxProgram, request: TreeRequest, deadline: float) -> SandboxOutcome:
         for attempts_left in reversed(range(MAX_RUN_ATTEMPTS)):
             # A blank slot has its filter already, and it is the one without sockets.
-            if self._blank_slots and attempts_left and not program.gateway:
+            if self._blank_slots and attempts_left and program.network is None:
                 tree = self._take_slot(self._blank_slots)
                 tree.resume(None)
             else:
                 tree = await self._start_tree(program)
             self._backend.assign_program(tree, program, "run")
             try:
-                report = await self._run_in_tree(tree, request, deadline, on_output, GuestStage.FENCED, serve)
+                report = await self._run_in_tree(tree, request, deadline)
             except SandboxStartError as error:
                 # It never ran anything of the agent's, so another tree may, unless that one would fail as well.
                 if not tree.report.has_been_killed or not attempts_left:
@@ -351,7 +355,7 @@ class SlotPool:
         self, version: VersionSlots, tree: ProcessTree, memory_bytes: int | None, identity: FolderIdentity | None
     ) -> bool:
         """Keep a tree as an idle slot, if it can wait. One of several processes cannot: stopping one stops no other."""
-        if tree.is_gone or self._is_closed or memory_bytes is None:
+        if tree.is_gone or self._is_closed or version.is_retired or memory_bytes is None:
             return False
         version.slot_bytes = max(memory_bytes, 1 << 20)
         if not self._make_room(version.slot_bytes, version):

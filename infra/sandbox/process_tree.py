@@ -1,18 +1,21 @@
 """Control one fenced process tree as a whole: send, read, watch and kill. Callbacks and one future, no tasks."""
 
 import asyncio
+import functools
 import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
-from domain.ports import GatewayServer, OutputCallback, OutputStream
+from domain.ports import NO_HOOKS, NetworkServer, OutputStream
+from infra.sandbox.answer_parser import AnswerParser
 from infra.sandbox.cgroups import ControlGroup
-from infra.sandbox.exit_report import STAGE_MARKS, ExitReport, GuestStage, SandboxStartError
+from infra.sandbox.exit_report import ExitReport, GuestStage, SandboxStartError
 from infra.sandbox.guest_pipes import READ_CHUNK_BYTES, GuestPipes, drain_pipe
 from infra.sandbox.listener import GatewayListener
 from infra.sandbox.tree_leader import TreeLeader
+from infra.sandbox.tree_request import TreeRequest
 from infra.sandbox.watchdog import ResourceWatchdog, is_awake, measure_stopped
 
 # Output is read at full speed up to this many bytes, and then one chunk per pause.
@@ -39,20 +42,18 @@ class ProcessTree:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._leader, self._group, self._listener = leader, group, listener
-        self._max_answer_bytes = max_answer_bytes
+        self._parser = AnswerParser(max_answer_bytes)
         self._feed, self._answer, stdout, stderr = pipes.worker_ends
         self._streams: dict[OutputStream, int] = {"stdout": stdout, "stderr": stderr}
-        self._read_bytes: dict[OutputStream, int] = {"stdout": 0, "stderr": 0}
-        self._on_output: OutputCallback | None = None
+        self._read_bytes: dict[str, int] = {"stdout": 0, "stderr": 0, "answer": 0}
+        self._request: TreeRequest | None = None
         self._output_stage = GuestStage.FENCED
         self._early_output: list[tuple[OutputStream, bytes]] = []
         self._unsent = memoryview(b"")
-        self._received = bytearray()
         self._failure: Exception | None = None
         self._watchdog: ResourceWatchdog | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stage_waiter: tuple[GuestStage, asyncio.Future[None]] | None = None
-        self._returns_early = False
         self._is_pid1_overdue = False
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
@@ -78,7 +79,7 @@ class ProcessTree:
 
     def limit_answer(self, max_bytes: int) -> None:
         """Bound the answer by so many bytes from here on."""
-        self._max_answer_bytes = max_bytes
+        self._parser.max_answer_bytes = max_bytes
 
     def set_group(self, group: ControlGroup | None) -> None:
         """Set the group that the tree has joined, which is removed when the tree has ended."""
@@ -101,26 +102,16 @@ class ProcessTree:
         self._schedule_check()
         self._send_data(head)
 
-    async def run(
-        self,
-        request: bytes,
-        timeout: float,
-        on_output: OutputCallback,
-        output_stage: GuestStage = GuestStage.FENCED,
-        returns_early: bool = False,
-    ) -> ExitReport:
-        """Send the request, pass output on, and return when the tree has ended or was ended.
+    async def run(self, request: TreeRequest, timeout: float) -> ExitReport:
+        """Send the request, pass on what the tree prints and says, and return when it has ended or was ended.
 
-        Output is kept until `output_stage`; the output of a tree that dies before it, and can be retried, is dropped.
-        With `returns_early`, return as soon as the answer is complete, with all that was printed before it: the tree
-        is killed and ends a millisecond or two later.
-        Errors: `SandboxStartError`, and any error of `on_output`.
+        `timeout` is in seconds. Errors: `SandboxStartError`, and any error of a callback.
         """
-        self._on_output, self._output_stage, self._returns_early = on_output, output_stage, returns_early
+        self._request, self._output_stage = request, request.output_stage
         self._flush_early_output()
         if not self.is_gone:
-            self._send_data(request)
-            self._timers["timeout"] = self._loop.call_later(timeout, self._on_timeout)
+            self._send_data(request.data)
+            self._timers["timeout"] = self._loop.call_later(max(0.0, timeout), self._on_timeout)
         await self._wait_for_future(self._done)
         if self.report.stage >= GuestStage.FENCED and not self.report.is_retryable:
             self._output_stage = GuestStage.FENCED
@@ -135,7 +126,7 @@ class ProcessTree:
 
     async def wait_for_stage(self, stage: GuestStage, timeout: float) -> bool:
         """Wait until the tree reaches a stage. Returns False if it ended, answered, or took too long instead."""
-        if self.report.stage < stage and not self.is_gone and not self._received:
+        if self.report.stage < stage and not self.is_gone and not self._parser.answer:
             reached: asyncio.Future[None] = self._loop.create_future()
             self._stage_waiter = stage, reached
             timer = self._loop.call_later(timeout, self._wake_stage_waiter)
@@ -181,8 +172,8 @@ class ProcessTree:
         self._schedule_check()
         self._leader.send_signal(signal.SIGCONT)
 
-    def serve_gateway(self, serve: GatewayServer | None) -> AbstractAsyncContextManager[None]:
-        """Serve on the tree's gateway, if it has one, around `run`. See `GatewayListener.serve_connections`."""
+    def serve_network(self, serve: NetworkServer | None) -> AbstractAsyncContextManager[None]:
+        """Serve on the tree's listeners, if it has any, around `run`. See `GatewayListener.serve_connections`."""
         return nullcontext() if self._listener is None else self._listener.serve_connections(serve, self.kill)
 
     async def _wait_for_future(self, future: "asyncio.Future[None]") -> None:
@@ -225,30 +216,34 @@ class ProcessTree:
             return
         if part:
             self._process_answer(part)
+            self._limit_speed("answer", self._answer, len(part), self._read_answer)
             return
         self._loop.remove_reader(self._answer)
-        if self._returns_early and self.report.stage >= GuestStage.PAYLOAD_READ and self._received:
+        returns_early = self._request is not None and self._request.returns_early
+        if returns_early and self.report.stage >= GuestStage.PAYLOAD_READ and self._parser.answer:
             self._complete_report()
 
     def _process_answer(self, part: bytes) -> None:
-        self._received += part
-        while (mark := STAGE_MARKS.get(bytes(self._received[:1]))) is not None and mark > self.report.stage:
-            del self._received[:1]
-            if self.report.stage < GuestStage.FENCED <= mark:
+        parser, before = self._parser, self.report.stage
+        messages = parser.feed(part)
+        if parser.stage > before:
+            if before < GuestStage.FENCED <= parser.stage:
                 for stream, fd in self._streams.items():
                     self._loop.add_reader(fd, self._read_output, stream)
-            self.report.stage = mark
-            if self._listener is not None and mark >= GuestStage.IMPORTED:
+            self.report.stage = parser.stage
+            if self._listener is not None and parser.stage >= GuestStage.IMPORTED:
                 # A socket that arrives after this would be the agent's.
                 self._listener.end_handover()
             self._flush_early_output()
-        if len(self._received) > self._max_answer_bytes:
+        hooks = self._request.hooks if self._request is not None else NO_HOOKS
+        for kind, data in messages:
+            self._call_back(hooks.on_message, kind, data)
+        if parser.is_oversized and not self.report.is_oversized:
             # Our guest never writes this much, so nothing that follows counts.
             self.report.is_oversized = True
-            self._received.clear()
             self._loop.remove_reader(self._answer)
             self.kill()
-        if self._stage_waiter is not None and (self._stage_waiter[0] <= self.report.stage or self._received):
+        if self._stage_waiter is not None and (self._stage_waiter[0] <= self.report.stage or parser.answer):
             self._wake_stage_waiter()
 
     def _read_output(self, stream: OutputStream) -> None:
@@ -261,33 +256,36 @@ class ProcessTree:
             self._loop.remove_reader(fd)
             return
         self._deliver_output(stream, part)
-        self._read_bytes[stream] += len(part)
-        if self._read_bytes[stream] > FULL_SPEED_BYTES and not self._done.done():
-            # A flooding tree waits: output past this is not kept in any case.
-            self._loop.remove_reader(fd)
-            self._timers[stream] = self._loop.call_later(FLOOD_PAUSE_SECONDS, self._resume_reading, stream)
+        self._limit_speed(stream, fd, len(part), functools.partial(self._read_output, stream))
 
-    def _resume_reading(self, stream: OutputStream) -> None:
-        self._loop.add_reader(self._streams[stream], self._read_output, stream)
+    def _limit_speed(self, pipe: str, fd: int, size: int, read: Callable[[], None]) -> None:
+        """Let a flooding tree wait between reads: what it writes past full speed is not kept in any case."""
+        self._read_bytes[pipe] += size
+        if self._read_bytes[pipe] > FULL_SPEED_BYTES and not self._done.done() and not self.report.is_oversized:
+            self._loop.remove_reader(fd)
+            self._timers[pipe] = self._loop.call_later(FLOOD_PAUSE_SECONDS, self._loop.add_reader, fd, read)
 
     def _deliver_output(self, stream: OutputStream, data: bytes) -> None:
-        if self._failure is not None:
-            return
         # Output before the guest's stage is from the process that built the fence, not from the agent.
-        if self._on_output is None or self.report.stage < self._output_stage:
+        if self._request is None or self.report.stage < self._output_stage:
             self._early_output.append((stream, data))
             if sum(len(chunk) for _, chunk in self._early_output) > MAX_EARLY_OUTPUT_BYTES:
                 self.is_too_loud = True
                 self.kill()
             return
+        self._call_back(self._request.on_output, stream, data)
+
+    def _call_back(self, callback: Callable[..., None] | None, *args: object) -> None:
+        """Call a callback of the request; after one has failed, none is called."""
+        if callback is None or self._failure is not None:
+            return
         try:
-            self._on_output(stream, data)
+            callback(*args)
         except Exception as error:
-            self._failure = error
-            self.kill()
+            self._fail_tree(error)
 
     def _flush_early_output(self) -> None:
-        if self._on_output is not None and self.report.stage >= self._output_stage:
+        if self._request is not None and self.report.stage >= self._output_stage:
             chunks, self._early_output = self._early_output, []
             for stream, data in chunks:
                 self._deliver_output(stream, data)
@@ -381,7 +379,7 @@ class ProcessTree:
         self._watchdog = None
         for fd in (self._answer, *self._streams.values()):
             self._loop.remove_reader(fd)
-        self.report.answer = bytes(self._received)
+        self.report.answer = bytes(self._parser.answer)
         if self._group is not None and self._group.has_run_out():
             self.report.kill_reason = f"out_of_memory:{self._group.memory_mb}"
         self._done.set_result(None)

@@ -9,7 +9,8 @@ from domain.ports import SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend
 from infra.sandbox.exit_report import GuestStage, SandboxStartError
-from infra.sandbox.guest_protocol import encode_frame, ignore_output, outcome_from_report
+from infra.sandbox.guest_protocol import encode_request, ignore_output, outcome_from_report
+from infra.sandbox.tree_request import TreeRequest
 
 TRIAL_PROGRAM: Final = SandboxProgram(
     code=Path(__file__).parent / "guest",
@@ -32,7 +33,8 @@ async def run_self_test(backend: SandboxBackend) -> str | None:
         is_imported = await tree.wait_for_stage(GuestStage.IMPORTED, TRIAL_PROGRAM.timeout)
         if is_imported and watchdog is not None and tree.pid is not None:
             reason = await asyncio.to_thread(watchdog.find_excess, tree.pid)
-        report = await tree.run(encode_frame(b"{}"), TRIAL_PROGRAM.timeout, ignore_output)
+        request = TreeRequest(data=encode_request(b"{}", b"{}"), on_output=ignore_output)
+        report = await tree.run(request, TRIAL_PROGRAM.timeout)
         # The tree's own watchdog may have been quicker.
         kind, _, problem = (report.kill_reason or reason or "").partition(":")
         if kind == "not_measurable":

@@ -50,6 +50,8 @@ class VersionSlots:
         self.pending_slots: list[PendingSlot] = []
         self.paused_until = 0.0
         self.slot_bytes = DEFAULT_SLOT_BYTES
+        # Set when the program runs with other settings now.
+        self.is_retired = False
 
     def list_unclaimed(self) -> list[PendingSlot]:
         """Return the pending slots that no run waits for."""
@@ -57,7 +59,7 @@ class VersionSlots:
 
     def count_missing(self, now: float) -> int:
         """Return how many slots are to be started now."""
-        if now < self.paused_until:
+        if now < self.paused_until or self.is_retired:
             return 0
         return self.demand.count_wanted_slots(now) - len(self.idle_slots) - len(self.list_unclaimed())
 

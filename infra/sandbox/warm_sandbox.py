@@ -6,9 +6,10 @@ from typing import Literal
 import structlog
 
 from domain.ports import (
+    NO_HOOKS,
     ArchiveLimits,
-    GatewayServer,
     OutputCallback,
+    ProgramHooks,
     SandboxOutcome,
     SandboxProgram,
     SandboxStatus,
@@ -51,10 +52,10 @@ class WarmSandbox:
         return status
 
     async def run_program(
-        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, hooks: ProgramHooks = NO_HOOKS
     ) -> SandboxOutcome:
         """Call the entrypoint with a payload, in a warm slot if there is one."""
-        return await self.pool.run_program(program, payload, on_output, serve)
+        return await self.pool.run_program(program, payload, on_output, hooks)
 
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""

@@ -111,7 +111,7 @@ def _measure_files(pid: int) -> tuple[int, int]:
         return 0, 0
     count = size = 0
     try:
-        for folder in ("tmp", "dev/shm"):
+        for folder in ("tmp", "work", "dev/shm"):
             usage = os.statvfs(f"{thread}/root/{folder}")
             count += usage.f_files - usage.f_ffree
             size += (usage.f_blocks - usage.f_bfree) * usage.f_frsize

@@ -20,8 +20,9 @@ from infra.sandbox import (
     GuestStage,
     ProcessTree,
     SandboxBackend,
+    TreeRequest,
     WarmSandbox,
-    encode_frame,
+    encode_request,
 )
 
 T = TypeVar("T")
@@ -90,7 +91,10 @@ async def _time_stages(maker: SandboxBackend, program: SandboxProgram) -> tuple[
 
     async def call_program(tree: ProcessTree, since: GuestStage) -> None:
         tree.resume(None)
-        await tree.run(encode_frame(b"{}"), TIMEOUT_SECONDS, _ignore_output, since, returns_early=True)
+        request = TreeRequest(
+            data=encode_request(b"{}", b"{}"), on_output=_ignore_output, output_stage=since, returns_early=True
+        )
+        await tree.run(request, TIMEOUT_SECONDS)
 
     async def run_program(tree: ProcessTree) -> None:
         maker.assign_program(tree, program, "run")

@@ -11,7 +11,16 @@ import structlog
 
 from domain import builds, executions
 from domain.builds import AgentVersion, BadArchive, BuildResult, Manifest
-from domain.ports import Blobs, OutputStream, Sandbox, SandboxOutcome, SandboxProgram, Store, UnpackedArchive
+from domain.ports import (
+    Blobs,
+    OutputStream,
+    ProgramNetwork,
+    Sandbox,
+    SandboxOutcome,
+    SandboxProgram,
+    Store,
+    UnpackedArchive,
+)
 from domain.queues import QueuedBuild
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.build_cache import BUNDLE_LIMITS, BundleCache, EnvironmentCache, count_disk_bytes, count_file_bytes
@@ -142,6 +151,9 @@ class VersionBuilder:
                 memory=manifest.memory,
                 environment=environment,
                 models=manifest.models,
+                env=manifest.env,
+                secrets=manifest.secrets,
+                egress=manifest.egress,
                 bundle_path=key,
             )
 
@@ -198,7 +210,7 @@ class VersionBuilder:
             entrypoint=manifest.entrypoint,
             timeout=manifest.timeout or CHECK_TIMEOUT_SECONDS,
             memory_mb=builds.get_memory_limit(manifest.memory),
-            gateway=manifest.models is not None,
+            network=ProgramNetwork(gateway=True) if manifest.models is not None else None,
         )
 
     async def _check_import(self, version: AgentVersion, program: SandboxProgram, hints: list[str]) -> None:

@@ -17,8 +17,9 @@ from domain.shared.errors import DomainError, NotFound
 from infra.build_cache import BundleCache
 from infra.polling import retry_through_outage
 from workers.lane_runner import LaneContext, LaneRunner
-from workers.output import OutputLog
+from workers.run.code_run import CodeRun
 from workers.run.gateway import GatewayCalls, serve_gateway
+from workers.run.settings import load_run_settings
 
 _MAX_CACHED_VERSIONS: Final = 1000
 
@@ -46,10 +47,10 @@ class CodeRunner(LaneRunner):
 
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
         """Run an execution in the sandbox, and settle it with the outcome and the last output of the program."""
-        output = OutputLog(lambda events: self._record_events(execution, events), self._context.clock)
+        run = CodeRun(execution, self._context.clock, lambda events: self._record_events(execution, events))
         stop = asyncio.Event()
-        flushing = asyncio.create_task(output.flush_until(stop))
-        running = asyncio.create_task(self._run_in_sandbox(execution, output))
+        flushing = asyncio.create_task(run.output.flush_until(stop))
+        running = asyncio.create_task(self._run_in_sandbox(run))
         try:
             await asyncio.wait((running, flushing), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -59,16 +60,18 @@ class CodeRunner(LaneRunner):
                 running.cancel()
             await asyncio.wait((running, flushing))
         flushing.result()
-        outcome, last_events = running.result(), output.take_rest()
-        await retry_through_outage(lambda: self.settle_execution(execution, outcome, last_events))
+        outcome, last_events = running.result(), run.output.take_rest()
+        await retry_through_outage(lambda: self.settle_execution(execution, outcome, last_events, run.write_results))
         return outcome.error_type
 
-    async def _run_in_sandbox(self, execution: Execution, output: OutputLog) -> SandboxOutcome:
+    async def _run_in_sandbox(self, run: CodeRun) -> SandboxOutcome:
+        execution = run.execution
         try:
             version = await self._get_version(execution)
             if version.models and self._make_calls is None:
                 message = "The version calls models, and this worker was started without access to any."
                 return SandboxOutcome(error_type="model_unavailable", error_message=message)
+            settings = await load_run_settings(self._store, execution, version)
             async with contextlib.AsyncExitStack() as stack:
                 opening = self._bundles.open_program
                 program = await retry_through_outage(
@@ -81,7 +84,8 @@ class CodeRunner(LaneRunner):
                 calls = self._make_calls(execution) if self._make_calls and version.models else None
                 serve = serve_gateway(calls, version.models or []) if calls is not None else None
                 payload = msgspec.json.encode(execution.input_data)
-                return await self._sandbox.run_program(program, payload, output.add_output, serve)
+                program = settings.apply_to(program)
+                return await self._sandbox.run_program(program, payload, run.output.add_output, run.build_hooks(serve))
         except DomainError as error:
             if error.code not in ("sandbox_unavailable", "storage_unavailable", "not_found"):
                 raise

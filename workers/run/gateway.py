@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from domain.llms import ChatMessage, ModelError, ModelOptions, ModelReply, ReasoningDelta, ReplyPart, ToolSpec
-from domain.ports import GatewayServer
+from domain.ports import GATEWAY_LISTENER, NetworkServer
 from domain.shared.json_limits import SMALL_JSON_BYTES
 from workers.run.openai_wire import (
     CompletionRenderer,
@@ -63,13 +63,13 @@ class GatewayCalls(Protocol):
         ...
 
 
-def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> GatewayServer:
+def serve_gateway(calls: GatewayCalls, models: Sequence[str]) -> NetworkServer:
     """Return what serves the named models on the listener of a run."""
 
     @contextlib.asynccontextmanager
-    async def serve(listener: socket.socket) -> AsyncIterator[None]:
+    async def serve(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         gateway = _ModelGateway(calls, tuple(models))
-        accepting = asyncio.create_task(gateway.accept_connections(listener))
+        accepting = asyncio.create_task(gateway.accept_connections(listeners[GATEWAY_LISTENER]))
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal
@@ -14,9 +14,10 @@ import msgspec
 from domain import builds
 from domain.builds import DEFAULT_MEMORY_MB
 from domain.ports import (
+    NO_HOOKS,
     ArchiveLimits,
-    GatewayServer,
     OutputCallback,
+    ProgramHooks,
     SandboxOutcome,
     SandboxProgram,
     SandboxStatus,
@@ -42,8 +43,8 @@ from infra.sandbox.guest_protocol import (
     MAX_MESSAGE_CHARS,
     create_unavailable_error,
     create_watchdog,
-    encode_frame,
     encode_head,
+    encode_request,
     ignore_output,
     outcome_from_crash,
     outcome_from_report,
@@ -52,6 +53,7 @@ from infra.sandbox.isolation_hints import find_isolation_hint
 from infra.sandbox.listener import GatewayListener
 from infra.sandbox.process_tree import ProcessTree
 from infra.sandbox.self_test import run_self_test
+from infra.sandbox.tree_request import TreeRequest, serve_request
 from infra.sandbox.user_ids import release_uid, reserve_uid
 from infra.sandbox.watchdog import ResourceWatchdog
 
@@ -107,14 +109,15 @@ class BubblewrapSandbox:
         return self._status
 
     async def run_program(
-        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, serve: GatewayServer | None = None
+        self, program: SandboxProgram, payload: bytes, on_output: OutputCallback, hooks: ProgramHooks = NO_HOOKS
     ) -> SandboxOutcome:
         """Call the entrypoint with a payload."""
-        return await self._run_guest(program, "run", encode_frame(payload), on_output, serve)
+        request = TreeRequest(data=encode_request(payload, hooks.context), on_output=on_output, hooks=hooks)
+        return await self._run_guest(program, "run", request)
 
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""
-        return await self._run_guest(program, "check", b"", on_output)
+        return await self._run_guest(program, "check", TreeRequest(data=b"", on_output=on_output))
 
     async def unpack_archive(
         self, archive: Path, into: Path, limits: ArchiveLimits = UPLOAD_ARCHIVE_LIMITS
@@ -169,7 +172,7 @@ class BubblewrapSandbox:
         if program.environment is not None:
             mounts.append(HostMount(source=str(program.environment), target="/environment"))
         try:
-            listener = GatewayListener() if program.gateway else None
+            listener = GatewayListener() if program.network is not None else None
         except OSError as error:
             raise create_unavailable_error(str(error)) from error
         handover_fds = () if listener is None else (listener.guest_end.fileno(),)
@@ -187,37 +190,33 @@ class BubblewrapSandbox:
 
     def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
         """Create the watchdog for a tree of this program; None where the fence has none."""
-        return self._create_watchdog(program.memory_mb, program.gateway)
+        return self._create_watchdog(program.memory_mb, program.network is not None)
 
     def _create_watchdog(self, memory_mb: int, has_sockets: bool = False) -> ResourceWatchdog | None:
         return create_watchdog(memory_mb, self.fence, has_sockets, limits_sessions=not self._cgroups.shares_processors)
 
     async def _run_guest(
-        self,
-        program: SandboxProgram,
-        mode: Literal["run", "check"],
-        request: bytes,
-        on_output: OutputCallback,
-        serve: GatewayServer | None = None,
+        self, program: SandboxProgram, mode: Literal["run", "check"], request: TreeRequest
     ) -> SandboxOutcome:
         tree = await self.start_tree(program)
         self.assign_program(tree, program, mode)
-        async with tree.serve_gateway(serve):
-            report = await self._run_tree(tree, request, program.timeout, on_output)
-            return outcome_from_report(report, program.timeout, program.memory_mb)
+        deadline = asyncio.get_running_loop().time() + program.timeout
+        report = await self._report_problem(serve_request(tree, request, deadline))
+        return outcome_from_report(report, program.timeout, program.memory_mb)
 
     async def _run_tool(self, command: GuestCommand) -> ExitReport:
         """Run one of our own programs in the fence; only its answer is read."""
         tree = await self._start_tree(command)
         tree.limit_answer(MAX_TOOL_ANSWER_BYTES)
         tree.configure_guest(b"", command.memory_mb, self._create_watchdog(command.memory_mb))
-        return await self._run_tree(tree, b"", TOOL_TIMEOUT_SECONDS, ignore_output)
+        return await self._report_problem(
+            tree.run(TreeRequest(data=b"", on_output=ignore_output), TOOL_TIMEOUT_SECONDS)
+        )
 
-    async def _run_tree(
-        self, tree: ProcessTree, request: bytes, timeout: float, on_output: OutputCallback
-    ) -> ExitReport:
+    async def _report_problem(self, run: Awaitable[ExitReport]) -> ExitReport:
+        """Return the report of a run. Errors: `sandbox_unavailable`, which makes the status be checked again."""
         try:
-            return await tree.run(request, timeout, on_output)
+            return await run
         except SandboxStartError as error:
             self._status = None
             raise create_unavailable_error(str(error)) from error

@@ -8,10 +8,8 @@ from infra.sandbox import seccomp
 from infra.sandbox.fence import (
     EMPTY_FILES,
     EMPTY_FOLDERS,
+    MEMORY_FOLDERS,
     NICE_INCREMENT,
-    SHM_BYTES,
-    TMP_BYTES,
-    TMP_FOLDER,
     Fence,
     find_interpreter_root,
     find_stage_folder,
@@ -37,7 +35,7 @@ def build_configuration(fence: Fence) -> dict[str, Any]:
         "kept_read_only": own_folders,
         "empty_folders": [folder for folder in EMPTY_FOLDERS if os.path.isdir(folder)],
         "empty_files": [file for file in EMPTY_FILES if os.path.exists(file)],
-        "sizes": {TMP_FOLDER: TMP_BYTES, "/dev/shm": SHM_BYTES},  # noqa: S108 - inside the sandbox
+        "sizes": MEMORY_FOLDERS,
         "nice": NICE_INCREMENT,
         "filter": seccomp.build_filter().hex(),
         "guest": str(_GUEST_FOLDER / "main.py"),

@@ -72,7 +72,7 @@ class SlotFence:
         # Without this guard every user may write to the root, as bubblewrap's root belongs to its user.
         mode = 755 if self.has_guard("read_only") else 777
         linux.mount("tmpfs", self._stage, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode},size=1m")
-        for folder in ("proc", "tmp", "dev", "dev/shm", "agent", "environment"):
+        for folder in ("proc", "tmp", "work", "dev", "dev/shm", "agent", "environment"):
             os.makedirs(self._stage_path(folder), 0o755)
         for kind, source, target in self._system_mounts:
             target_path = self._stage_path(target)

@@ -103,7 +103,7 @@ def _escape_surrogates(text):
     return text.encode(errors="backslashreplace").decode()
 
 
-def _run_entrypoint(function, payload):
+def _run_entrypoint(function, payload, context):
     try:
         result = _call_entrypoint(function, json.loads(payload))
     except SystemExit as error:
@@ -284,10 +284,11 @@ def _build_answer(head, requests, answers):
     os.write(answers, b"=")
     try:
         payload = read_frame(requests)
+        context = read_frame(requests)
     except EOFError:
         os._exit(0)  # the worker no longer needs this slot
     os.write(answers, b"!")
-    return _run_entrypoint(function, payload)
+    return _run_entrypoint(function, payload, context)
 
 
 def _send_answer(fd, answer, most):
@@ -319,6 +320,7 @@ def serve_run(head, requests, answers, handover_fd=None):
     for fd in (requests, answers):
         os.set_inheritable(fd, False)
     _apply_limits(head["limits"])
+    os.environ.update(head["variables"])
     if handover_fd is not None:
         _hand_over_listener(handover_fd)
     sys.dont_write_bytecode = True

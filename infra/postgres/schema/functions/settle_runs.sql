@@ -1,10 +1,10 @@
--- Settles executions of any tenant, named by id and fencing token `attempt`, and appends the last lines of their logs.
--- Line n belongs to the execution `line_owners[n]`. Returns those whose lease was still valid, and whether more
+-- Settles executions of any tenant, named by id and fencing token `attempt`, and appends the last events of their
+-- logs. Line n belongs to the execution `line_owners[n]`. Returns those whose lease was still valid, and whether more
 -- executions are pending in the same lane.
 CREATE OR REPLACE FUNCTION settle_runs(
     ids uuid[], attempts integer[], statuses text[], outputs text[], error_types text[], error_messages text[],
     lines integer[], settled_at timestamptz, line_owners uuid[], line_attempts integer[], line_numbers integer[],
-    line_times timestamptz[], line_data text[]
+    line_times timestamptz[], line_types text[], line_data text[]
 ) RETURNS TABLE (id uuid, attempt integer, waiting boolean)
 LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp SET jit = off
 AS $$
@@ -25,9 +25,9 @@ AS $$
                   e.lane
     ), noted AS (
         INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
-        SELECT m.id, m.last_seq - 1 - m.lines + w.number, m.tenant_id, w.at, 'log', w.data::json
-        FROM moved m JOIN unnest(line_owners, line_attempts, line_numbers, line_times, line_data)
-            AS w(owner, attempt, number, at, data) ON w.owner = m.id AND w.attempt = m.attempt
+        SELECT m.id, m.last_seq - 1 - m.lines + w.number, m.tenant_id, w.at, w.type, w.data::json
+        FROM moved m JOIN unnest(line_owners, line_attempts, line_numbers, line_times, line_types, line_data)
+            AS w(owner, attempt, number, at, type, data) ON w.owner = m.id AND w.attempt = m.attempt
         UNION ALL
         SELECT m.id, m.last_seq, m.tenant_id, settled_at, 'status', json_build_object(
             'status', m.status, 'attempt', m.attempt,

@@ -1,0 +1,72 @@
+"""Run one request in a process tree, with its network served and its work folder filled and collected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from domain.ports import NO_HOOKS, OutputCallback, ProgramHooks
+from infra.sandbox.exit_report import ExitReport, GuestStage
+from infra.sandbox.work_folder import TmpfsWorkFolder
+
+if TYPE_CHECKING:
+    from infra.sandbox.process_tree import ProcessTree
+
+# How often to look whether the first process of a tree is known, in seconds.
+PID_POLL_SECONDS: Final = 0.001
+
+
+class TreeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what a tree is sent, and who receives what it prints and says.
+
+    Output is kept until `output_stage`; the output of a tree that dies before it, and can be retried, is dropped.
+    With `returns_early`, a run returns as soon as the answer is complete, with all that was printed before it: the
+    tree is killed and ends a millisecond or two later.
+    """
+
+    data: bytes
+    on_output: OutputCallback
+    output_stage: GuestStage = GuestStage.FENCED
+    hooks: ProgramHooks = NO_HOOKS
+    returns_early: bool = False
+
+
+async def serve_request(tree: ProcessTree, request: TreeRequest, deadline: float) -> ExitReport:
+    """Run a request while its network is served, with its work folder filled before and collected after.
+
+    `deadline` is a time of the loop. Errors: those of `ProcessTree.run`, and of the request's hooks.
+    """
+    hooks, clock = request.hooks, asyncio.get_running_loop().time
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(tree.serve_network(hooks.serve))
+        folder = None
+        if hooks.fill_work is not None or hooks.collect_work is not None:
+            folder = await _open_work_folder(tree, deadline)
+        if folder is None:
+            return await tree.run(request, deadline - clock())
+        stack.callback(folder.close)
+        try:
+            if hooks.fill_work is not None:
+                await hooks.fill_work(folder)
+            return await tree.run(request, deadline - clock())
+        finally:
+            if hooks.collect_work is not None and not tree.report.is_retryable:
+                await hooks.collect_work(folder)
+
+
+async def _open_work_folder(tree: ProcessTree, deadline: float) -> TmpfsWorkFolder | None:
+    """Open the work folder once the fence stands; None if the tree ends before."""
+    clock = asyncio.get_running_loop().time
+    await tree.wait_for_stage(GuestStage.FENCED, max(0.0, deadline - clock()))
+    while tree.pid is None and not tree.is_gone and clock() < deadline:  # noqa: ASYNC110 - it takes a millisecond
+        # bubblewrap reports the process by another pipe than the marks.
+        await asyncio.sleep(PID_POLL_SECONDS)
+    if tree.is_gone or tree.pid is None:
+        return None
+    try:
+        return TmpfsWorkFolder.open_in_sandbox(tree.pid)
+    except OSError:
+        return None

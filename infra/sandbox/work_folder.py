@@ -1,0 +1,122 @@
+"""Read and write the work folder of a sandbox from outside, past whatever its agent has put there.
+
+The folder is a tmpfs of the sandbox. A descriptor of it keeps its files after the sandbox has ended, when nobody
+changes them any more. Paths are walked one part at a time and never through a link.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from domain.ports import WorkFile
+
+WORK_FOLDER: Final = "/work"
+# Where a listing stops. A run may make no more files than that.
+MAX_LISTED_ENTRIES: Final = 20_000
+_READ_CHUNK_BYTES: Final = 256 * 1024
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# Without O_NONBLOCK, opening a named pipe would wait for its other end.
+_FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class TmpfsWorkFolder:
+    """Provide `domain.ports.WorkFolder` on a descriptor of the folder, which `close` closes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        # The agent's own user, who owns what is written for it.
+        self._uid, self._gid = (status := os.fstat(fd)).st_uid, status.st_gid
+
+    @classmethod
+    def open_in_sandbox(cls, pid: int) -> "TmpfsWorkFolder":
+        """Open the folder of the sandbox whose first process has this number. Errors: `OSError`."""
+        return cls(os.open(f"/proc/{pid}/root{WORK_FOLDER}", _FOLDER_FLAGS))
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Append to a file, which is created with its folders. Errors: `OSError`, also where a link lies in the way."""
+        *folders, name = path.split("/")
+        with contextlib.ExitStack() as stack:
+            folder = self._fd
+            for part in folders:
+                folder = self._open_folder(folder, part)
+                stack.callback(os.close, folder)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o644, dir_fd=folder)
+            stack.callback(os.close, fd)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(f"{path} is no regular file")
+            os.fchown(fd, self._uid, self._gid)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+
+    def list_files(self) -> tuple[list[WorkFile], list[str]]:
+        """Return the regular files, and the paths that are left out: links, devices, and names that are no text."""
+        files: list[WorkFile] = []
+        left_out: list[str] = []
+        pending = [""]
+        count = 0
+        while pending:
+            prefix = pending.pop()
+            with self._walk(prefix) as folder, os.scandir(folder) as entries:
+                for entry in entries:
+                    count += 1
+                    if count > MAX_LISTED_ENTRIES:
+                        left_out.append("(more than the first entries)")
+                        return files, left_out
+                    path = f"{prefix}{entry.name}"
+                    status = entry.stat(follow_symlinks=False)
+                    if not _is_text(entry.name) or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                        left_out.append(os.fsencode(path).decode(errors="backslashreplace"))
+                    elif stat.S_ISDIR(status.st_mode):
+                        pending.append(f"{path}/")
+                    else:
+                        files.append(WorkFile(path, status.st_size))
+        return files, left_out
+
+    def read_file(self, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a regular file in pieces. Errors: `OSError`."""
+        prefix, slash, name = path.rpartition("/")
+        with self._walk(prefix + slash) as folder:
+            fd = os.open(name, _FILE_FLAGS, dir_fd=folder)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(f"{path} is no regular file")
+            while part := os.read(fd, _READ_CHUNK_BYTES):
+                yield part
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close the descriptor; the files of an ended sandbox are gone then."""
+        os.close(self._fd)
+
+    def _open_folder(self, parent: int, name: str) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=parent)
+        fd = os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+        os.fchown(fd, self._uid, self._gid)
+        return fd
+
+    @contextlib.contextmanager
+    def _walk(self, prefix: str) -> Iterator[int]:
+        """Open the folder of a prefix, which is empty or ends with a slash."""
+        fd = os.open(".", _FOLDER_FLAGS, dir_fd=self._fd)
+        try:
+            for part in prefix.split("/")[:-1]:
+                inner = os.open(part, _FOLDER_FLAGS, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
