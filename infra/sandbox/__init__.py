@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS, encode_request
     from infra.sandbox.process_tree import ProcessTree
     from infra.sandbox.tree_request import TreeRequest
-from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
+    from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
 
 _MODULE_NAMES = {
     "BubblewrapSandbox": "bubblewrap",
@@ -25,6 +25,7 @@ _MODULE_NAMES = {
     "ProcessTree": "process_tree",
     "SandboxBackend": "backend",
     "SlotCounts": "backend",
+    "TreeRequest": "tree_request",
     "WarmSandbox": "warm_sandbox",
     "encode_request": "guest_protocol",
     "open_run_sandbox": "warm_sandbox",

@@ -4,8 +4,10 @@ Every function raises `OSError`, which names the call. The fork server imports t
 standard library alone, and little of it.
 """
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -167,3 +169,21 @@ def change_owner(folder: str | os.PathLike[str], uid: int) -> None:
     for _, folders, files, folder_fd in os.fwalk(folder, follow_symlinks=False):
         for name in (*folders, *files):
             os.chown(name, uid, uid, dir_fd=folder_fd, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def use_filesystem_user(uid: int, gid: int) -> Iterator[None]:
+    """Create files as another user, in this thread alone and only while it is root. It must not wait in between.
+
+    A file system that was mounted in a user namespace takes no files of users whom that namespace does not know.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(0)
+        _libc.setfsgid(0)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from domain.ports import WorkFile
+from infra.sandbox.linux import use_filesystem_user
 
 WORK_FOLDER: Final = "/work"
 # Where a listing stops. A run may make no more files than that.
@@ -37,7 +38,7 @@ class TmpfsWorkFolder:
     def write_file(self, path: str, data: bytes) -> None:
         """Append to a file, which is created with its folders. Errors: `OSError`, also where a link lies in the way."""
         *folders, name = path.split("/")
-        with contextlib.ExitStack() as stack:
+        with use_filesystem_user(self._uid, self._gid), contextlib.ExitStack() as stack:
             folder = self._fd
             for part in folders:
                 folder = self._open_folder(folder, part)
@@ -47,7 +48,6 @@ class TmpfsWorkFolder:
             stack.callback(os.close, fd)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError(f"{path} is no regular file")
-            os.fchown(fd, self._uid, self._gid)
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
@@ -96,9 +96,7 @@ class TmpfsWorkFolder:
     def _open_folder(self, parent: int, name: str) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o755, dir_fd=parent)
-        fd = os.open(name, _FOLDER_FLAGS, dir_fd=parent)
-        os.fchown(fd, self._uid, self._gid)
-        return fd
+        return os.open(name, _FOLDER_FLAGS, dir_fd=parent)
 
     @contextlib.contextmanager
     def _walk(self, prefix: str) -> Iterator[int]:
