@@ -13,7 +13,7 @@ import websockets
 from api import bodies, middleware
 from domain.executions import ExecutionStart
 from domain.shared.errors import DomainError
-from tests.domain.test_json_limits import ADVERSARIAL
+from tests.domain.test_json_limits import ADVERSARIAL_JSON
 from tests.support.clients import Tenant
 
 JSON = {"Content-Type": "application/json"}
@@ -30,7 +30,7 @@ DOORS = (
 
 @pytest.mark.parametrize("name", ["empty lists", "keys", "nested", "an integer"])
 async def test_a_body_of_small_values_is_refused_at_every_door(home: Tenant, name: str) -> None:
-    content = ADVERSARIAL[name][0][: (4 << 20) - 100]
+    content = ADVERSARIAL_JSON[name][0][: (4 << 20) - 100]
     for path in DOORS:
         for body in (content, b'{"payload": ' + content + b"}"):
             answer = await home.http.post(path, content=body, headers=JSON)
