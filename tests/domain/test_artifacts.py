@@ -14,14 +14,14 @@ from domain.artifacts.calls import MAX_CALL_DEPTH
 from domain.artifacts.determinism import FACTOR_WEIGHTS, level_from_score
 from domain.artifacts.search_text import MAX_SEARCH_WORDS, MAX_WORD_CHARACTERS, build_search_query
 from domain.shared import ids
-from tests.support.sample_artifacts import NOW, body, fields, record
+from tests.support.sample_artifacts import NOW, build_sample, list_refused_fields, read_stored_body
 
 KURRAL_ARTIFACT_FILE = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"
 
 
 def test_kurral_client_artifact_is_stored_unchanged() -> None:
     sent = json.loads(KURRAL_ARTIFACT_FILE.read_bytes())
-    artifact_record = record(KURRAL_ARTIFACT_FILE.read_bytes())
+    artifact_record = build_sample(KURRAL_ARTIFACT_FILE.read_bytes())
     stored = json.loads(artifact_record.body)
     for name in sent.keys() - {"created_at", "tool_calls", "time_env"}:
         assert stored[name] == sent[name], name
@@ -41,16 +41,16 @@ def test_kurral_client_artifact_is_stored_unchanged() -> None:
 
 def test_wrapping_and_whitespace_do_not_change_the_fingerprint() -> None:
     text = KURRAL_ARTIFACT_FILE.read_bytes()
-    bare = record(text)
+    bare = build_sample(text)
     for other in (b'{"artifact_data":' + text + b"}", json.dumps(json.loads(text), ensure_ascii=False).encode()):
-        assert record(other).fingerprint == bare.fingerprint
-        assert record(other).body == bare.body
-    assert record({"inputs": 1}).fingerprint == record({"inputs": 1}).fingerprint
-    assert record({"inputs": 1}).fingerprint != record({"inputs": 2}).fingerprint
+        assert build_sample(other).fingerprint == bare.fingerprint
+        assert build_sample(other).body == bare.body
+    assert build_sample({"inputs": 1}).fingerprint == build_sample({"inputs": 1}).fingerprint
+    assert build_sample({"inputs": 1}).fingerprint != build_sample({"inputs": 2}).fingerprint
 
 
 def test_empty_artifact_gets_default_values() -> None:
-    stored, meta = body({}), record({}).metadata
+    stored, meta = read_stored_body({}), build_sample({}).metadata
     assert stored["run_id"] == stored["kurral_id"]
     assert (stored["environment"], stored["schema_version"], stored["tenant_id"]) == ("production", "1.0.0", "tenant-1")
     assert (stored["tool_calls"], stored["semantic_buckets"], stored["deterministic"]) == ([], [], False)
@@ -61,8 +61,8 @@ def test_empty_artifact_gets_default_values() -> None:
 
 
 def test_stored_body_parses_to_itself() -> None:
-    artifact_record = record({"tool_calls": [{"tool_name": "a"}, {"parent_id": None}], "error": "boom"})
-    assert record(artifact_record.body).body == artifact_record.body
+    artifact_record = build_sample({"tool_calls": [{"tool_name": "a"}, {"parent_id": None}], "error": "boom"})
+    assert build_sample(artifact_record.body).body == artifact_record.body
 
 
 def test_token_usage_accepts_both_spellings() -> None:
@@ -72,30 +72,30 @@ def test_token_usage_accepts_both_spellings() -> None:
         ({"prompt": 1, "prompt_tokens": 1, "total": 9}, (1, None, 9)),
         ({"cached": 5, "cached_tokens": 5}, (None, None, None)),
     ]:
-        artifact_record = record({"token_usage": usage}).metadata
+        artifact_record = build_sample({"token_usage": usage}).metadata
         assert (
             artifact_record.prompt_tokens,
             artifact_record.completion_tokens,
             artifact_record.total_tokens,
         ) == expected
-        assert body({"token_usage": usage})["token_usage"] == usage
-    assert fields({"token_usage": {"audio": 1, "audio_tokens": 2}}) == ["token_usage.audio"]
-    assert record({"token_usage": {"estimated_cost_usd": 0.5}}).metadata.cost_usd == 0.5
-    assert record({"cost_usd": 0, "token_usage": {"estimated_cost_usd": 0.5}}).metadata.cost_usd == 0
+        assert read_stored_body({"token_usage": usage})["token_usage"] == usage
+    assert list_refused_fields({"token_usage": {"audio": 1, "audio_tokens": 2}}) == ["token_usage.audio"]
+    assert build_sample({"token_usage": {"estimated_cost_usd": 0.5}}).metadata.cost_usd == 0.5
+    assert build_sample({"cost_usd": 0, "token_usage": {"estimated_cost_usd": 0.5}}).metadata.cost_usd == 0
 
 
 def test_error_is_accepted_as_text_or_object() -> None:
-    text = record({"error": "boom"})
+    text = build_sample({"error": "boom"})
     assert (text.metadata.status, text.metadata.error_type, text.metadata.error_message) == ("error", None, "boom")
     assert json.loads(text.body)["error"] == "boom"
-    whole = record({"error": {"type": "ValueError", "message": "a\0b" + "é" * 5000, "stack": "line 1"}})
+    whole = build_sample({"error": {"type": "ValueError", "message": "a\0b" + "é" * 5000, "stack": "line 1"}})
     assert whole.metadata.error_type == "ValueError"
     assert whole.metadata.error_message is not None
     assert len(whole.metadata.error_message.encode()) <= 4096
     assert whole.metadata.error_message.startswith("a\ufffdb")
     assert whole.failures.endswith("line 1")
     for nothing in (None, "", {}, {"message": None}):
-        assert record({"error": nothing}).metadata.status == "ok"
+        assert build_sample({"error": nothing}).metadata.status == "ok"
 
 
 def test_failed_tool_calls_are_counted_and_searchable() -> None:
@@ -106,28 +106,30 @@ def test_failed_tool_calls_are_counted_and_searchable() -> None:
         {"status": "timeout"},
         {},
     ]
-    artifact_record = record({"tool_calls": calls})
+    artifact_record = build_sample({"tool_calls": calls})
     assert artifact_record.failures == "ConnectTimeout no route here legacy there"
     assert artifact_record.metadata.tool_errors == 4
     assert artifact_record.metadata.status == "ok"
     statuses = [call["status"] for call in json.loads(artifact_record.body)["tool_calls"]]
     assert statuses == ["timeout", "error", "ok", "timeout", "ok"]
-    assert record({"tool_calls": [{"error": "é" * 50_000}] * 9}).failures.split() == ["é" * MAX_WORD_CHARACTERS] * 9
-    assert len(record({"tool_calls": [{"error": "no way " * 50_000}] * 9}).failures.split()) == MAX_SEARCH_WORDS
+    assert (
+        build_sample({"tool_calls": [{"error": "é" * 50_000}] * 9}).failures.split() == ["é" * MAX_WORD_CHARACTERS] * 9
+    )
+    assert len(build_sample({"tool_calls": [{"error": "no way " * 50_000}] * 9}).failures.split()) == MAX_SEARCH_WORDS
 
 
 def test_tags_and_buckets_are_deduplicated_in_metadata() -> None:
-    assert record({"tags": ["b", "a", "b"]}).metadata.tags == ["b", "a"]
-    assert record({"tags": {"k": "v"}}).metadata.tags == ["k:v"]
-    assert record({"semantic_buckets": ["b", "a", "b"]}).metadata.semantic_buckets == ["a", "b"]
-    assert body({"semantic_buckets": ["b", "a", "b"]})["semantic_buckets"] == ["b", "a", "b"]
+    assert build_sample({"tags": ["b", "a", "b"]}).metadata.tags == ["b", "a"]
+    assert build_sample({"tags": {"k": "v"}}).metadata.tags == ["k:v"]
+    assert build_sample({"semantic_buckets": ["b", "a", "b"]}).metadata.semantic_buckets == ["a", "b"]
+    assert read_stored_body({"semantic_buckets": ["b", "a", "b"]})["semantic_buckets"] == ["b", "a", "b"]
 
 
 def test_free_form_values_are_stored_byte_for_byte() -> None:
     raw_value = b'{"n":1e999,"big":123456789012345678901234567890,"x":[1.0,null,"\\u00e9\xc3\xa9"]}'
     for name in ("inputs", "outputs", "metadata", "governance", "replay_evidence", "data_snapshots", "extensions"):
-        assert b'"%s":%s' % (name.encode(), raw_value) in record(b'{"%s":%s}' % (name.encode(), raw_value)).body
-    stored = body({"llm_config": {"parameters": {"seed": 1, "own": [1]}}, "inputs": None})
+        assert b'"%s":%s' % (name.encode(), raw_value) in build_sample(b'{"%s":%s}' % (name.encode(), raw_value)).body
+    stored = read_stored_body({"llm_config": {"parameters": {"seed": 1, "own": [1]}}, "inputs": None})
     assert stored["llm_config"]["parameters"] == {"seed": 1, "own": [1]}
     assert stored["inputs"] is None
 
@@ -167,7 +169,7 @@ def build_artifact(**more: Any) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_determinism_score_matches_hand_computed_values(sent: Any, score: float, level: str) -> None:
-    artifact_record = record(sent)
+    artifact_record = build_sample(sent)
     assert artifact_record.metadata.determinism_score == pytest.approx(score, abs=1e-9)
     assert artifact_record.metadata.replay_level == level
     assert artifact_record.metadata.deterministic is (level == "A")
@@ -187,7 +189,7 @@ def test_replay_level_changes_at_its_bounds() -> None:
         "C",
     ]
     for score, level in [(0.9, "A"), (0.89, "B"), (0.5, "B"), (0.49, "C")]:
-        meta = record({"determinism_report": {"overall_score": score}}).metadata
+        meta = build_sample({"determinism_report": {"overall_score": score}}).metadata
         assert (meta.replay_level, meta.determinism_score) == (level, score)
 
 
@@ -197,20 +199,20 @@ def test_sent_determinism_fields_are_kept_even_if_inconsistent() -> None:
         "deterministic": True,
         "determinism_report": {"overall_score": 0.95, "warnings": ["w"]},
     }
-    stored, meta = body(sent), record(sent).metadata
+    stored, meta = read_stored_body(sent), build_sample(sent).metadata
     assert (meta.replay_level, meta.deterministic, meta.determinism_score) == ("C", True, 0.95)
     assert {name: stored[name] for name in sent} == sent
-    assert body({"determinism_report": {"warnings": ["w"]}})["determinism_report"] == {
+    assert read_stored_body({"determinism_report": {"warnings": ["w"]}})["determinism_report"] == {
         "overall_score": 0.23,
         "warnings": ["w"],
     }
 
 
 def test_replay_level_is_omitted_where_newer_clients_reject_it() -> None:
-    assert "replay_level" not in body({"deterministic": False})
-    assert record({"deterministic": False}).metadata.replay_level == "C"
-    assert body(DETERMINISTIC_ARTIFACT | {"deterministic": False})["replay_level"] == "A"
-    assert body({})["replay_level"] == "C"
+    assert "replay_level" not in read_stored_body({"deterministic": False})
+    assert build_sample({"deterministic": False}).metadata.replay_level == "C"
+    assert read_stored_body(DETERMINISTIC_ARTIFACT | {"deterministic": False})["replay_level"] == "A"
+    assert read_stored_body({})["replay_level"] == "C"
 
 
 # --- tool calls
@@ -218,7 +220,7 @@ def test_replay_level_is_omitted_where_newer_clients_reject_it() -> None:
 
 def test_tool_calls_get_missing_ids_names_and_times() -> None:
     start = "2026-01-01T00:00:00"
-    calls = body(
+    calls = read_stored_body(
         {
             "tool_calls": [
                 {"id": "call_1", "start_time": start, "latency_ms": 1.5},
@@ -256,8 +258,8 @@ def test_tool_calls_get_missing_ids_names_and_times() -> None:
     ],
 )
 def test_invalid_tool_calls_are_refused_by_field(calls: Any, place: str) -> None:
-    assert fields({"tool_calls": calls})[0] == place
-    assert fields({"artifact_data": {"tool_calls": calls}})[0] == place
+    assert list_refused_fields({"tool_calls": calls})[0] == place
+    assert list_refused_fields({"artifact_data": {"tool_calls": calls}})[0] == place
 
 
 @given(st.lists(st.integers(0, 1_000_000), max_size=60), st.randoms(use_true_random=False))
@@ -303,17 +305,19 @@ def build_call_chain(length: int) -> list[dict[str, Any]]:
 
 
 def test_call_chains_beyond_max_depth_are_refused() -> None:
-    whole = record({"tool_calls": build_call_chain(MAX_CALL_DEPTH)})
+    whole = build_sample({"tool_calls": build_call_chain(MAX_CALL_DEPTH)})
     assert msgspec.json.encode(build_call_tree(parse_artifact(whole.body).tool_calls or []))
-    assert fields({"tool_calls": build_call_chain(MAX_CALL_DEPTH + 1)}) == [f"tool_calls[{MAX_CALL_DEPTH}].parent_id"]
-    assert fields({"tool_calls": build_call_chain(10_000)}) == [f"tool_calls[{MAX_CALL_DEPTH}].parent_id"]
+    assert list_refused_fields({"tool_calls": build_call_chain(MAX_CALL_DEPTH + 1)}) == [
+        f"tool_calls[{MAX_CALL_DEPTH}].parent_id"
+    ]
+    assert list_refused_fields({"tool_calls": build_call_chain(10_000)}) == [f"tool_calls[{MAX_CALL_DEPTH}].parent_id"]
     ring = [*build_call_chain(10_000)[1:], {"id": "0", "parent_id": "9999"}]
-    assert len(fields({"tool_calls": ring})) == 1
+    assert len(list_refused_fields({"tool_calls": ring})) == 1
 
 
 def test_artifact_accepts_at_most_ten_thousand_calls() -> None:
-    assert record({"tool_calls": [{}] * 10_000}).metadata.tool_calls == 10_000
-    assert fields({"tool_calls": [{}] * 10_001}) == ["tool_calls"]
+    assert build_sample({"tool_calls": [{}] * 10_000}).metadata.tool_calls == 10_000
+    assert list_refused_fields({"tool_calls": [{}] * 10_001}) == ["tool_calls"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from domain.artifacts.schema import MAX_ARTIFACT_DEPTH
 from domain.shared import ids
 from domain.shared.errors import MAX_FIELD_ERRORS
-from tests.support.sample_artifacts import NOW, body, fields, record, refusal
+from tests.support.sample_artifacts import NOW, build_sample, catch_refusal, list_refused_fields, read_stored_body
 
 
 @pytest.mark.parametrize(
@@ -29,17 +29,17 @@ from tests.support.sample_artifacts import NOW, body, fields, record, refusal
     ],
 )  # fmt: skip
 def test_unreadable_body_is_a_malformed_request(sent: bytes) -> None:
-    assert refusal(sent).code == "malformed_request"
+    assert catch_refusal(sent).code == "malformed_request"
 
 
 def test_depth_ignores_brackets_inside_strings() -> None:
-    assert record(b'{"inputs":' + b"[" * (MAX_ARTIFACT_DEPTH - 1) + b"]" * (MAX_ARTIFACT_DEPTH - 1) + b"}")
+    assert build_sample(b'{"inputs":' + b"[" * (MAX_ARTIFACT_DEPTH - 1) + b"]" * (MAX_ARTIFACT_DEPTH - 1) + b"}")
     assert (
-        refusal(b'{"inputs":' + b"[" * MAX_ARTIFACT_DEPTH + b"]" * MAX_ARTIFACT_DEPTH + b"}").code
+        catch_refusal(b'{"inputs":' + b"[" * MAX_ARTIFACT_DEPTH + b"]" * MAX_ARTIFACT_DEPTH + b"}").code
         == "malformed_request"
     )
     text = '["\\' * 1000
-    assert body({"inputs": [text, "x" * 1_048_560, text]})["inputs"][2] == text
+    assert read_stored_body({"inputs": [text, "x" * 1_048_560, text]})["inputs"][2] == text
 
 
 @given(
@@ -54,9 +54,9 @@ def test_depth_limit_is_exact(value: Any, wraps: int) -> None:
         level += (letter in "[{") - (letter in "]}")
         deepest = max(deepest, level)
     if deepest > MAX_ARTIFACT_DEPTH:
-        assert refusal({"inputs": value}).code == "malformed_request"
+        assert catch_refusal({"inputs": value}).code == "malformed_request"
     else:
-        assert body({"inputs": value})["inputs"] == value
+        assert read_stored_body({"inputs": value})["inputs"] == value
 
 
 def _remove_strings(text: str) -> str:
@@ -125,7 +125,7 @@ TOO_LONG_TEXT = "x" * 201
     ],
 )  # fmt: skip
 def test_invalid_field_is_named(sent: Any, field: str) -> None:
-    assert fields(sent) == [field]
+    assert list_refused_fields(sent) == [field]
 
 
 def test_several_invalid_fields_are_reported_together() -> None:
@@ -135,22 +135,24 @@ def test_several_invalid_fields_are_reported_together() -> None:
         "tags": [TOO_LONG_TEXT],
         "tool_calls": [{"parent_id": "x"}],
     }
-    assert fields(sent) == ["tool_calls[0].parent_id", "created_at", "run_id", "tags[0]"]
-    assert len(fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_FIELD_ERRORS
+    assert list_refused_fields(sent) == ["tool_calls[0].parent_id", "created_at", "run_id", "tags[0]"]
+    assert len(list_refused_fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_FIELD_ERRORS
 
 
 def test_created_at_accepts_the_first_and_last_allowed_day() -> None:
     for moment in (datetime(2000, 1, 1, tzinfo=UTC), NOW + timedelta(days=1)):
-        assert record({"created_at": moment.isoformat()}).metadata.created_at == moment
-    assert record({"created_at": "2026-01-01T02:00:00+02:00"}).metadata.created_at == datetime(2026, 1, 1, tzinfo=UTC)
+        assert build_sample({"created_at": moment.isoformat()}).metadata.created_at == moment
+    assert build_sample({"created_at": "2026-01-01T02:00:00+02:00"}).metadata.created_at == datetime(
+        2026, 1, 1, tzinfo=UTC
+    )
 
 
 def test_execution_writes_artifacts_under_its_own_id_only() -> None:
     own = ids.generate_id("exec")
-    artifact_record = record({"kurral_id": own}, own)
+    artifact_record = build_sample({"kurral_id": own}, own)
     assert (artifact_record.metadata.kurral_id, artifact_record.metadata.execution_id) == (own, own)
-    assert record({}, own).metadata.kurral_id == own
-    assert refusal({"kurral_id": ids.generate_id("exec")}, own).errors[0].field == "kurral_id"
+    assert build_sample({}, own).metadata.kurral_id == own
+    assert catch_refusal({"kurral_id": ids.generate_id("exec")}, own).errors[0].field == "kurral_id"
 
 
 @pytest.mark.slow
@@ -158,7 +160,7 @@ def test_execution_writes_artifacts_under_its_own_id_only() -> None:
 def test_parsing_a_large_body_takes_at_most_two_and_a_half_times_its_size(filler: bytes) -> None:
     sent = b'{"inputs":' + filler + b"}"
     tracemalloc.start()
-    artifact_record = record(sent)
+    artifact_record = build_sample(sent)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert filler in artifact_record.body
