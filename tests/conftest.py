@@ -1,4 +1,4 @@
-"""One real system for the whole run: Postgres, Valkey, SeaweedFS, the API and the workers as processes."""
+"""Share one running system: Postgres, Valkey, SeaweedFS, the API and the workers as processes."""
 
 import os
 import secrets
@@ -14,24 +14,23 @@ from domain.shared.jobs import ALL_LANES
 from infra.embedded.child_process import find_free_ports
 from infra.wiring import Resources, open_resources
 from scripts.system import System
-from tests.support.clients import Tenant, found_tenant
-from tests.support.fake_provider import Wire
-from tests.support.fake_provider import wire as provided
+from tests.support.clients import TenantClient, add_tenant
+from tests.support.fake_provider import FakeProvider, run_fake_provider
 
-# Short, so that tests of lost workers do not wait for what production has time for.
-FAST = {
+# Short intervals, so that tests of lost workers end soon.
+FAST_SETTINGS = {
     "PADDOCK_LEASE_SECONDS": "2",
     "PADDOCK_UPKEEP_SECONDS": "0.3",
-    # Where the tests' own providers of models and tools are.
+    # Where the providers of models and tools of tests listen.
     "PADDOCK_PRIVATE_HOSTS": "127.0.0.1",
 }
 
 
 @asynccontextmanager
-async def running(**environment: str) -> AsyncIterator[System]:
-    """A system of its own, on free ports, with its data in a folder that is gone afterwards."""
+async def run_system(**environment: str) -> AsyncIterator[System]:
+    """Run another system on free ports, with its data in a temporary folder."""
     before = dict(os.environ)
-    os.environ.update({**FAST, **environment})
+    os.environ.update({**FAST_SETTINGS, **environment})
     try:
         with tempfile.TemporaryDirectory(prefix="paddock-test-") as folder:
             lines: list[str] = []
@@ -46,61 +45,65 @@ async def running(**environment: str) -> AsyncIterator[System]:
 
 @pytest.fixture(scope="session")
 async def system() -> AsyncIterator[System]:
-    async with running() as one:
-        yield one
+    async with run_system() as system:
+        yield system
 
 
 @pytest.fixture(scope="session")
-async def parts(system: System) -> AsyncIterator[Resources]:
-    """Every part of the running system, wired into this process as a worker would be."""
+async def resources(system: System) -> AsyncIterator[Resources]:
+    """Open the resources of the running system in this process, as a worker does."""
     async with open_resources(
         system.settings, "tests", lanes=ALL_LANES, row_changes=ALL_LANES, revocations=ALL_LANES
-    ) as wired:
-        yield wired
+    ) as resources:
+        yield resources
 
 
 @pytest.fixture(scope="session")
-async def provider() -> AsyncIterator[Wire]:
-    """A provider of models on this machine."""
-    async with provided() as one:
-        yield one
+async def provider() -> AsyncIterator[FakeProvider]:
+    """Run a provider of models on this machine."""
+    async with run_fake_provider() as provider:
+        yield provider
 
 
 @pytest.fixture(scope="session")
-async def credentials(parts: Resources) -> tuple[str, str]:
-    """One password and its hash, for all tenants that tests add: hashing costs a quarter of a second of processor."""
+async def credentials(resources: Resources) -> tuple[str, str]:
+    """Return one password and its hash for all tenants that tests add: hashing costs a quarter of a second of processor."""
     password = secrets.token_urlsafe(12)
-    return password, await parts.passwords.hash_password(password)
+    return password, await resources.passwords.hash_password(password)
 
 
 @pytest.fixture
-async def acme(system: System, parts: Resources, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+async def acme(system: System, resources: Resources, credentials: tuple[str, str]) -> AsyncIterator[TenantClient]:
     """Yield a tenant of its own for each test, with its admin logged in."""
-    async with found_tenant(parts, system.url, credentials) as tenant:
+    async with add_tenant(resources, system.url, credentials) as tenant:
         yield tenant
 
 
 @pytest.fixture
-async def rival(system: System, parts: Resources, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
-    """Yield another tenant, that must see nothing of the first."""
-    async with found_tenant(parts, system.url, credentials) as tenant:
+async def other_tenant(
+    system: System, resources: Resources, credentials: tuple[str, str]
+) -> AsyncIterator[TenantClient]:
+    """Yield another tenant, which must see nothing of the first."""
+    async with add_tenant(resources, system.url, credentials) as tenant:
         yield tenant
 
 
 @pytest.fixture(scope="session")
-async def home(system: System, parts: Resources, credentials: tuple[str, str]) -> AsyncIterator[Tenant]:
+async def shared_tenant(
+    system: System, resources: Resources, credentials: tuple[str, str]
+) -> AsyncIterator[TenantClient]:
     """Yield a tenant that keeps a few built agents for all tests that only need to run something.
 
     Its token outlives the whole run, which may take longer than a token of production lives.
     """
-    async with found_tenant(parts, system.url, credentials, timedelta(hours=10)) as tenant:
+    async with add_tenant(resources, system.url, credentials, timedelta(hours=10)) as tenant:
         for example in ("hello", "summarizer"):
             await tenant.deploy_example(example)
         yield tenant
 
 
-# By folder or file, what tests need that their fixtures do not show.
-NEEDS = {
+# The marker of a folder or file whose tests need more than their fixtures show.
+MARKERS_BY_PATH = {
     "tests/attacks/": "sandbox",
     "tests/cases/test_sandbox.py": "sandbox",
     "tests/contracts/test_local_model.py": "model",
@@ -108,10 +111,10 @@ NEEDS = {
     "tests/generated_clients/": "generated_clients",
     "tests/journeys/": "own_installation",
 }
-SLOW = {*NEEDS.values(), "installation", "slow"}
-STARTS_AN_INSTALLATION = {"running", "System", "api_beside", "bounded"}
+SLOW_MARKERS = {*MARKERS_BY_PATH.values(), "installation", "slow"}
+SYSTEM_STARTERS = {"run_system", "System", "run_second_api", "bounded"}
 # The longest files first, so that no process is left alone with one in the end.
-LONGEST = (
+LONGEST_FIRST = (
     "tests/attacks/test_attacks.py",
     "tests/generated_clients/",
     "tests/journeys/",
@@ -130,16 +133,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         called = set(item.function.__code__.co_names) if isinstance(item, pytest.Function) else set()
         if "system" in fixtures:
             item.add_marker("installation")
-        if STARTS_AN_INSTALLATION & (called | fixtures):
+        if SYSTEM_STARTERS & (called | fixtures):
             item.add_marker("own_installation")
         if {"readable", "sandbox", "warm"} & fixtures:
             item.add_marker("sandbox")
-        for prefix, need in NEEDS.items():
+        for prefix, need in MARKERS_BY_PATH.items():
             if path.startswith(prefix):
                 item.add_marker(need)
-        if not {mark.name for mark in item.iter_markers()} & SLOW:
+        if not {mark.name for mark in item.iter_markers()} & SLOW_MARKERS:
             item.add_marker("fast")
-    order = {prefix: place for place, prefix in enumerate(LONGEST)}
+    order = {prefix: place for place, prefix in enumerate(LONGEST_FIRST)}
     items.sort(
         key=lambda item: next((place for prefix, place in order.items() if item.nodeid.startswith(prefix)), len(order))
     )
@@ -147,7 +150,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
-    """A failed test shows what the system logged last."""
+    """Add the last log lines of the system to the report of a failed test."""
     report = yield
     if report.when == "call" and report.failed and "system" in getattr(item, "funcargs", {}):
         lines = [line for line in item.funcargs["system"].lines if " request method=" not in line]

@@ -1,6 +1,6 @@
 """Create, change and delete agents."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import UNSET
 
@@ -61,19 +61,39 @@ async def _set_model_fields(tx: Tx, agent: Agent, data: ModelAgentFields) -> Non
         return
     if agent.kind != "llm":
         raise InvalidField(next(iter(sent)), "is allowed only for model agents; this agent runs uploaded code.")
-    if "llm" in sent:
-        if "model" in sent:
-            raise InvalidField("llm", "is another name for model. Send one of them.")
-        sent["model"] = sent.pop("llm")
-    if "parent" in sent:
-        parent = None if sent["parent"] is None else await resolve_parent(tx, agent, sent["parent"])
-        agent.parent, agent.parent_id = (None, None) if parent is None else (parent.name, parent.id)
-    if "template" in sent:
-        chosen = None if sent["template"] is None else await templates.resolve_template(tx, sent["template"])
-        sent["template"], sent["template_id"] = (None, None) if chosen is None else (chosen.name, chosen.id)
-    for name in (*LLM_FIELDS, "tools"):
+    _rename_alias(sent)
+    await _resolve_references(tx, agent, sent)
+    for name in (*LLM_FIELDS, "tools", "parent", "parent_id"):
         if name in sent:
             setattr(agent, name, sent[name])
+    await _check_models(tx, agent, sent)
+    if "tools" in sent:
+        await tools.resolve_tools(tx, agent.tools)
+    if agent.status in ("draft", "ready"):
+        agent.status = "ready" if (await resolve_agent(tx, agent)).model is not None else "draft"
+
+
+def _rename_alias(sent: dict[str, Any]) -> None:
+    """Rename the field `llm` to `model`. Errors: `invalid_field` if both were sent."""
+    if "llm" not in sent:
+        return
+    if "model" in sent:
+        raise InvalidField("llm", "is another name for model. Send one of them.")
+    sent["model"] = sent.pop("llm")
+
+
+async def _resolve_references(tx: Tx, agent: Agent, sent: dict[str, Any]) -> None:
+    """Replace the parent and the template that were sent by their names, and add their ids. Errors: `invalid_field`."""
+    if "parent" in sent:
+        parent = None if sent["parent"] is None else await resolve_parent(tx, agent, sent["parent"])
+        sent["parent"], sent["parent_id"] = (None, None) if parent is None else (parent.name, parent.id)
+    if "template" in sent:
+        template = None if sent["template"] is None else await templates.resolve_template(tx, sent["template"])
+        sent["template"], sent["template_id"] = (None, None) if template is None else (template.name, template.id)
+
+
+async def _check_models(tx: Tx, agent: Agent, sent: dict[str, Any]) -> None:
+    """Check that the models that were sent can be called. Errors: `invalid_field`."""
     if {"model", "provider"} & sent.keys() and agent.model is not None:
         await llms.resolve_model(tx, agent.model, agent.provider)
     if agent.provider is not None and agent.model is None:
@@ -83,10 +103,6 @@ async def _set_model_fields(tx: Tx, agent: Agent, data: ModelAgentFields) -> Non
             await llms.resolve_model(tx, sent["fallback_model"])
         except DomainError as error:
             raise InvalidField("fallback_model", error.detail.removeprefix("model: ")) from error
-    if "tools" in sent:
-        await tools.resolve_tools(tx, agent.tools)
-    if agent.status in ("draft", "ready"):
-        agent.status = "ready" if (await resolve_agent(tx, agent)).model is not None else "draft"
 
 
 async def show_agent(tx: Tx, reference: str, resolve: bool) -> Agent:

@@ -7,7 +7,7 @@ ten seconds for a thousand small objects.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -100,33 +100,36 @@ def _run_loop(
     if not isinstance(over, list | dict):
         raise BadExpression(f"`{loop.kind}` needs a list, not {describe_kind(over)}.")
     bodies = [_LoopBody(body, loop, values, budget) for body in loop.bodies]
+    match loop.kind:
+        case "filter":
+            return [item for item in over if bodies[0].is_match(item)]
+        case "exists_one":
+            return sum(bodies[0].is_match(item) for item in over) == 1
+        case "map":
+            return _map_items(over if len(bodies) == 1 else filter(bodies[0].is_match, over), bodies[-1])
+        case _:
+            return _decide_loop(over, bodies[0], deciding=loop.kind == "exists")
 
-    def is_match(item: Any) -> bool:
-        value = bodies[0].evaluate(item)
-        if not isinstance(value, bool):
-            raise BadExpression(f"The condition of `{loop.kind}` must be true or false, not {describe_kind(value)}.")
-        return value
 
-    if loop.kind == "filter":
-        return [item for item in over if is_match(item)]
-    if loop.kind == "exists_one":
-        return sum(is_match(item) for item in over) == 1
-    if loop.kind == "map":
-        results: list[Any] = []
-        size = 0
-        for item in over:
-            if len(bodies) == 1 or is_match(item):
-                results.append(bodies[-1].evaluate(item))
-                size += _measure_convert_result(results[-1]) + 1
-                if size > MAX_RESULT_BYTES:
-                    raise _WorkExceeded(f"The result of `map` is larger than {MAX_RESULT_BYTES} bytes.")
-        return results
+def _map_items(items: Iterable[Any], body: "_LoopBody") -> list[Any]:
+    """Return the value of the body for each item. Errors: `BadExpression`."""
+    results: list[Any] = []
+    size = 0
+    for item in items:
+        results.append(body.evaluate(item))
+        size += _measure_result(results[-1]) + 1
+        if size > MAX_RESULT_BYTES:
+            raise _WorkExceeded(f"The result of `map` is larger than {MAX_RESULT_BYTES} bytes.")
+    return results
+
+
+def _decide_loop(items: Iterable[Any], condition: "_LoopBody", deciding: bool) -> bool:
+    """Return `deciding` if the condition has that value for any item, else its opposite. Errors: `BadExpression`."""
     # As in CEL, one deciding item makes up for items with errors.
-    deciding = loop.kind == "exists"
     error: BadExpression | None = None
-    for item in over:
+    for item in items:
         try:
-            if is_match(item) is deciding:
+            if condition.is_match(item) is deciding:
                 return deciding
         except _WorkExceeded:
             raise
@@ -141,7 +144,8 @@ class _LoopBody:
     """Evaluate the body of a loop for each item. Values that stay the same are passed to CEL once."""
 
     def __init__(self, leaf: LeafExpression, loop: LoopPass, values: Mapping[str, Any], budget: WorkBudget) -> None:
-        self.leaf, self.variable, self.values, self.budget = leaf, loop.variable, values, budget
+        self.leaf, self.kind, self.variable = leaf, loop.kind, loop.variable
+        self.values, self.budget = values, budget
         self.context: Any = None
         self.work = 0
         if leaf.path is None:
@@ -164,6 +168,13 @@ class _LoopBody:
         return _run_program(
             self.leaf, self.context, work * (1 + self.leaf.adds) + self.work, self.values, {}, self.budget
         )
+
+    def is_match(self, item: Any) -> bool:
+        """Return the value of a condition for an item. Errors: `BadExpression`."""
+        value = self.evaluate(item)
+        if not isinstance(value, bool):
+            raise BadExpression(f"The condition of `{self.kind}` must be true or false, not {describe_kind(value)}.")
+        return value
 
 
 def _evaluate_leaf(
@@ -199,7 +210,7 @@ def _run_program(
         return value
     value = _convert_result(value)
     budget.spend(_weigh_value(value, budget.remaining_work))
-    if _measure_convert_result(value) > MAX_RESULT_BYTES:
+    if _measure_result(value) > MAX_RESULT_BYTES:
         raise _WorkExceeded(f"The result is larger than {MAX_RESULT_BYTES} bytes.")
     return value
 
@@ -280,7 +291,7 @@ def _weigh_value(value: Any, limit: int) -> int:
     return work
 
 
-def _measure_convert_result(value: Any) -> int:
+def _measure_result(value: Any) -> int:
     try:
         return len(msgspec.json.encode(value))
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):

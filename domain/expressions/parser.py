@@ -258,39 +258,59 @@ def find_references(
     tokens: Sequence[ExpressionToken], matched: dict[int, int], loops: Sequence[LoopMacro]
 ) -> ExpressionReferences:
     """Return what the words use. Errors: BadExpression naming what may not be there."""
-    steps: set[str] = set()
-    names: set[str] = set()
-    inputs: set[str] = set()
+    references = ExpressionReferences()
     for index, word in enumerate(tokens):
         after = tokens[index + 1].text if index + 1 < len(tokens) else ""
-        if word.kind == "text" and is_index(tokens, index):
-            key = unquote_text(word.text)
-            if key is not None and key.startswith("__") and key.endswith("__"):
-                raise BadExpression(f"`{key}` cannot be reached: names with `__` around them are not part of values.")
-        if word.text == "." and word.kind == "sign" and (index == 0 or not tokens[index - 1].ends_value):
-            raise BadExpression(f"`.{after}` needs a value before the dot.")
-        if word.kind != "name" or word.text == "in":
-            continue
-        if word.text.startswith("__"):
-            raise BadExpression(f"`{word.text}` cannot be reached: no name in an expression begins with `__`.")
-        if after == "{":
-            raise BadExpression(f"`{word.text}{{…}}` is not part of expressions.")
-        if is_called(tokens, index):
-            _check_call(tokens, matched, index)
-        elif not is_member(tokens, index) and word.text not in _KEYWORD_TOKENS:
-            bound = any(
-                loop.variable == word.text and any(begin <= index < end for begin, end in loop.bodies) for loop in loops
-            )
-            declared = any(loop.bodies[0][0] - 2 == index for loop in loops)
-            if word.text in SCOPE_NAMES:
-                names.add(word.text)
-                if word.text == "steps":
-                    steps.add(_read_step_name(tokens, index))
-                elif word.text == "inputs":
-                    inputs |= {key for key in read_path(tokens, index)[0][1:2] if isinstance(key, str)}
-            elif not bound and not declared and word.text not in TYPE_NAMES:
-                raise BadExpression(f"There is no `{word.text}`; there are {', '.join(SCOPE_NAMES)}.")
-    return ExpressionReferences(frozenset(steps), frozenset(names), frozenset(inputs))
+        if word.kind == "text":
+            _check_text(tokens, index)
+        elif word.text == ".":
+            if index == 0 or not tokens[index - 1].ends_value:
+                raise BadExpression(f"`.{after}` needs a value before the dot.")
+        elif word.kind == "name" and word.text != "in":
+            _check_name(word.text, after)
+            if is_called(tokens, index):
+                _check_call(tokens, matched, index)
+            elif not is_member(tokens, index):
+                references |= _read_reference(tokens, index, loops)
+    return references
+
+
+def _check_text(tokens: Sequence[ExpressionToken], index: int) -> None:
+    """Check that a text which selects a part of a value may do so. Errors: BadExpression."""
+    key = unquote_text(tokens[index].text) if is_index(tokens, index) else None
+    if key is not None and key.startswith("__") and key.endswith("__"):
+        raise BadExpression(f"`{key}` cannot be reached: names with `__` around them are not part of values.")
+
+
+def _check_name(name: str, after: str) -> None:
+    """Check that a name, of anything, may be written before the word `after`. Errors: BadExpression."""
+    if name.startswith("__"):
+        raise BadExpression(f"`{name}` cannot be reached: no name in an expression begins with `__`.")
+    if after == "{":
+        raise BadExpression(f"`{name}{{…}}` is not part of expressions.")
+
+
+def _read_reference(tokens: Sequence[ExpressionToken], index: int, loops: Sequence[LoopMacro]) -> ExpressionReferences:
+    """Return what the name at which a value begins uses. Errors: BadExpression for an unknown one."""
+    name = tokens[index].text
+    if name not in SCOPE_NAMES:
+        if name in _KEYWORD_TOKENS or name in TYPE_NAMES or _is_loop_variable(loops, index, name):
+            return ExpressionReferences()
+        raise BadExpression(f"There is no `{name}`; there are {', '.join(SCOPE_NAMES)}.")
+    steps = [_read_step_name(tokens, index)] if name == "steps" else []
+    inputs = read_path(tokens, index)[0][1:2] if name == "inputs" else ()
+    return ExpressionReferences(
+        frozenset(steps), frozenset({name}), frozenset(key for key in inputs if isinstance(key, str))
+    )
+
+
+def _is_loop_variable(loops: Sequence[LoopMacro], index: int, name: str) -> bool:
+    """Tell whether the name at `index` declares the variable of a loop, or stands for it in its bodies."""
+    return any(
+        index == loop.bodies[0][0] - 2
+        or (name == loop.variable and any(begin <= index < end for begin, end in loop.bodies))
+        for loop in loops
+    )
 
 
 def is_index(tokens: Sequence[ExpressionToken], index: int) -> bool:

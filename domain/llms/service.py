@@ -1,6 +1,5 @@
 """Manage the registry of language models: the provider, address, key and price of each."""
 
-import math
 import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Protocol, get_args
@@ -11,10 +10,11 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain import provider_keys
 from domain.llms.messages import ModelApi, ModelPrice
+from domain.llms.parameters import ModelParameters, check_parameters
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller, require_scope
-from domain.shared.errors import DomainError, FieldError, Forbidden, InvalidField, InvalidFields, NotFound
+from domain.shared.errors import DomainError, Forbidden, InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 
 Provider = Literal["openai", "anthropic", "deepseek", "ollama", "databricks", "openai_compatible", "local"]
@@ -23,45 +23,20 @@ ALL_PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
 PROVIDERS_WITH_URL: Final = frozenset({"openai_compatible", "databricks"})
 # The model that comes with Paddock.
 LOCAL_MODEL_NAME: Final = "smollm2"
-MAX_MODEL_PARAMETERS: Final = 50
 _PROVIDER_PATTERNS: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
     (re.compile(r"(gpt-|chatgpt-|text-|o\d)"), "openai"),
     (re.compile(r"claude-"), "anthropic"),
     (re.compile(r"deepseek-"), "deepseek"),
     (re.compile(r"databricks-"), "databricks"),
 )
-# Set for each call after its budget is reserved. As parameters of a model they would change which model answers, the
-# prompt that was counted, or the number and length of the answers. They are refused under every spelling.
-RESERVED_PARAMETERS: Final = frozenset(
-    {"model", "models", "fallbacks", "route", "messages", "system", "input", "prompt", "instructions", "conversation"}
-    | {"conversation_id", "previous_response_id", "stream", "stream_options", "tools", "native_tools", "mcp_servers"}
-    | {"tool_choice", "functions", "function_call", "n", "best_of", "num_return_sequences", "num_predict", "background"}
-    | {"max_new_tokens", "max_tokens_to_sample", "max_gen_len", "max_length", "container"}
-    | {"timeout", "transport", "extra_headers", "extra_query", "headers", "api_base", "base_url"}
-)
-# The limit of an answer, which a call may lower: a parameter only under these names.
-_TOKEN_LIMIT_NAMES: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 # Dollars per million tokens. A lower price counts as free: no budget would ever stop that model.
 MIN_BUDGETED_PRICE: Final = 0.001
-_SECRET_NAMES: Final = re.compile(r"(?i)(api_?key|authorization|password|secret|(access|auth|bearer)_token)")
-# Finds where a word begins in `maxTokens`.
-_CAMEL_CASE_BOUNDARY: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_NUMBER_RANGES: Final = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-}
 
 ProviderName = Annotated[Provider, Meta(examples=["openai"])]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00-\x20\x7f]+(?!\n)$", examples=["gpt-4"])]
 EntryName = Annotated[str, Meta(min_length=1, max_length=256)]
 BaseUrl = Annotated[str, Meta(min_length=1, max_length=2000, examples=["https://api.example.com/v1"])]
 KeyName = Annotated[str, Meta(min_length=1, max_length=128, examples=["openai_api_key"])]
-ModelParameters = Annotated[
-    dict[Annotated[str, Meta(min_length=1, max_length=64)], Any],
-    Meta(max_length=MAX_MODEL_PARAMETERS, examples=[{"temperature": 0.7, "max_tokens": 2000}]),
-]
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000, description="US dollars per million tokens.")]
 
 
@@ -152,69 +127,6 @@ def check_base_url(field: str, url: str) -> str:
     if parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", url) or set(url) & set('\\"<>^`{|}'):
         raise InvalidField(field, "must be ASCII, without a query, a fragment or spaces.")
     return url
-
-
-def check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return parameters whose known ones have the right type; unknown ones pass.
-
-    Errors: `invalid_field` names every parameter at fault.
-    """
-    errors: list[FieldError] = []
-    for name, value in parameters.items():
-        problem = _find_parameter_problem(name, value)
-        if problem is not None:
-            errors.append(FieldError(field=f"parameters.{name}", message=problem))
-    if errors:
-        raise InvalidFields(errors)
-    if len(msgspec.json.encode(parameters)) > 16 * 1024:
-        raise InvalidField("parameters", "must be at most 16 KiB of JSON.")
-    return parameters
-
-
-def find_token_limit(parameters: dict[str, Any]) -> int | None:
-    """Return the lowest token limit in the parameters of a model, under any of its names, also in `extra_body`."""
-    extra = parameters.get("extra_body")
-    sources = [parameters, extra if isinstance(extra, dict) else {}]
-    limits = [source[name] for source in sources for name in _TOKEN_LIMIT_NAMES if name in source]
-    return min((value for value in limits if type(value) is int and value > 0), default=None)
-
-
-def _find_parameter_problem(name: str, value: Any, within: str | None = None) -> str | None:
-    """Return what is wrong with a parameter, or with one inside the parameter `within`."""
-    # Some servers ignore case and dashes, and libraries have prefixed names for one provider.
-    plain = _CAMEL_CASE_BOUNDARY.sub("_", name.strip()).lower().replace("-", "_")
-    bare = plain.removeprefix("openai_").removeprefix("anthropic_")
-    if bare in RESERVED_PARAMETERS or (plain != name and plain in (*_TOKEN_LIMIT_NAMES, "extra_body")):
-        return "is set for each call and cannot be a parameter of a model."
-    if within is not None and plain in _TOKEN_LIMIT_NAMES:
-        return "limits the answer. Send it as the parameter max_tokens instead."
-    if within is not None and plain == "extra_body":
-        return "must not contain itself."
-    if _SECRET_NAMES.fullmatch(name):
-        return "looks like a secret. Store it under /provider-keys and name it in api_key_name."
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if name in _NUMBER_RANGES and not (is_number and _NUMBER_RANGES[name][0] <= value <= _NUMBER_RANGES[name][1]):
-        return f"must be a number from {_NUMBER_RANGES[name][0]} to {_NUMBER_RANGES[name][1]}."
-    if name in (*_TOKEN_LIMIT_NAMES, "top_k") and not (type(value) is int and 1 <= value <= 10_000_000):
-        return "must be a whole number from 1 to 10000000."
-    if name == "seed" and not (type(value) is int and abs(value) < 2**63):
-        return "must be a whole number."
-    if name == "parallel_tool_calls" and not isinstance(value, bool):
-        return "must be true or false."
-    texts = [value] if isinstance(value, str) else value
-    if name in ("stop", "stop_sequences") and not (
-        isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-    ):
-        return "must be a string or a list of strings."
-    if name == "logit_bias" and not isinstance(value, dict):
-        return "must be an object."
-    if name == "extra_body":
-        # It is sent to the provider unchanged, so the same rules apply to its content.
-        if not isinstance(value, dict):
-            return "must be an object."
-        problems = ((inner, _find_parameter_problem(inner, entry, name)) for inner, entry in value.items())
-        return next((f"{inner!r} {problem}" for inner, problem in problems if problem), None)
-    return None
 
 
 def _check_model(model: Model) -> None:

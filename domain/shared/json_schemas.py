@@ -56,6 +56,18 @@ def normalize_schema(schema: Any) -> dict[str, Any]:
     return _SchemaReader(schema).read_document()
 
 
+def _read_annotations(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords that describe a value and check nothing."""
+    texts = {name: schema[name] for name in ("title", "description") if isinstance(schema.get(name), str)}
+    return texts | {name: schema[name] for name in ("default", "examples") if name in schema}
+
+
+def _read_required_names(schema: dict[str, Any]) -> list[str]:
+    """Return the names of required properties; in draft 3 `required` was true or false."""
+    names = schema.get("required")
+    return list(dict.fromkeys(name for name in names if isinstance(name, str))) if isinstance(names, list) else []
+
+
 class _SchemaReader:
     """Read one schema document."""
 
@@ -93,13 +105,7 @@ class _SchemaReader:
         if not isinstance(schema, dict) or self._nodes > MAX_SCHEMA_NODES or depth > MAX_SCHEMA_DEPTH:
             self._mark_inexact()
             return {}
-        result: dict[str, Any] = {}
-        for name in ("title", "description"):
-            if isinstance(schema.get(name), str):
-                result[name] = schema[name]
-        for name in ("default", "examples"):
-            if name in schema:
-                result[name] = schema[name]
+        result = _read_annotations(schema)
         self._read_type(schema, result)
         self._read_bounds(schema, result)
         for keyword, value in schema.items():
@@ -110,9 +116,8 @@ class _SchemaReader:
                 self._mark_inexact()
         if "items" in schema:
             self._read_items(schema, result, depth)
-        names = schema.get("required")
-        if isinstance(names, list) and (texts := [name for name in names if isinstance(name, str)]):
-            result["required"] = list(dict.fromkeys(texts))
+        if names := _read_required_names(schema):
+            result["required"] = names
         if "enum" in result and "type" in result:
             self._reconcile_enum(result)
         return allow_null(result) if schema.get("nullable") is True or schema.get("x-nullable") is True else result

@@ -54,11 +54,8 @@ def build_stream_error(target: ModelTarget, error: Any) -> ModelError:
 def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None, answered: bool) -> ModelError:
     """Convert any exception of a call. `answered` tells that the provider had begun to answer."""
     target = ask.target
-    for cause in _iterate_causes(error):
-        if isinstance(cause, ModelError):
-            return cause
-        if isinstance(cause, OutboundRefused):
-            return ModelError("not_allowed", str(cause))
+    if (own_error := _find_own_error(error)) is not None:
+        return own_error
     match error:
         case ModelQuotaExceededError():
             message = clean_text(target, error_parser.get_message(error.body))
@@ -73,13 +70,9 @@ def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None
         case ModelConnectionError() | httpx2.TransportError() if answered:
             return ModelError("cut_off", f"The connection to {_name_model(target)} ended in the middle of the answer.")
         case ModelConnectionError() | httpx2.TransportError():
-            why = next(
-                (str(cause) for cause in _iterate_causes(error) if isinstance(cause, httpx2.TransportError)), str(error)
-            )
+            why = clean_text(target, _explain_transport_error(error))
             where = _name_host(base_url, target)
-            return ModelError(
-                "unavailable", f"{_name_subject(target)} cannot be reached at {where}: {clean_text(target, why)}"
-            )
+            return ModelError("unavailable", f"{_name_subject(target)} cannot be reached at {where}: {why}")
         case UserError():
             return ModelError("refused", clean_text(target, error.message))
         case ModelAPIError() if error.in_stream:
@@ -90,6 +83,22 @@ def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None
     if answered:
         return build_malformed_error(target, why)
     return ModelError("refused", f"The request to {_name_model(target)} cannot be made: {clean_text(target, why)}")
+
+
+def _find_own_error(error: BaseException) -> ModelError | None:
+    """Return the error that Paddock itself raised below a library's exception, or None."""
+    for cause in _iterate_causes(error):
+        if isinstance(cause, ModelError):
+            return cause
+        if isinstance(cause, OutboundRefused):
+            return ModelError("not_allowed", str(cause))
+    return None
+
+
+def _explain_transport_error(error: BaseException) -> str:
+    """Return the text of the HTTP client's error, which says more than the exceptions around it."""
+    texts = (str(cause) for cause in _iterate_causes(error) if isinstance(cause, httpx2.TransportError))
+    return next(texts, str(error))
 
 
 def clean_text(target: ModelTarget, text: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from infra.wiring import Resources
 from scripts.system import System
-from tests.support.clients import Tenant, tenant
+from tests.support.clients import TenantClient, register_tenant
 
 CATALOGUE = ("workflows", "crews", "tasks", "templates", "scheduler/schedules", "executions")
 WORKFLOWS, CREWS, TASKS, TEMPLATES, SCHEDULES = (f"/{one}" for one in CATALOGUE[:5])
@@ -22,9 +22,9 @@ DEEP: Any = json.loads("[" * 200 + "]" * 200)
 
 
 @pytest.fixture(scope="module")
-async def owner(system: System) -> AsyncIterator[Tenant]:
+async def owner(system: System) -> AsyncIterator[TenantClient]:
     """One tenant for all that is refused: nothing may be left in it but what is here from the start."""
-    async with tenant(system.url) as made:
+    async with register_tenant(system.url) as made:
         for path, body in (
             ("/agents", {"name": "clerk", "role": "r", "goal": "g", "model": "smollm2"}),
             (TASKS, {"name": "Read it", "description": "read {book}", "agent": "clerk"}),
@@ -65,12 +65,12 @@ def schedule(**more: Any) -> dict[str, Any]:
     return {"name": f"schedule-{secrets.token_hex(4)}", **given}
 
 
-async def stored(owner: Tenant) -> dict[str, Any]:
+async def stored(owner: TenantClient) -> dict[str, Any]:
     """Everything that there is, as it is."""
     return {one: (await owner.http.get(f"/{one}")).json() for one in CATALOGUE}
 
 
-async def refused(owner: Tenant, method: str, path: str, **sent: Any) -> dict[str, str]:
+async def refused(owner: TenantClient, method: str, path: str, **sent: Any) -> dict[str, str]:
     """Send what is to be refused with 422, and see that nothing came of it. What is said of each field."""
     before = await stored(owner)
     answer = await owner.http.request(method, path, **sent)
@@ -154,7 +154,7 @@ WRONG: list[tuple[str, str, dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("method", "path", "body", "field", "told"), WRONG)
 async def test_each_is_refused_at_its_place(
-    owner: Tenant, method: str, path: str, body: dict[str, Any], field: str, told: str
+    owner: TenantClient, method: str, path: str, body: dict[str, Any], field: str, told: str
 ) -> None:
     # Not by httpx, which has no words for halves of pairs.
     found = await refused(owner, method, path, content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -164,19 +164,19 @@ async def test_each_is_refused_at_its_place(
 
 @pytest.mark.parametrize("path", [WORKFLOWS, CREWS, TASKS, TEMPLATES, SCHEDULES, "/executions", "/crews/debug"])
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"{", b"\xff", b'{"name":"\\ud800"}', b"[" * 100_000])
-async def test_what_is_no_object_is_refused_everywhere(owner: Tenant, path: str, body: bytes) -> None:
+async def test_what_is_no_object_is_refused_everywhere(owner: TenantClient, path: str, body: bytes) -> None:
     answer = await owner.http.post(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code in (400, 422), answer.text
     assert answer.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("one", [WORKFLOWS, CREWS, TASKS, TEMPLATES, SCHEDULES])
-async def test_names_and_unknown_references(owner: Tenant, rival: Tenant, one: str) -> None:
+async def test_names_and_unknown_references(owner: TenantClient, other_tenant: TenantClient, one: str) -> None:
     """Names that cannot stand in a path are refused; whatever is no name of ours is not found, however long."""
     make = {WORKFLOWS: flow, CREWS: crew, TASKS: task, TEMPLATES: template, SCHEDULES: schedule}[one]
     for name in ("", " a", "a/b", "a:b", "..", "a\nb", "x" * 129):
         assert list(await refused(owner, "POST", one, json={**make(), "name": name})) == ["name"]
-    theirs = (await rival.http.post(WORKFLOWS, json=flow())).json()["id"]
+    theirs = (await other_tenant.http.post(WORKFLOWS, json=flow())).json()["id"]
     for reference in ("nothing", "%00", "%ff", "x" * 5_000, theirs):
         for method in ("GET", "PATCH", "DELETE"):
             answer = await owner.http.request(method, f"{one}/{reference}", json={} if method == "PATCH" else None)
@@ -184,13 +184,13 @@ async def test_names_and_unknown_references(owner: Tenant, rival: Tenant, one: s
             assert len(answer.json()["detail"]) < 300
 
 
-async def test_all_that_is_wrong_with_a_task_is_told_at_once(owner: Tenant) -> None:
+async def test_all_that_is_wrong_with_a_task_is_told_at_once(owner: TenantClient) -> None:
     body = {"name": "a/b", "agent": "x", "tools": ["y"], "context": ["z"], "output_file": ".."}
     found = await refused(owner, "POST", TASKS, json=body)
     assert set(found) == {"name", "description", "agent", "tools[0]", "context[0]", "output_file"}
 
 
-async def test_an_unknown_task_of_a_crew_is_told_alone(owner: Tenant) -> None:
+async def test_an_unknown_task_of_a_crew_is_told_alone(owner: TenantClient) -> None:
     """Whoever named a task need not hear that a crew needs one."""
     answer = await owner.http.post("/crews/debug", json={"tasks": ["nothing"]})
     assert [one["field"] for one in answer.json()["errors"]] == ["tasks[0]"]
@@ -198,19 +198,19 @@ async def test_an_unknown_task_of_a_crew_is_told_alone(owner: Tenant) -> None:
     assert [one["field"] for one in answer.json()["errors"]] == ["tasks_yaml"]
 
 
-async def test_declared_inputs_may_be_asked_for_in_any_way(owner: Tenant) -> None:
+async def test_declared_inputs_may_be_asked_for_in_any_way(owner: TenantClient) -> None:
     steps = [step(inputs={"path": "{{ inputs.a }}{{ inputs['b c'] }}"}, when="has(inputs.a) && size(inputs) > 1")]
     answer = await owner.http.post(WORKFLOWS, json=flow(*steps, inputs={"a": {}, "b c": {}}))
     assert answer.status_code == 201, answer.text
     assert (await owner.http.delete(f"{WORKFLOWS}/{answer.json()['id']}")).status_code == 204
 
 
-async def test_a_wrong_parameter_is_called_what_it_is_called(owner: Tenant) -> None:
+async def test_a_wrong_parameter_is_called_what_it_is_called(owner: TenantClient) -> None:
     found = await refused(owner, "POST", "/executions/exec_0/retry?from=middle")
     assert list(found) == ["from"]
 
 
-async def test_tasks_that_begin_to_need_each_other_at_once(acme: Tenant) -> None:
+async def test_tasks_that_begin_to_need_each_other_at_once(acme: TenantClient) -> None:
     """One of them does; the other hears of the circle, and nobody of a database that did not answer."""
     names = [f"task-{number}" for number in range(4)]
     for name in names:
@@ -226,14 +226,14 @@ async def test_tasks_that_begin_to_need_each_other_at_once(acme: Tenant) -> None
 
 
 async def test_workflows_that_are_long_in_the_making_keep_nobody_else_waiting(
-    acme: Tenant, rival: Tenant, parts: Resources, system: System
+    acme: TenantClient, other_tenant: TenantClient, resources: Resources, system: System
 ) -> None:
     """However many of one tenant's wait for each other, there are connections for the others."""
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         await tx.workflows.lock_writes()
         many = range(3 * system.settings.database_pool)
         waiting = [asyncio.create_task(acme.http.post(WORKFLOWS, json=flow())) for _ in many]
         for _ in many:
-            assert (await rival.http.get(WORKFLOWS)).status_code == 200
+            assert (await other_tenant.http.get(WORKFLOWS)).status_code == 200
         assert not any(one.done() for one in waiting)
     assert {one.status_code for one in await asyncio.gather(*waiting)} == {201}

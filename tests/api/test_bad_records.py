@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from scripts.system import System
-from tests.support.clients import Tenant, tenant
+from tests.support.clients import TenantClient, register_tenant
 
 _FILE = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"
 ARTIFACT: dict[str, Any] = json.loads(_FILE.read_bytes()) | {"created_at": "2026-01-01T00:00:00Z"}
@@ -28,13 +28,13 @@ GOOD = {UPLOAD: {"environment": "good"}, ONE: SENT, BATCH: [SENT, SENT]}
 
 
 @pytest.fixture(scope="module")
-async def owner(system: System) -> AsyncIterator[Tenant]:
+async def owner(system: System) -> AsyncIterator[TenantClient]:
     """One tenant for all that is refused: nothing may be left in it."""
-    async with tenant(system.url) as made:
+    async with register_tenant(system.url) as made:
         yield made
 
 
-async def counts(owner: Tenant) -> tuple[int, ...]:
+async def counts(owner: TenantClient) -> tuple[int, ...]:
     """How many artifacts and evaluations there are, by statistics and by rows."""
     found = []
     for path, name in (("/stats", "total_artifacts"), ("/evaluations/stats", "total_evaluations")):
@@ -48,7 +48,7 @@ async def counts(owner: Tenant) -> tuple[int, ...]:
     return tuple(found)
 
 
-async def refused(owner: Tenant, path: str, status: int, code: str, **sent: Any) -> list[str]:
+async def refused(owner: TenantClient, path: str, status: int, code: str, **sent: Any) -> list[str]:
     """Send what is to be refused; the fields at fault."""
     before = await counts(owner)
     answer = await owner.http.post(path, **sent)
@@ -59,7 +59,7 @@ async def refused(owner: Tenant, path: str, status: int, code: str, **sent: Any)
     return [one["field"] for one in answer.json().get("errors", [])]
 
 
-async def exported(owner: Tenant) -> None:
+async def exported(owner: TenantClient) -> None:
     """Every record goes through every export, to its end."""
     for query in ("format=csv", "format=jsonl", "format=parquet"):
         for path in ("/artifacts", "/evaluations"):
@@ -144,7 +144,7 @@ TIMES = ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00", "0001-01-01T00:00:00+14:
         (UPLOAD, call(start_time=TIMES[3], latency_ms=1000), "tool_calls[1].latency_ms"),
     ],
 )  # fmt: skip
-async def test_a_bad_field_is_named(owner: Tenant, path: str, body: Any, field: str) -> None:
+async def test_a_bad_field_is_named(owner: TenantClient, path: str, body: Any, field: str) -> None:
     found = await refused(owner, path, 422, "invalid_field", json=body)
     assert any(one == field or one.startswith(f"{field}.") for one in found), found
 
@@ -162,7 +162,7 @@ async def test_a_bad_field_is_named(owner: Tenant, path: str, body: Any, field: 
         gzip.compress(b'{"prompt": "p", "response": "r"}', mtime=0),
     ],
 )  # fmt: skip
-async def test_what_is_no_json_is_refused(owner: Tenant, path: str, text: str | bytes) -> None:
+async def test_what_is_no_json_is_refused(owner: TenantClient, path: str, text: str | bytes) -> None:
     before = await counts(owner)
     content = text.encode() if isinstance(text, str) else text
     for sent in (content, b"[" + content + b"]") if path == BATCH else (content,):
@@ -171,7 +171,7 @@ async def test_what_is_no_json_is_refused(owner: Tenant, path: str, text: str | 
     assert await counts(owner) == before
 
 
-async def test_content_types_other_than_json_change_nothing(acme: Tenant) -> None:
+async def test_content_types_other_than_json_change_nothing(acme: TenantClient) -> None:
     for path, good in GOOD.items():
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/msgpack"):
             for content in (json.dumps(good).encode(), b"a=b", b"\x80"):
@@ -184,14 +184,14 @@ async def test_content_types_other_than_json_change_nothing(acme: Tenant) -> Non
         assert answer.status_code in (400, 415), path
 
 
-async def test_a_kurral_id_belongs_to_one_body(acme: Tenant, rival: Tenant) -> None:
+async def test_a_kurral_id_belongs_to_one_body(acme: TenantClient, other_tenant: TenantClient) -> None:
     body = {"kurral_id": "same", "environment": "one"}
     first = await acme.http.post(UPLOAD, json=body)
     again = await acme.http.post(UPLOAD, json={"artifact_data": body})
     assert (again.status_code, again.json()) == (201, first.json())
     assert await refused(acme, UPLOAD, 409, "conflict", json={**body, "environment": "two"}) == []
     assert (await acme.http.get("/artifacts/same")).json()["environment"] == "one"
-    assert (await rival.http.post(UPLOAD, json={**body, "environment": "two"})).status_code == 201
+    assert (await other_tenant.http.post(UPLOAD, json={**body, "environment": "two"})).status_code == 201
     bodies = [{"kurral_id": "raced", "environment": str(n)} for n in range(2)]
     many = await asyncio.gather(*(acme.http.post(UPLOAD, json=bodies[n % 2]) for n in range(40)))
     assert sorted(answer.status_code for answer in many) == [201] * 20 + [409] * 20
@@ -203,7 +203,7 @@ def padded(size: int, before: bytes = b'{"inputs": "', after: bytes = b'"}') -> 
     return before + b"x" * (size - len(before) - len(after)) + after
 
 
-async def test_32_mib_and_not_a_byte_more(acme: Tenant) -> None:
+async def test_32_mib_and_not_a_byte_more(acme: TenantClient) -> None:
     made = await acme.http.post(UPLOAD, content=padded(32 * MIB), headers=JSON)
     assert made.status_code == 201, made.text
     whole = await acme.http.get(f"/artifacts/{made.json()['kurral_id']}")
@@ -222,7 +222,7 @@ async def test_32_mib_and_not_a_byte_more(acme: Tenant) -> None:
     await refused(acme, ONE, 413, "body_too_large", content=padded(101 * MIB), headers=JSON)
 
 
-async def test_ten_thousand_tool_calls_are_taken(acme: Tenant) -> None:
+async def test_ten_thousand_tool_calls_are_taken(acme: TenantClient) -> None:
     calls = [{"tool_name": "t", "id": str(n), "parent_id": str(n // 100) if n else None} for n in range(10_000)]
     made = await acme.http.post(UPLOAD, json={"kurral_id": "many", "tool_calls": calls})
     assert made.json()["tool_calls"] == 10_000, made.text
@@ -247,7 +247,7 @@ def put(body: Any, path: tuple[Any, ...], value: Any) -> Any:
     return made
 
 
-async def test_nul_in_any_text_is_refused_or_given_back_whole(acme: Tenant) -> None:
+async def test_nul_in_any_text_is_refused_or_given_back_whole(acme: TenantClient) -> None:
     full = {**ARTIFACT, "error": {"type": "t", "message": "m", "stack": "s"}, "metadata": {"k": "v"}}
     full["tool_calls"][1] |= {"error_type": "t", "error_text": "x", "stack": "s", "status": "error"}
     evaluation = {**SENT, "mode": "m", "model_name": "m", "agent_name": "a", "session_id": "s", "execution_id": "e",
@@ -279,7 +279,7 @@ async def test_nul_in_any_text_is_refused_or_given_back_whole(acme: Tenant) -> N
     await exported(acme)
 
 
-async def test_deep_and_huge_metadata_is_refused_or_given_back_whole(acme: Tenant) -> None:
+async def test_deep_and_huge_metadata_is_refused_or_given_back_whole(acme: TenantClient) -> None:
     """What is answered with 201 must be readable ever after, by us and by the workers."""
     texts = [nested(depth) for depth in (1, 100, 127, 128, 129, 500, 900, 940, 960, *range(965, 1002, 2), 2000, 6000)]
     texts += ["1" + "0" * 400, "-" + "9" * 30, "1e-400", "1e308", '"' + "x" * 900_000 + '"', r'"\u0000"', r'"\ud800"']
@@ -327,7 +327,7 @@ async def parameters(system: System) -> list[tuple[str, str, dict[str, Any]]]:
     return found
 
 
-async def test_odd_values_of_every_parameter(owner: Tenant, parameters: Any) -> None:
+async def test_odd_values_of_every_parameter(owner: TenantClient, parameters: Any) -> None:
     odd = ("a%00b", "%ff", "%ed%a0%80", "", "x" * 5000, "-1", "99999999999999999999", "1e999", "NaN", "'\"\\&|!:*()", "{}",
            *map(quote, TIMES))  # fmt: skip
     broken = []
@@ -352,7 +352,7 @@ async def test_odd_values_of_every_parameter(owner: Tenant, parameters: Any) -> 
     assert broken == []
 
 
-async def test_times_at_the_ends_of_time_are_filters(acme: Tenant) -> None:
+async def test_times_at_the_ends_of_time_are_filters(acme: TenantClient) -> None:
     for path, body in GOOD.items():
         assert (await acme.http.post(path, json=body)).status_code == 201
     names = {"/artifacts": ("start_date", "end_date", 1), "/evaluations": ("since", "until", 3)}
@@ -373,7 +373,7 @@ async def test_times_at_the_ends_of_time_are_filters(acme: Tenant) -> None:
 
 
 @pytest.mark.parametrize("path", [UPLOAD, ONE, BATCH])
-async def test_an_idempotency_key_stores_once(acme: Tenant, path: str) -> None:
+async def test_an_idempotency_key_stores_once(acme: TenantClient, path: str) -> None:
     key, raced, failed = ({"Idempotency-Key": secrets.token_hex(8)} for _ in range(3))
     answers = await asyncio.gather(*(acme.http.post(path, json=GOOD[path], headers=key) for _ in range(32)))
     assert {answer.status_code for answer in answers} == {201}, [answer.text for answer in answers]
@@ -395,14 +395,14 @@ async def test_an_idempotency_key_stores_once(acme: Tenant, path: str) -> None:
     await refused(acme, path, 422, "invalid_field", json=GOOD[path], headers={"Idempotency-Key": "x" * 256})
 
 
-async def test_seconds_since_1970_are_a_time(acme: Tenant) -> None:
+async def test_seconds_since_1970_are_a_time(acme: TenantClient) -> None:
     for path, body in ((UPLOAD, {"created_at": 1_700_000_000}), (ONE, {**SENT, "created_at": 1_700_000_000})):
         made = await acme.http.post(path, json=body)
         assert made.status_code == 201, made.text
         assert made.json()["created_at"] == "2023-11-14T22:13:20Z"
 
 
-async def test_half_a_character_in_a_body_is_mended(acme: Tenant) -> None:
+async def test_half_a_character_in_a_body_is_mended(acme: TenantClient) -> None:
     body = b'{"metadata": {"\xed\xa0\x80": 1}, "prompt": "p", "response": "r"}'
     made = await acme.http.post(ONE, content=body, headers={"Content-Type": "application/json"})
     assert made.status_code == 201, made.text

@@ -13,8 +13,8 @@ import websockets
 from api import bodies, middleware
 from domain.executions import ExecutionStart
 from domain.shared.errors import DomainError
-from tests.domain.test_json_limits import ADVERSARIAL
-from tests.support.clients import Tenant
+from tests.domain.test_json_limits import ADVERSARIAL_JSON
+from tests.support.clients import TenantClient
 
 JSON = {"Content-Type": "application/json"}
 DOORS = (
@@ -29,19 +29,19 @@ DOORS = (
 
 
 @pytest.mark.parametrize("name", ["empty lists", "keys", "nested", "an integer"])
-async def test_a_body_of_small_values_is_refused_at_every_door(home: Tenant, name: str) -> None:
-    content = ADVERSARIAL[name][0][: (4 << 20) - 100]
+async def test_a_body_of_small_values_is_refused_at_every_door(shared_tenant: TenantClient, name: str) -> None:
+    content = ADVERSARIAL_JSON[name][0][: (4 << 20) - 100]
     for path in DOORS:
         for body in (content, b'{"payload": ' + content + b"}"):
-            answer = await home.http.post(path, content=body, headers=JSON)
+            answer = await shared_tenant.http.post(path, content=body, headers=JSON)
             # A batch may hold more, and says which of its fields is none; workflows have a bound of their own.
             refused = {"/evaluations/batch": {400, 422}, "/workflows": {413}}.get(path, {400})
             assert answer.status_code in refused, (path, answer.text)
 
 
-async def test_a_message_of_small_values_is_refused_over_a_websocket(home: Tenant) -> None:
-    token = home.http.headers["Authorization"].removeprefix("Bearer ")
-    url = str(home.http.base_url).replace("http://", "ws://") + f"agents/hello/stream?access_token={token}"
+async def test_a_message_of_small_values_is_refused_over_a_websocket(shared_tenant: TenantClient) -> None:
+    token = shared_tenant.http.headers["Authorization"].removeprefix("Bearer ")
+    url = str(shared_tenant.http.base_url).replace("http://", "ws://") + f"agents/hello/stream?access_token={token}"
     async with websockets.connect(url, max_size=None) as socket:
         await socket.send('{"payload": {"a": [' + "[]," * 400_000 + "1]}}")
         told = json.loads(await socket.recv())
@@ -64,23 +64,23 @@ async def test_large_bodies_are_read_beside_the_loop_and_one_at_a_time() -> None
     assert len(set(threads[1:])) == 1
 
 
-async def test_a_large_body_is_taken(home: Tenant) -> None:
+async def test_a_large_body_is_taken(shared_tenant: TenantClient) -> None:
     payload = {"name": "x", "numbers": list(range(100_000)), "text": "[{:," * 100_000}
-    answer = await home.http.post("/agents/hello/execute", json={"payload": payload})
+    answer = await shared_tenant.http.post("/agents/hello/execute", json={"payload": payload})
     assert answer.status_code == 201, answer.text
     assert answer.json()["input_data"] == payload
 
 
-async def test_a_result_of_small_values_is_none(home: Tenant) -> None:
-    many = await home.deploy("def handle(p): return [[] for _ in range(260_000)]\n")
-    run = await home.run(many)
+async def test_a_result_of_small_values_is_none(shared_tenant: TenantClient) -> None:
+    many = await shared_tenant.deploy_agent("def handle(p): return [[] for _ in range(260_000)]\n")
+    run = await shared_tenant.run_agent(many)
     assert (run["status"], run["error_type"]) == ("failed", "result_not_json")
     assert "250000 values" in run["error_message"]
 
 
-async def test_all_wrong_fields_are_named_at_once(home: Tenant) -> None:
+async def test_all_wrong_fields_are_named_at_once(shared_tenant: TenantClient) -> None:
     body = {"input": {}, "timeout": "soon", "max_attempts": 99, "modle": "x", "mode": "wild", "payload": []}
-    answer = await home.http.post("/agents/hello/execute", json=body)
+    answer = await shared_tenant.http.post("/agents/hello/execute", json=body)
     assert answer.status_code == 422
     told = {one["field"]: one["message"] for one in answer.json()["errors"]}
     assert set(told) == set(body)
@@ -90,17 +90,19 @@ async def test_all_wrong_fields_are_named_at_once(home: Tenant) -> None:
     for one in told:
         assert one in answer.json()["detail"]
     nested = {"name": "f", "steps": [{"id": "a", "agent": 1, "retry": {"at_most": 9}}, {"name": "b"}], "status": "odd"}
-    answer = await home.http.post("/workflows", json=nested)
+    answer = await shared_tenant.http.post("/workflows", json=nested)
     told = {one["field"]: one["message"] for one in answer.json()["errors"]}
     assert {"steps[0].agent", "steps[1].id", "status"} <= set(told)
     assert "must be one of" in told["status"]
-    answer = await home.http.post("/evaluations/batch", json=[{"prompt": 1}, {"prompt": "p", "response": 2, "x": 3}])
+    answer = await shared_tenant.http.post(
+        "/evaluations/batch", json=[{"prompt": 1}, {"prompt": "p", "response": 2, "x": 3}]
+    )
     told = {one["field"] for one in answer.json()["errors"]}
     assert told == {"evaluations[0].prompt", "evaluations[0].response", "evaluations[1].response", "evaluations[1].x"}
 
 
-async def test_a_query_s_word_names_the_words_there_are(home: Tenant) -> None:
-    answer = await home.http.get("/executions", params={"status": "done", "kind": "robot"})
+async def test_a_query_s_word_names_the_words_there_are(shared_tenant: TenantClient) -> None:
+    answer = await shared_tenant.http.get("/executions", params={"status": "done", "kind": "robot"})
     told = {one["field"]: one["message"] for one in answer.json()["errors"]}
     assert "'completed'" in told["status"]
     assert "not 'done'" in told["status"]
@@ -123,7 +125,7 @@ def test_bodies_are_decoded_as_their_type() -> None:
         assert error.value.code == code, body[:20]
 
 
-async def test_json_ends_in_a_line_break_on_a_terminal(acme: Tenant, system) -> None:
+async def test_json_ends_in_a_line_break_on_a_terminal(acme: TenantClient, system) -> None:
     for path in ("/auth/me", "/agents", "/agents/nobody"):
         plain = await acme.http.get(path)
         shown = await acme.http.get(path, headers={"User-Agent": "curl/8.5.0"})
@@ -141,7 +143,7 @@ async def test_json_ends_in_a_line_break_on_a_terminal(acme: Tenant, system) -> 
         assert (await client.get("/metrics")).status_code == 200
 
 
-async def test_every_answer_has_a_policy_and_one_charset_at_most(acme: Tenant, system) -> None:
+async def test_every_answer_has_a_policy_and_one_charset_at_most(acme: TenantClient, system) -> None:
     async with httpx.AsyncClient(base_url=system.url, headers=acme.http.headers) as client:
         for path in (
             *("/", "/docs", "/redoc", "/openapi.json", "/docs/assets/docs.js", "/health", "/metrics", "/nowhere"),
@@ -155,7 +157,7 @@ async def test_every_answer_has_a_policy_and_one_charset_at_most(acme: Tenant, s
             assert answer.headers["content-type"].count("charset") <= 1, (path, answer.headers["content-type"])
 
 
-async def test_websockets_that_end_well_are_no_errors_in_the_metrics(home: Tenant, system) -> None:
+async def test_websockets_that_end_well_are_no_errors_in_the_metrics(shared_tenant: TenantClient, system) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     async def counted() -> dict[str, float]:
@@ -168,9 +170,9 @@ async def test_websockets_that_end_well_are_no_errors_in_the_metrics(home: Tenan
                     counts[sample.labels["status"]] = counts.get(sample.labels["status"], 0) + sample.value
         return counts
 
-    run = await home.run("hello", {"name": "Ada"})
-    token = home.http.headers["Authorization"].removeprefix("Bearer ")
-    base = str(home.http.base_url).replace("http://", "ws://")
+    run = await shared_tenant.run_agent("hello", {"name": "Ada"})
+    token = shared_tenant.http.headers["Authorization"].removeprefix("Bearer ")
+    base = str(shared_tenant.http.base_url).replace("http://", "ws://")
     before = await counted()
     async with websockets.connect(f"{base}execution-logs/{run['id']}/stream?access_token={token}") as socket:
         async for message in socket:

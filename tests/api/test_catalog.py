@@ -11,14 +11,14 @@ from domain import llms, tools
 from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.tools import BUILT_IN_TOOLS, MAX_TENANT_TOOLS, McpServerTool, Tool
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 KEY = "sk-0123456789-abcdefgh-hidden"
 CUSTOM = {"api_endpoint": "https://api.example.com/search", "method": "GET", "parameters": {"q": {"type": "string"}}}
 MODEL = {"name": "fast", "provider": "openai", "model": "gpt-4o"}
 
 
-async def keep(acme: Tenant, name: str, service: str = "openai", key: str = KEY) -> dict[str, Any]:
+async def keep(acme: TenantClient, name: str, service: str = "openai", key: str = KEY) -> dict[str, Any]:
     made = await acme.http.post("/provider-keys", json={"name": name, "service": service, "key": key})
     assert made.status_code == 201, made.text
     return dict(made.json())
@@ -70,7 +70,9 @@ async def keep(acme: Tenant, name: str, service: str = "openai", key: str = KEY)
         ("/tools", {"name": "t", "configuration": {**CUSTOM, "headers": {"X": "y" * 70_000}}}, "configuration"),
     ],
 )
-async def test_each_mistake_names_its_field(acme: Tenant, path: str, body: dict[str, Any], field: str | None) -> None:
+async def test_each_mistake_names_its_field(
+    acme: TenantClient, path: str, body: dict[str, Any], field: str | None
+) -> None:
     answer = await acme.http.post(path, json=body)
     assert answer.status_code == 422, answer.text
     told = answer.json()["errors"][0]["field"]
@@ -81,7 +83,7 @@ async def test_each_mistake_names_its_field(acme: Tenant, path: str, body: dict[
         assert changed.status_code == 422, changed.text
 
 
-async def test_names_are_taken_once(acme: Tenant) -> None:
+async def test_names_are_taken_once(acme: TenantClient) -> None:
     await keep(acme, "My Key")
     for path, body in (
         ("/provider-keys", {"name": "my-key", "service": "x", "key": KEY}),
@@ -101,7 +103,7 @@ async def test_names_are_taken_once(acme: Tenant) -> None:
         assert (await acme.http.patch("/tools/two", json={"name": name})).status_code == 409
 
 
-async def test_a_key_is_shown_nowhere(acme: Tenant, system) -> None:
+async def test_a_key_is_shown_nowhere(acme: TenantClient, system) -> None:
     hidden = f"sk-{secrets.token_hex(16)}"
     headers = {"Idempotency-Key": "keep-it"}
     body = {"name": "Hidden", "service": "openai", "key": hidden}
@@ -118,12 +120,12 @@ async def test_a_key_is_shown_nowhere(acme: Tenant, system) -> None:
     assert [answer.status_code for answer in answers[-3:]] == [409, 422, 422]
     assert not any(hidden in answer.text for answer in answers)
     assert not any(hidden in line for line in system.lines)
-    async with acme.with_key(await acme.key(scopes=["read:catalog"])) as reader:
+    async with acme.open_client(await acme.create_key(scopes=["read:catalog"])) as reader:
         assert (await reader.get("/provider-keys")).json()["total"] == 1
         assert (await reader.post("/provider-keys", json=body)).status_code == 403
 
 
-async def test_short_keys_show_nothing_and_services_narrow_a_list(acme: Tenant) -> None:
+async def test_short_keys_show_nothing_and_services_narrow_a_list(acme: TenantClient) -> None:
     assert (await keep(acme, "Short", "search", "twelve-chars"))["last_four"] is None
     await keep(acme, "Long", "OpenAI")
     found = (await acme.http.get("/provider-keys?service=openai")).json()["items"]
@@ -133,7 +135,7 @@ async def test_short_keys_show_nothing_and_services_narrow_a_list(acme: Tenant) 
     assert (await acme.http.get("/provider-keys?service=search")).json()["total"] == 2
 
 
-async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: Tenant, parts) -> None:
+async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: TenantClient, resources) -> None:
     key = await keep(acme, "Search Key")
     await acme.http.post("/models", json={**MODEL, "api_key_name": key["id"]})
     tool = {"name": "Search", "configuration": {**CUSTOM, "secrets": {"X-Api-Key": "Search Key"}}}
@@ -149,39 +151,39 @@ async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: Tenant, parts
     await acme.http.put("/provider-keys/search_key", json={"name": "New Name"})
     assert (await acme.http.get("/models/fast")).json()["api_key_name"] == "new_name"
     assert (await acme.http.get("/tools/search")).json()["configuration"]["secrets"] == {"X-Api-Key": "new_name"}
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         found = await llms.resolve_model(tx, "fast")
-        assert parts.keyring.open(found.sealed_key or b"").decode() == KEY
+        assert resources.keyring.open(found.sealed_key or b"").decode() == KEY
     assert (await acme.http.patch("/models/fast", json={"api_key_name": None})).json()["api_key_name"] is None
     changed = await acme.http.patch("/tools/search", json={"configuration": CUSTOM})
     assert changed.json()["configuration"]["secrets"] == {}
     assert (await acme.http.delete("/provider-keys/new_name")).status_code == 204
 
 
-async def test_the_only_key_of_a_service_is_used(acme: Tenant, parts) -> None:
+async def test_the_only_key_of_a_service_is_used(acme: TenantClient, resources) -> None:
     await acme.http.post("/models", json=MODEL)
 
     async def sealed(name: str, provider: str | None = None) -> bytes | None:
-        async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+        async with resources.store.tenant_transaction(acme.tenant_id) as tx:
             return (await llms.resolve_model(tx, name, provider)).sealed_key
 
     assert await sealed("fast") is None
     await keep(acme, "First", "OpenAI", "first-key")
-    assert parts.keyring.open(await sealed("fast")) == b"first-key"
-    assert parts.keyring.open(await sealed("gpt-4o-mini")) == b"first-key"
-    assert parts.keyring.open(await sealed("anything", "openai")) == b"first-key"
+    assert resources.keyring.open(await sealed("fast")) == b"first-key"
+    assert resources.keyring.open(await sealed("gpt-4o-mini")) == b"first-key"
+    assert resources.keyring.open(await sealed("anything", "openai")) == b"first-key"
     assert await sealed("claude-sonnet-4") is None
     assert await sealed("smollm2") is None
     await keep(acme, "Second")
     # Nobody said which of two.
     assert await sealed("fast") is None
     assert (await acme.http.patch("/models/fast", json={"api_key_name": "first"})).status_code == 200
-    assert parts.keyring.open(await sealed("fast")) == b"first-key"
+    assert resources.keyring.open(await sealed("fast")) == b"first-key"
     with pytest.raises(DomainError, match="must be 'openai', with which the model 'fast' is registered"):
         await sealed("fast", "anthropic")
 
 
-async def test_every_field_of_a_model_changes(acme: Tenant) -> None:
+async def test_every_field_of_a_model_changes(acme: TenantClient) -> None:
     made = (await acme.http.post("/models", json=MODEL)).json()
     changes = {
         "name": "slow",
@@ -203,9 +205,11 @@ async def test_every_field_of_a_model_changes(acme: Tenant) -> None:
     assert (await acme.http.get("/models/small")).status_code == 404
 
 
-async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(acme: Tenant, rival: Tenant) -> None:
+async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(
+    acme: TenantClient, other_tenant: TenantClient
+) -> None:
     tool = (await acme.http.get("/tools/python")).json()
-    assert tool["id"] == (await rival.http.get("/tools/python")).json()["id"]
+    assert tool["id"] == (await other_tenant.http.get("/tools/python")).json()["id"]
     assert (tool["tool_type"], tool["category"], tool["fenced"], tool["effects"]) == ("builtin", "code", True, True)
     for reference in (tool["id"], "python"):
         assert (await acme.http.delete(f"/tools/{reference}")).status_code == 409
@@ -217,7 +221,7 @@ async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(acme: Ten
     since = (await acme.http.get("/tenant")).json()["created_at"]
     assert (tool["created_at"], tool["updated_at"], off["created_at"]) == (since, since, since)
     assert off["updated_at"] > since
-    assert (await rival.http.get("/tools/python")).json()["enabled"] is True
+    assert (await other_tenant.http.get("/tools/python")).json()["enabled"] is True
     assert [one["name"] for one in (await acme.http.get("/tools?enabled=false")).json()["items"]] == ["python"]
     assert (await acme.http.patch("/tools/python", json={"enabled": False})).json()["enabled"] is False
     assert (await acme.http.put(f"/tools/{tool['id']}", json={"enabled": True})).json()["enabled"] is True
@@ -231,7 +235,7 @@ async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(acme: Ten
     assert (await acme.http.get("/tools/configurations/nothing/schema")).status_code == 404
 
 
-async def test_every_field_of_a_tool_changes(acme: Tenant) -> None:
+async def test_every_field_of_a_tool_changes(acme: TenantClient) -> None:
     made = (
         await acme.http.post("/tools", json={"name": "Search", "tool_type": "http", "configuration": CUSTOM})
     ).json()
@@ -268,7 +272,7 @@ async def test_every_field_of_a_tool_changes(acme: Tenant) -> None:
     assert (await acme.http.get("/tools/look_up")).status_code == 404
 
 
-async def test_a_list_goes_on_into_the_built_in_ones(acme: Tenant) -> None:
+async def test_a_list_goes_on_into_the_built_in_ones(acme: TenantClient) -> None:
     for name in ("One", "Two", "Three"):
         await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM})
     whole = ["Three", "Two", "One", *(tool.name for tool in BUILT_IN_TOOLS)]
@@ -284,11 +288,11 @@ async def test_a_list_goes_on_into_the_built_in_ones(acme: Tenant) -> None:
     assert (await acme.http.get("/tools?offset=50")).json()["items"] == []
 
 
-async def test_agents_name_tools_by_anything(acme: Tenant, parts) -> None:
+async def test_agents_name_tools_by_anything(acme: TenantClient, resources) -> None:
     made = (await acme.http.post("/tools", json={"name": "My Search", "configuration": CUSTOM})).json()
     server = {"name": "Git", "tool_type": "mcp", "configuration": {"url": "https://mcp.example.com/mcp"}}
     await acme.http.post("/tools", json=server)
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         asked = ["My Search", "git/log", "python", made["id"], "my_search", "git", "git/log", "git/diff"]
         found = await tools.resolve_tools(tx, asked)
         shown = [(tool.slug, tool.tool_name if isinstance(tool, McpServerTool) else None) for tool in found]
@@ -298,9 +302,9 @@ async def test_agents_name_tools_by_anything(acme: Tenant, parts) -> None:
     assert [error.field for error in caught.value.errors] == ["tools[1]", "tools[2]", "tools[3]", "tools[4]"]
 
 
-async def test_a_tenant_has_so_many_tools(acme: Tenant, parts) -> None:
+async def test_a_tenant_has_so_many_tools(acme: TenantClient, resources) -> None:
     first = (await acme.http.post("/tools", json={"name": "t", "configuration": CUSTOM})).json()
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         tool = msgspec.convert(first, Tool)
         for number in range(MAX_TENANT_TOOLS - 2):
             await tx.tools.add(
@@ -314,8 +318,8 @@ async def test_a_tenant_has_so_many_tools(acme: Tenant, parts) -> None:
     assert listed["total"] == len(listed["items"]) == MAX_TENANT_TOOLS + len(BUILT_IN_TOOLS)
 
 
-async def test_new_tenants_have_the_local_model_and_may_do_without(acme: Tenant, system) -> None:
-    async with acme.with_key(system.admin_key) as operator:
+async def test_new_tenants_have_the_local_model_and_may_do_without(acme: TenantClient, system) -> None:
+    async with acme.open_client(system.admin_key) as operator:
         assert (await operator.get("/models/smollm2")).json()["provider"] == "local"
     assert (await acme.http.delete("/models/smollm2")).status_code == 204
     assert (await acme.http.get("/models")).json()["items"] == []

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from api.examples import EXAMPLE_BODIES, find_example
-from tests.conftest import running
+from tests.conftest import run_system
 
 # What the examples make, by the parameter of a path that names it.
 NAMED = {
@@ -51,7 +51,7 @@ async def _values(http: httpx.AsyncClient, operation_id: str, made: dict[str, st
 
 
 async def test_every_example_works_as_it_stands() -> None:
-    async with running() as system, httpx.AsyncClient(base_url=system.url, timeout=120) as http:
+    async with run_system() as system, httpx.AsyncClient(base_url=system.url, timeout=120) as http:
         document = (await http.get("/openapi.json")).json()
         wanted = {
             (operation["operationId"], method.upper(), path): operation["requestBody"]["content"]["application/json"]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from domain.shared.idempotency import IdempotentRequest
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ from tests.support.clients import Tenant
         ),
     ],
 )
-async def test_each_mistake_has_its_problem(acme: Tenant, method, path, kwargs, status, code, field) -> None:
+async def test_each_mistake_has_its_problem(acme: TenantClient, method, path, kwargs, status, code, field) -> None:
     answer = await acme.http.request(method, path, **kwargs)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -117,21 +117,21 @@ async def test_each_mistake_has_its_problem(acme: Tenant, method, path, kwargs, 
         assert field in [one["field"] for one in body["errors"]], body
 
 
-async def test_a_body_of_a_hundred_megabytes_is_too_large(acme: Tenant) -> None:
+async def test_a_body_of_a_hundred_megabytes_is_too_large(acme: TenantClient) -> None:
     answer = await acme.http.post("/executions", content=b"{" + b" " * (100 << 20))
     assert answer.status_code == 413
     assert answer.json()["error"] == "body_too_large"
 
 
-async def test_an_archive_over_the_limit_is_refused_while_it_streams(acme: Tenant) -> None:
-    agent = await acme.agent()
-    answer = await acme.upload(agent["id"], b"\x1f\x8b" + b"x" * (100 << 20))
+async def test_an_archive_over_the_limit_is_refused_while_it_streams(acme: TenantClient) -> None:
+    agent = await acme.create_agent()
+    answer = await acme.upload_archive(agent["id"], b"\x1f\x8b" + b"x" * (100 << 20))
     assert answer.status_code == 413
     assert answer.json()["error"] == "archive_too_large"
     assert (await acme.http.get(f"/agents/{agent['id']}/versions")).json()["total"] == 0
 
 
-async def test_payload_errors_name_the_field(home: Tenant) -> None:
+async def test_payload_errors_name_the_field(shared_tenant: TenantClient) -> None:
     deep: Any = {}
     for _ in range(200):
         deep = {"a": deep}
@@ -145,55 +145,57 @@ async def test_payload_errors_name_the_field(home: Tenant) -> None:
         ({"agent_version_id": "ver_x"}, "agent_version_id"),
         ({"mode": "safe"}, "mode"),
     ):
-        answer = await home.http.post("/agents/hello/execute", json=body)
+        answer = await shared_tenant.http.post("/agents/hello/execute", json=body)
         assert answer.status_code == 422, answer.text
         assert answer.json()["errors"][0]["field"] == field
 
 
-async def test_every_field_of_a_start_has_its_effect(home: Tenant) -> None:
-    echo = await home.deploy("def handle(p): return p\n", "name: e\nentrypoint: agent:handle\ntimeout: 7\n")
-    assert (await home.run(echo))["timeout"] == 7
-    ended = await home.http.post(
+async def test_every_field_of_a_start_has_its_effect(shared_tenant: TenantClient) -> None:
+    echo = await shared_tenant.deploy_agent(
+        "def handle(p): return p\n", "name: e\nentrypoint: agent:handle\ntimeout: 7\n"
+    )
+    assert (await shared_tenant.run_agent(echo))["timeout"] == 7
+    ended = await shared_tenant.http.post(
         f"/agents/{echo}/execute", json={"task": "t", "inputs": {"a": 1}, "timeout": 9, "max_attempts": 2}
     )
     started = ended.json()
     assert (started["timeout"], started["max_attempts"], started["input_data"]) == (9, 2, {"a": 1, "task": "t"})
-    again = (await home.http.post("/executions", json={"agent_id": echo, "payload": {"b": 2}})).json()
-    assert (await home.ended(again["id"]))["result"] == {"b": 2}
-    retried = await home.http.post(f"/executions/{again['id']}/retry", headers={"Prefer": "wait=30"})
+    again = (await shared_tenant.http.post("/executions", json={"agent_id": echo, "payload": {"b": 2}})).json()
+    assert (await shared_tenant.wait_for_end(again["id"]))["result"] == {"b": 2}
+    retried = await shared_tenant.http.post(f"/executions/{again['id']}/retry", headers={"Prefer": "wait=30"})
     assert retried.status_code == 201
     assert (retried.json()["retry_of"], retried.json()["output_data"]) == (again["id"], {"b": 2})
 
 
-async def test_versions_can_be_chosen_and_activated(home: Tenant) -> None:
-    from tests.support.clients import archive
+async def test_versions_can_be_chosen_and_activated(shared_tenant: TenantClient) -> None:
+    from tests.support.clients import pack_archive
 
-    agent_id = await home.deploy("def handle(p): return 1\n")
-    second = await home.built(agent_id, archive({"agent.py": "def handle(p): return 2\n"}))
-    assert (await home.run(agent_id))["output_data"] == 2
-    versions = (await home.http.get(f"/agents/{agent_id}/versions")).json()["items"]
+    agent_id = await shared_tenant.deploy_agent("def handle(p): return 1\n")
+    second = await shared_tenant.build_version(agent_id, pack_archive({"agent.py": "def handle(p): return 2\n"}))
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == 2
+    versions = (await shared_tenant.http.get(f"/agents/{agent_id}/versions")).json()["items"]
     assert [one["version"] for one in versions] == ["v2", "v1"]
-    picked = await home.run(agent_id, agent_version_id=versions[1]["id"])
+    picked = await shared_tenant.run_agent(agent_id, agent_version_id=versions[1]["id"])
     assert picked["output_data"] == 1
-    assert (await home.http.post(f"/agents/{agent_id}/versions/v1/activate")).json()["version"] == "v1"
-    assert (await home.run(agent_id))["output_data"] == 1
-    assert (await home.http.get(f"/agents/{agent_id}/versions/2")).json()["id"] == second["id"]
+    assert (await shared_tenant.http.post(f"/agents/{agent_id}/versions/v1/activate")).json()["version"] == "v1"
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == 1
+    assert (await shared_tenant.http.get(f"/agents/{agent_id}/versions/2")).json()["id"] == second["id"]
 
 
-async def test_deleting_an_agent_cancels_its_runs_and_frees_its_name(home: Tenant) -> None:
-    agent_id = await home.deploy("import time\ndef handle(p): time.sleep(60)\n")
-    execution = await home.start(agent_id)
-    name = (await home.http.get(f"/agents/{agent_id}")).json()["name"]
-    assert (await home.http.delete(f"/agents/{agent_id}")).status_code == 204
-    assert (await home.ended(execution["id"]))["error_message"] == "The agent was deleted."
-    assert (await home.http.post("/agents", json={"name": name})).status_code == 201
+async def test_deleting_an_agent_cancels_its_runs_and_frees_its_name(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent("import time\ndef handle(p): time.sleep(60)\n")
+    execution = await shared_tenant.start_execution(agent_id)
+    name = (await shared_tenant.http.get(f"/agents/{agent_id}")).json()["name"]
+    assert (await shared_tenant.http.delete(f"/agents/{agent_id}")).status_code == 204
+    assert (await shared_tenant.wait_for_end(execution["id"]))["error_message"] == "The agent was deleted."
+    assert (await shared_tenant.http.post("/agents", json={"name": name})).status_code == 201
 
 
-async def test_cancel_kills_the_tree_within_a_second(home: Tenant) -> None:
-    agent_id = await home.deploy(
+async def test_cancel_kills_the_tree_within_a_second(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent(
         "import time, os, ctypes\ndef handle(p):\n    os.fork()\n    ctypes.CDLL(None).prctl(15, b'pdk-cancel-me')\n    time.sleep(60)\n"
     )
-    execution = await home.start(agent_id, timeout=90)
+    execution = await shared_tenant.start_execution(agent_id, timeout=90)
 
     def alive() -> list[str]:
         found = []
@@ -210,56 +212,58 @@ async def test_cancel_kills_the_tree_within_a_second(home: Tenant) -> None:
             break
         await asyncio.sleep(0.05)
     assert len(alive()) == 2
-    assert (await home.http.post(f"/executions/{execution['id']}/cancel")).status_code == 200
+    assert (await shared_tenant.http.post(f"/executions/{execution['id']}/cancel")).status_code == 200
     loop = asyncio.get_running_loop()
     began = loop.time()
     while alive():
         assert loop.time() - began < 10
         await asyncio.sleep(0.02)
-    again = await home.http.post(f"/executions/{execution['id']}/cancel")
+    again = await shared_tenant.http.post(f"/executions/{execution['id']}/cancel")
     assert (again.status_code, again.json()["status"]) == (200, "cancelled")
 
 
-async def test_an_idempotency_key_happens_once(home: Tenant) -> None:
+async def test_an_idempotency_key_happens_once(shared_tenant: TenantClient) -> None:
     key = {"Idempotency-Key": "once"}
     body = {"payload": {"name": "once"}}
-    answers = await asyncio.gather(*(home.http.post("/agents/hello/execute", json=body, headers=key) for _ in range(8)))
+    answers = await asyncio.gather(
+        *(shared_tenant.http.post("/agents/hello/execute", json=body, headers=key) for _ in range(8))
+    )
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert sum(answer.headers.get("Idempotency-Replayed") == "true" for answer in answers) == 7
-    other = await home.http.post("/agents/hello/execute", json={"payload": {"name": "two"}}, headers=key)
+    other = await shared_tenant.http.post("/agents/hello/execute", json={"payload": {"name": "two"}}, headers=key)
     assert (other.status_code, other.json()["error"]) == (409, "idempotency_conflict")
-    waited = await home.http.post("/agents/hello/execute", json=body, headers={**key, "Prefer": "wait=30"})
+    waited = await shared_tenant.http.post("/agents/hello/execute", json=body, headers={**key, "Prefer": "wait=30"})
     assert waited.headers["Idempotency-Replayed"] == "true"
     assert waited.json()["status"] == "completed"
 
 
-async def test_a_failed_request_keeps_no_answer(acme: Tenant) -> None:
+async def test_a_failed_request_keeps_no_answer(acme: TenantClient) -> None:
     key = {"Idempotency-Key": "later"}
     assert (await acme.http.post("/executions", json={"agent_id": "later"}, headers=key)).status_code == 404
     assert (await acme.http.post("/agents", json={"name": "later"}, headers=key)).status_code == 201
 
 
-async def test_keys_and_uploads_replay_too(acme: Tenant, parts) -> None:
+async def test_keys_and_uploads_replay_too(acme: TenantClient, resources) -> None:
     first = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
     second = await acme.http.post("/api-keys", json={"name": "k"}, headers={"Idempotency-Key": "k1"})
     assert first.json()["key"] == second.json()["key"]
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         claim = IdempotentRequest(owner=acme.account["id"], key="k1", fingerprint=b"")
         (kept,) = (await tx.idempotency.claim_keys([claim], tx.now)).values()
     assert first.json()["key"].encode() not in kept.body
-    agent = await acme.agent()
+    agent = await acme.create_agent()
     from scripts.demo import pack_example
 
     files = {"file": ("a.tar.gz", pack_example("hello"))}
     path = f"/uploads/agent/{agent['id']}"
     made = [await acme.http.post(path, files=files, headers={"Idempotency-Key": "u1"}) for _ in range(2)]
     assert made[0].json()["id"] == made[1].json()["id"]
-    objects = [blob.key async for blob in parts.blobs.list_objects(f"uploads/{acme.tenant_id}/")]
+    objects = [blob.key async for blob in resources.blobs.list_objects(f"uploads/{acme.tenant_id}/")]
     assert objects == [made[0].json()["tarball_path"]]
 
 
-async def test_refresh_tokens_rotate_and_reuse_ends_the_session(acme: Tenant) -> None:
+async def test_refresh_tokens_rotate_and_reuse_ends_the_session(acme: TenantClient) -> None:
     async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
         login = {"email": acme.account["email"], "password": acme.password}
         tokens = (await web.post("/auth/login", json=login)).json()
@@ -277,7 +281,7 @@ async def test_refresh_tokens_rotate_and_reuse_ends_the_session(acme: Tenant) ->
         assert (await acme.http.get("/auth/me")).status_code == 401
 
 
-async def test_a_new_password_needs_the_old_one(acme: Tenant) -> None:
+async def test_a_new_password_needs_the_old_one(acme: TenantClient) -> None:
     wrong = await acme.http.patch("/users/me", json={"password": "another long one", "current_password": "no"})
     assert wrong.json()["errors"][0]["field"] == "current_password"
     right = await acme.http.patch("/users/me", json={"password": "another long one", "current_password": acme.password})
@@ -289,9 +293,9 @@ async def test_a_new_password_needs_the_old_one(acme: Tenant) -> None:
         assert new.status_code == 200
 
 
-async def test_usage_of_keys_is_counted(acme: Tenant) -> None:
+async def test_usage_of_keys_is_counted(acme: TenantClient) -> None:
     made = (await acme.http.post("/api-keys", json={"name": "counted"})).json()
-    async with acme.with_key(made["key"]) as client:
+    async with acme.open_client(made["key"]) as client:
         for _ in range(5):
             await client.get("/agents")
     for _ in range(100):
@@ -303,8 +307,8 @@ async def test_usage_of_keys_is_counted(acme: Tenant) -> None:
     assert key["last_used_at"] is not None
 
 
-async def test_a_key_s_own_limit_always_holds(acme: Tenant) -> None:
-    async with acme.with_key(await acme.key(rate_limit_per_minute=3)) as client:
+async def test_a_key_s_own_limit_always_holds(acme: TenantClient) -> None:
+    async with acme.open_client(await acme.create_key(rate_limit_per_minute=3)) as client:
         answers = [await client.get("/agents") for _ in range(8)]
         refused = [answer for answer in answers if answer.status_code == 429]
         # Eight requests touch two minutes at the most.
@@ -315,7 +319,7 @@ async def test_a_key_s_own_limit_always_holds(acme: Tenant) -> None:
         assert refused[0].headers["Retry-After"]
 
 
-async def test_headers_of_every_answer(acme: Tenant) -> None:
+async def test_headers_of_every_answer(acme: TenantClient) -> None:
     for path in ("/agents", "/nothing", "/agents/none"):
         answer = await acme.http.get(path, headers={"X-Request-ID": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
@@ -325,7 +329,7 @@ async def test_headers_of_every_answer(acme: Tenant) -> None:
     assert odd.headers["x-request-id"].startswith("req_")
 
 
-async def test_cors_and_head_and_options(acme: Tenant) -> None:
+async def test_cors_and_head_and_options(acme: TenantClient) -> None:
     origin = {"Origin": "http://localhost:3000"}
     preflight = await acme.http.options("/agents", headers={**origin, "Access-Control-Request-Method": "POST"})
     assert preflight.status_code == 204
@@ -341,11 +345,11 @@ async def test_cors_and_head_and_options(acme: Tenant) -> None:
     assert (await acme.http.options("/agents")).status_code == 204
 
 
-async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
+async def test_lists_tell_their_queries(resources, shared_tenant: TenantClient) -> None:
     """A list costs the same number of statements whatever it holds."""
     from sqlalchemy import event
 
-    engine, counts = parts.store._engine.sync_engine, []
+    engine, counts = resources.store._engine.sync_engine, []
 
     def count(*_: Any) -> None:
         counts.append(1)
@@ -358,7 +362,7 @@ async def test_lists_tell_their_queries(parts, home: Tenant) -> None:
     try:
         for limit in (1, 5):
             counts.clear()
-            async with parts.store.tenant_transaction(home.tenant_id) as tx:
+            async with resources.store.tenant_transaction(shared_tenant.tenant_id) as tx:
                 await tx.executions.list_page(ExecutionFilter(), Page(limit=limit))
                 await tx.agents.list_page(Page(limit=limit), None, None)
                 await tx.schedules.list_page(Page(limit=limit), None)

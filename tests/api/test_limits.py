@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from scripts.release import set_tenant_plan
-from tests.support.clients import Tenant, api_beside
+from tests.support.clients import TenantClient, run_second_api
 
 TIERS = {
     "PADDOCK_RATE_LIMIT_ANONYMOUS": "4",
@@ -18,7 +18,7 @@ TIERS = {
 
 @asynccontextmanager
 async def _api(system, **environment: str) -> AsyncIterator[str]:
-    async with api_beside(system, **TIERS, **environment) as url:
+    async with run_second_api(system, **TIERS, **environment) as url:
         yield f"{url}/api/v1"
 
 
@@ -27,7 +27,7 @@ async def _statuses(http: httpx.AsyncClient, times: int) -> list[int]:
 
 
 @pytest.mark.parametrize("redis", ["there", "away"])
-async def test_each_tier_has_its_limit(system, acme: Tenant, redis: str) -> None:
+async def test_each_tier_has_its_limit(system, acme: TenantClient, redis: str) -> None:
     environment = {} if redis == "there" else {"PADDOCK_REDIS_URL": "redis://127.0.0.1:9/0"}
     async with _api(system, **environment) as url:
         async with httpx.AsyncClient(base_url=url, timeout=30) as nobody:
@@ -40,7 +40,7 @@ async def test_each_tier_has_its_limit(system, acme: Tenant, redis: str) -> None
                 assert refused.headers["X-RateLimit-Limit"] == "4"
                 assert refused.headers["X-RateLimit-Remaining"] == "0"
             assert (await nobody.get(url.removesuffix("/api/v1") + "/health/live")).status_code == 200
-        headers = {"X-API-Key": await acme.key()}
+        headers = {"X-API-Key": await acme.create_key()}
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as known:
             statuses = await _statuses(known, 16)
             assert set(statuses) == {200, 429}

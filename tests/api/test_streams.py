@@ -8,7 +8,7 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 TALKER = "import time\ndef handle(p):\n    for n in range(p.get('lines', 5)):\n        print('line', n, flush=True)\n        time.sleep(p.get('pause', 0.05))\n    return 'done'\n"
 
@@ -34,25 +34,25 @@ async def _sse(http: httpx.AsyncClient, execution_id: str, last: int | None = No
     return found
 
 
-async def test_sse_is_live_in_order_and_ends(home: Tenant) -> None:
-    agent_id = await home.deploy(TALKER)
-    execution = await home.start(agent_id)
-    streamed = await _sse(home.http, execution["id"])
+async def test_sse_is_live_in_order_and_ends(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent(TALKER)
+    execution = await shared_tenant.start_execution(agent_id)
+    streamed = await _sse(shared_tenant.http, execution["id"])
     assert [one["id"] for one in streamed] == list(range(1, len(streamed) + 1))
     assert [one["data"]["message"] for one in streamed if one["event"] == "log"] == [f"line {n}" for n in range(5)]
     assert streamed[-1]["data"]["status"] == "completed"
-    assert await _sse(home.http, execution["id"], 3) == streamed[3:]
-    assert await _sse(home.http, execution["id"], streamed[-1]["id"]) == []
-    beyond = await home.http.get(f"/executions/{execution['id']}/events", headers={"Last-Event-ID": "999"})
+    assert await _sse(shared_tenant.http, execution["id"], 3) == streamed[3:]
+    assert await _sse(shared_tenant.http, execution["id"], streamed[-1]["id"]) == []
+    beyond = await shared_tenant.http.get(f"/executions/{execution['id']}/events", headers={"Last-Event-ID": "999"})
     assert beyond.json()["errors"][0]["field"] == "Last-Event-ID"
-    nonsense = await home.http.get(f"/executions/{execution['id']}/events", headers={"Last-Event-ID": "x"})
+    nonsense = await shared_tenant.http.get(f"/executions/{execution['id']}/events", headers={"Last-Event-ID": "x"})
     assert nonsense.status_code == 422
 
 
-async def test_streams_that_race_with_the_end_never_miss_it(home: Tenant) -> None:
-    hello = (await home.http.get("/agents/hello")).json()["id"]
-    executions = [await home.start(hello) for _ in range(12)]
-    streams = await asyncio.gather(*(_sse(home.http, one["id"]) for one in executions))
+async def test_streams_that_race_with_the_end_never_miss_it(shared_tenant: TenantClient) -> None:
+    hello = (await shared_tenant.http.get("/agents/hello")).json()["id"]
+    executions = [await shared_tenant.start_execution(hello) for _ in range(12)]
+    streams = await asyncio.gather(*(_sse(shared_tenant.http, one["id"]) for one in executions))
     assert [stream[-1]["data"]["status"] for stream in streams] == ["completed"] * 12
 
 
@@ -60,10 +60,10 @@ def _ws(system, path: str) -> str:
     return f"ws://127.0.0.1:{system.port}/api/v1{path}"
 
 
-async def test_the_log_over_a_websocket(home: Tenant, system) -> None:
-    agent_id = await home.deploy(TALKER)
-    execution = await home.start(agent_id)
-    key = await home.key()
+async def test_the_log_over_a_websocket(shared_tenant: TenantClient, system) -> None:
+    agent_id = await shared_tenant.deploy_agent(TALKER)
+    execution = await shared_tenant.start_execution(agent_id)
+    key = await shared_tenant.create_key()
     async with connect(
         _ws(system, f"/execution-logs/{execution['id']}/stream"), additional_headers={"X-API-Key": key}
     ) as ws:
@@ -74,9 +74,9 @@ async def test_the_log_over_a_websocket(home: Tenant, system) -> None:
         assert [json.loads(message) async for message in ws] == events[2:]
 
 
-async def test_an_agent_s_stream_runs_what_is_sent(home: Tenant, system) -> None:
-    agent_id = await home.deploy(TALKER)
-    headers = {"X-API-Key": await home.key()}
+async def test_an_agent_s_stream_runs_what_is_sent(shared_tenant: TenantClient, system) -> None:
+    agent_id = await shared_tenant.deploy_agent(TALKER)
+    headers = {"X-API-Key": await shared_tenant.create_key()}
     async with connect(_ws(system, f"/agents/{agent_id}/stream"), additional_headers=headers) as ws:
         for lines in (1, 2):
             await ws.send(json.dumps({"payload": {"lines": lines}}))
@@ -96,33 +96,35 @@ async def test_an_agent_s_stream_runs_what_is_sent(home: Tenant, system) -> None
             assert closed.rcvd.code == 1008
 
 
-async def test_a_revoked_key_runs_nothing_more_on_an_open_stream(home: Tenant, system) -> None:
-    made = (await home.http.post("/api-keys", json={"name": "ws"})).json()
+async def test_a_revoked_key_runs_nothing_more_on_an_open_stream(shared_tenant: TenantClient, system) -> None:
+    made = (await shared_tenant.http.post("/api-keys", json={"name": "ws"})).json()
     async with connect(_ws(system, "/agents/hello/stream"), additional_headers={"X-API-Key": made["key"]}) as ws:
-        await home.http.post(f"/api-keys/{made['id']}/revoke")
+        await shared_tenant.http.post(f"/api-keys/{made['id']}/revoke")
         await ws.send(json.dumps({"payload": {}}))
         assert json.loads(await ws.recv())["error"] == "unauthenticated"
 
 
-async def test_another_tenant_s_stream_is_not_there(home: Tenant, rival: Tenant, system) -> None:
-    hello = (await home.http.get("/agents/hello")).json()["id"]
-    execution = await home.start(hello)
-    headers = {"X-API-Key": await rival.key()}
+async def test_another_tenant_s_stream_is_not_there(
+    shared_tenant: TenantClient, other_tenant: TenantClient, system
+) -> None:
+    hello = (await shared_tenant.http.get("/agents/hello")).json()["id"]
+    execution = await shared_tenant.start_execution(hello)
+    headers = {"X-API-Key": await other_tenant.create_key()}
     async with connect(_ws(system, f"/execution-logs/{execution['id']}/stream"), additional_headers=headers) as ws:
         assert json.loads(await ws.recv())["error"] == "not_found"
     async with connect(_ws(system, f"/agents/{hello}/stream"), additional_headers=headers) as ws:
         await ws.send("{}")
         assert json.loads(await ws.recv())["error"] == "not_found"
-    assert (await rival.http.get(f"/executions/{execution['id']}/events")).status_code == 404
+    assert (await other_tenant.http.get(f"/executions/{execution['id']}/events")).status_code == 404
 
 
-async def test_no_secret_is_in_the_log(system, home: Tenant) -> None:
-    key = await home.key()
-    hello = (await home.http.get("/agents/hello")).json()["id"]
+async def test_no_secret_is_in_the_log(system, shared_tenant: TenantClient) -> None:
+    key = await shared_tenant.create_key()
+    hello = (await shared_tenant.http.get("/agents/hello")).json()["id"]
     async with connect(_ws(system, f"/agents/{hello}/stream?access_token={key}")) as ws:
         await ws.send("{}")
         await ws.recv()
     await asyncio.sleep(0.3)
     log = "\n".join(system.lines)
-    for secret in (key, home.password, system.environment["PADDOCK_SECRET_KEY"], "access_token="):
+    for secret in (key, shared_tenant.password, system.environment["PADDOCK_SECRET_KEY"], "access_token="):
         assert secret not in log

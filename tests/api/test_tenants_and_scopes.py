@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.clients import Tenant, archive
+from tests.support.clients import TenantClient, pack_archive
 
 SECRET = "belongs-to-acme-alone"
 UNAUTHENTICATED = {"register_user", "log_in", "refresh_tokens"}
@@ -44,12 +44,12 @@ async def document(system) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def belongings(acme: Tenant) -> dict[str, str]:
+async def belongings(acme: TenantClient) -> dict[str, str]:
     """One of everything, all of it acme's."""
     source = f"def handle(p):\n    print('{SECRET}')\n    return '{SECRET}'\n"
-    agent = await acme.agent(SECRET)
-    version = await acme.built(agent["id"], archive({"agent.py": source}))
-    execution = await acme.run(agent["id"], {"secret": SECRET})
+    agent = await acme.create_agent(SECRET)
+    version = await acme.build_version(agent["id"], pack_archive({"agent.py": source}))
+    execution = await acme.run_agent(agent["id"], {"secret": SECRET})
     artifact = (await acme.http.post("/artifacts/upload", json={"kurral_id": SECRET, "inputs": {"is": SECRET}})).json()
     evaluation = (await acme.http.post("/evaluations", json=RECORD)).json()
     key = (await acme.http.post("/api-keys", json={"name": SECRET})).json()
@@ -87,7 +87,7 @@ async def belongings(acme: Tenant) -> dict[str, str]:
     }
 
 
-async def _made(acme: Tenant, path: str, **body: Any) -> dict[str, Any]:
+async def _made(acme: TenantClient, path: str, **body: Any) -> dict[str, Any]:
     made = await acme.http.post(path, json={"name": SECRET, **body})
     assert made.status_code == 201, made.text
     return dict(made.json())
@@ -96,7 +96,7 @@ async def _made(acme: Tenant, path: str, **body: Any) -> dict[str, Any]:
 def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[str, str]) -> Any:
     content = operation.get("requestBody", {}).get("content", {})
     if "multipart/form-data" in content:
-        return {"files": {"file": ("a.tar.gz", archive({"agent.py": ""}))}}
+        return {"files": {"file": ("a.tar.gz", pack_archive({"agent.py": ""}))}}
     if operation["operationId"] == "upload_artifact":
         return {"json": {"kurral_id": "the-rival-s-own"}}
     if operation["operationId"] in ("create_evaluation", "upload_metrics", "create_evaluation_batch"):
@@ -148,7 +148,9 @@ def _routes(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, acme: Tenant, rival: Tenant) -> None:
+async def test_no_route_shows_or_changes_another_tenant_s(
+    document, belongings, acme: TenantClient, other_tenant: TenantClient
+) -> None:
     walked = 0
     for method, path, operation in _routes(document):
         for by in ("id", "name"):
@@ -164,7 +166,7 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
             assert "{" not in url, f"{path} has a parameter that this test does not know; add it to `belongings`"
             if operation["operationId"] in OWN | UNAUTHENTICATED:
                 continue
-            answer = await rival.http.request(method, url, **_body(document, operation, values))
+            answer = await other_tenant.http.request(method, url, **_body(document, operation, values))
             walked += 1
             own_list = "{" not in path and method == "GET"
             creates = operation["operationId"] in CREATES
@@ -190,16 +192,20 @@ async def test_no_route_shows_or_changes_another_tenant_s(document, belongings, 
     assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
 
 
-async def test_no_websocket_shows_another_tenant_s(document, belongings, acme: Tenant, rival: Tenant) -> None:
+async def test_no_websocket_shows_another_tenant_s(
+    document, belongings, acme: TenantClient, other_tenant: TenantClient
+) -> None:
     walked = 0
     for path, item in document["paths"].items():
         if "x-websocket" not in item.get("get", {}):
             continue
         walked += 1
-        url = f"{rival.http.base_url}".replace("http", "ws", 1).removesuffix("/api/v1/") + path.format(**belongings)
+        url = f"{other_tenant.http.base_url}".replace("http", "ws", 1).removesuffix("/api/v1/") + path.format(
+            **belongings
+        )
         for headers, code in (
-            ({"Authorization": rival.http.headers["Authorization"]}, 4404),
-            ({"X-API-Key": await acme.key(scopes=[])}, 4403),
+            ({"Authorization": other_tenant.http.headers["Authorization"]}, 4404),
+            ({"X-API-Key": await acme.create_key(scopes=[])}, 4403),
             ({}, 4401),
         ):
             with pytest.raises((ConnectionClosed, InvalidStatus)) as caught:
@@ -217,43 +223,45 @@ async def test_no_websocket_shows_another_tenant_s(document, belongings, acme: T
     assert walked == 2
 
 
-async def test_references_in_bodies_do_not_reach_across(belongings, rival: Tenant) -> None:
-    mine = await rival.deploy("def handle(p): return 1\n")
+async def test_references_in_bodies_do_not_reach_across(belongings, other_tenant: TenantClient) -> None:
+    mine = await other_tenant.deploy_agent("def handle(p): return 1\n")
     for body in ({"agent_id": belongings["agent_id"]}, {"agent_id": SECRET}):
-        assert (await rival.http.post("/executions", json=body)).status_code == 404
-    stolen = await rival.http.post(f"/agents/{mine}/execute", json={"agent_version_id": belongings["version"]})
+        assert (await other_tenant.http.post("/executions", json=body)).status_code == 404
+    stolen = await other_tenant.http.post(f"/agents/{mine}/execute", json={"agent_version_id": belongings["version"]})
     assert stolen.status_code == 422
     model = {"name": "mine", "provider": "openai", "model": "gpt-4"}
     tool = {"name": "mine", "configuration": {"api_endpoint": "https://x.example.com", "parameters": {}}}
     for reference in (belongings["provider_key_id"], SECRET):
-        assert (await rival.http.post("/models", json={**model, "api_key_name": reference})).status_code == 422
+        assert (await other_tenant.http.post("/models", json={**model, "api_key_name": reference})).status_code == 422
         secret = {**tool["configuration"], "secrets": {"X-Key": reference}}
-        assert (await rival.http.post("/tools", json={**tool, "configuration": secret})).status_code == 422
+        assert (await other_tenant.http.post("/tools", json={**tool, "configuration": secret})).status_code == 422
     for agent_id, task_id in ((belongings["agent_id"], belongings["task_id"]), (SECRET, SECRET)):
         crew = {"name": "mine", "tasks_yaml": f"t: {{description: D, agent: {agent_id}}}"}
         for stolen in ({}, {"agents": [agent_id]}, {"tasks": [task_id]}):
-            assert (await rival.http.post("/crews", json={**crew, **stolen})).status_code == 422
+            assert (await other_tenant.http.post("/crews", json={**crew, **stolen})).status_code == 422
         for stolen in ({"agent": agent_id}, {"context": [task_id]}):
             assert (
-                await rival.http.post("/tasks", json={"name": "mine", "description": "D", **stolen})
+                await other_tenant.http.post("/tasks", json={"name": "mine", "description": "D", **stolen})
             ).status_code == 422
     for reference, kind in ((belongings["workflow_id"], "workflow"), (SECRET, "workflow"), (SECRET, "agent")):
         flow = {"name": "mine", "steps": [{"id": "a", kind: reference}]}
-        assert (await rival.http.post("/workflows", json=flow)).status_code == 422
+        assert (await other_tenant.http.post("/workflows", json=flow)).status_code == 422
         body = {"scope": "workflow", "subject": reference, "limit_usd": 1, "period": "day"}
-        assert (await rival.http.post("/budgets", json=body)).status_code == 422
-    assert (await rival.http.get(f"/executions?workflow_id={belongings['workflow_id']}")).json()["items"] == []
+        assert (await other_tenant.http.post("/budgets", json=body)).status_code == 422
+    assert (await other_tenant.http.get(f"/executions?workflow_id={belongings['workflow_id']}")).json()["items"] == []
     for query in (f"agent_id={belongings['agent_id']}", f"agent_version_id={belongings['version']}"):
-        assert (await rival.http.get(f"/executions?{query}")).json()["items"] == []
+        assert (await other_tenant.http.get(f"/executions?{query}")).json()["items"] == []
 
 
-async def test_a_tenant_filter_reaches_no_other_tenant(belongings, acme: Tenant, rival: Tenant) -> None:
+async def test_a_tenant_filter_reaches_no_other_tenant(
+    belongings, acme: TenantClient, other_tenant: TenantClient
+) -> None:
     for name in ("tenant_id", "group_id"):
-        assert (await rival.http.get(f"/executions?{name}={acme.tenant_id}")).json()["items"] == []
+        assert (await other_tenant.http.get(f"/executions?{name}={acme.tenant_id}")).json()["items"] == []
         assert (await acme.http.get(f"/executions?{name}={acme.tenant_id}")).json()["total"] == 1
 
 
-async def test_every_route_asks_for_credentials(document, belongings, acme: Tenant) -> None:
+async def test_every_route_asks_for_credentials(document, belongings, acme: TenantClient) -> None:
     async with httpx.AsyncClient(base_url=acme.http.base_url) as nobody:
         for method, path, operation in _routes(document):
             if operation["operationId"] in UNAUTHENTICATED:
@@ -267,9 +275,9 @@ async def test_every_route_asks_for_credentials(document, belongings, acme: Tena
                 assert answer.json()["error"] == "unauthenticated"
 
 
-async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant) -> None:
+async def test_every_route_asks_for_its_scope(document, belongings, acme: TenantClient) -> None:
     """A key that may do nothing we have is refused everywhere, but at what is its own user's."""
-    powerless = acme.with_key(await acme.key(scopes=[]))
+    powerless = acme.open_client(await acme.create_key(scopes=[]))
     async with powerless:
         for method, path, operation in _routes(document):
             if operation["operationId"] in UNAUTHENTICATED | {"get_me", "get_me_users", "log_out"}:
@@ -282,15 +290,15 @@ async def test_every_route_asks_for_its_scope(document, belongings, acme: Tenant
             assert answer.json()["error"] == "missing_scope"
 
 
-async def test_reading_keys_read_and_no_more(belongings, acme: Tenant) -> None:
-    async with acme.with_key(await acme.key(scopes=["read:agents"])) as reader:
+async def test_reading_keys_read_and_no_more(belongings, acme: TenantClient) -> None:
+    async with acme.open_client(await acme.create_key(scopes=["read:agents"])) as reader:
         assert (await reader.get("/agents")).status_code == 200
         assert (await reader.post("/agents", json={"name": "x"})).status_code == 403
         assert (await reader.get("/executions")).status_code == 403
         assert (await reader.get(f"/logs/{belongings['agent_id']}")).status_code == 403
 
 
-async def test_a_key_shrinks_with_its_owner_s_role(acme: Tenant, system) -> None:
+async def test_a_key_shrinks_with_its_owner_s_role(acme: TenantClient, system) -> None:
     invite = (await acme.http.post("/users/invites", json={"email": "shrinking@example.com"})).json()
     async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
         body = {"email": "shrinking@example.com", "password": "long enough", "tenant_id": acme.tenant_id}
@@ -309,13 +317,13 @@ async def test_a_key_shrinks_with_its_owner_s_role(acme: Tenant, system) -> None
         assert again.json()["error"] == "invalid_credentials"
 
 
-async def test_the_last_admin_stays(acme: Tenant) -> None:
+async def test_the_last_admin_stays(acme: TenantClient) -> None:
     for change in ({"role": "member"}, {"is_active": False}):
         refused = await acme.http.patch(f"/users/{acme.account['id']}", json=change)
         assert refused.status_code == 409
 
 
-async def test_an_invitation_is_for_one_e_mail_once(acme: Tenant, rival: Tenant) -> None:
+async def test_an_invitation_is_for_one_e_mail_once(acme: TenantClient, other_tenant: TenantClient) -> None:
     token = (await acme.http.post("/users/invites", json={"email": "one@example.com"})).json()["invite_token"]
     async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
 
@@ -324,16 +332,16 @@ async def test_an_invitation_is_for_one_e_mail_once(acme: Tenant, rival: Tenant)
             return (await web.post("/auth/register", json=body)).status_code
 
         assert await join("other@example.com", acme.tenant_id) == 403
-        assert await join("one@example.com", rival.tenant_id) == 403
+        assert await join("one@example.com", other_tenant.tenant_id) == 403
         assert await join("one@example.com", acme.tenant_id) == 201
         assert await join("one@example.com", acme.tenant_id) in (403, 409)
         alone = {"email": "two@example.com", "password": "long enough", "invite_token": token}
         assert (await web.post("/auth/register", json=alone)).json()["errors"][0]["field"] == "tenant_id"
 
 
-async def test_only_the_operators_see_all_queues(acme: Tenant, system) -> None:
+async def test_only_the_operators_see_all_queues(acme: TenantClient, system) -> None:
     assert (await acme.http.get("/queues")).json()["workers"] == []
-    async with acme.with_key(system.admin_key) as operator:
+    async with acme.open_client(system.admin_key) as operator:
         seen = (await operator.get("/queues")).json()
     assert {worker["lane"] for worker in seen["workers"]} == {"build", "run", "llm", "plan", "record", "upkeep"}
     assert {lane["lane"] for lane in seen["queues"]} == {"build", "run", "llm", "plan", "record"}

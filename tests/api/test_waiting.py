@@ -11,7 +11,7 @@ from domain.shared.jobs import RowChange
 from domain.shared.status import TERMINAL_STATUSES
 from infra import redis
 from infra.redis import Bell
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 
 class Row(msgspec.Struct):
@@ -36,18 +36,18 @@ class Waiter:
             )
 
 
-async def test_it_looks_once_when_the_end_is_told_and_never_before(parts) -> None:
-    while parts.bell.poll_seconds != redis.CONNECTED_POLL_SECONDS:
+async def test_it_looks_once_when_the_end_is_told_and_never_before(resources) -> None:
+    while resources.bell.poll_seconds != redis.CONNECTED_POLL_SECONDS:
         await asyncio.sleep(0.01)
-    waiter = Waiter(parts.bell, "exec_waiting")
+    waiter = Waiter(resources.bell, "exec_waiting")
     waiting = asyncio.create_task(waiter.wait())
     for status in ("preparing", "running"):
         await asyncio.sleep(0.6)
-        await parts.queue.ring_jobs([], [RowChange(row_id="exec_waiting", status=status)])
+        await resources.queue.ring_jobs([], [RowChange(row_id="exec_waiting", status=status)])
     await asyncio.sleep(0.2)
     assert waiter.looked == 0
     waiter.now = "completed"
-    await parts.queue.ring_jobs([], [RowChange(row_id="exec_waiting", status="completed")])
+    await resources.queue.ring_jobs([], [RowChange(row_id="exec_waiting", status="completed")])
     async with asyncio.timeout(5):
         assert (await waiting).status == "completed"
     assert waiter.looked == 1
@@ -65,17 +65,17 @@ async def test_without_redis_it_polls(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await waiting).status == "completed"
 
 
-async def test_many_waiting_clients_share_one_subscription(parts, home: Tenant) -> None:
+async def test_many_waiting_clients_share_one_subscription(resources, shared_tenant: TenantClient) -> None:
     async def listeners() -> int:
-        (_, count), *_ = await parts.redis.pubsub_numsub("paddock:changed:exec")
+        (_, count), *_ = await resources.redis.pubsub_numsub("paddock:changed:exec")
         return int(count)
 
     source = "import time\ndef handle(p):\n    time.sleep(p['for'])\n"
-    agent_id = await home.deploy(source)
+    agent_id = await shared_tenant.deploy_agent(source)
     before = await listeners()
-    execution = await home.start(agent_id, {"for": 2})
+    execution = await shared_tenant.start_execution(agent_id, {"for": 2})
     path, wait = f"/executions/{execution['id']}", {"Prefer": "wait=30"}
-    waiting = [asyncio.create_task(home.http.get(path, headers=wait)) for _ in range(40)]
+    waiting = [asyncio.create_task(shared_tenant.http.get(path, headers=wait)) for _ in range(40)]
     await asyncio.sleep(0.7)
     assert await listeners() == before
     assert {(await answer).json()["status"] for answer in waiting} == {"completed"}

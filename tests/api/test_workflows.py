@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from domain.plans.schema import MAX_MAP_ITEMS, MAX_PLAN_DEPTH, MAX_PLAN_STEPS
-from tests.support.clients import Tenant, archive
-from tests.support.model_fixtures import agent, fresh
+from tests.support.clients import TenantClient, pack_archive
+from tests.support.model_agents import create_model_agent, generate_name
 
 YAML = {"Content-Type": "application/yaml"}
 LIST = {"id": "list", "tool": "filesystem_list"}
@@ -18,15 +18,15 @@ def step(step_id: str, *after: str, **more: Any) -> dict[str, Any]:
     return {**LIST, "id": step_id, "depends_on": list(after), **more}
 
 
-async def made(acme: Tenant, *steps: dict[str, Any], **more: Any) -> dict[str, Any]:
-    answer = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": list(steps), **more})
+async def made(acme: TenantClient, *steps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    answer = await acme.http.post("/workflows", json={"name": generate_name("flow"), "steps": list(steps), **more})
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
-async def wrong(acme: Tenant, *steps: dict[str, Any], **more: Any) -> dict[str, str]:
+async def wrong(acme: TenantClient, *steps: dict[str, Any], **more: Any) -> dict[str, str]:
     """What is said of each field at fault."""
-    answer = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": list(steps), **more})
+    answer = await acme.http.post("/workflows", json={"name": generate_name("flow"), "steps": list(steps), **more})
     assert answer.status_code == 422, answer.text
     assert answer.json()["error"] == "invalid_field"
     return {one["field"]: one["message"] for one in answer.json()["errors"]}
@@ -65,14 +65,14 @@ MISTAKES: list[tuple[list[Any], str, str]] = [
 ]
 
 
-async def test_each_mistake_names_its_place(acme: Tenant) -> None:
+async def test_each_mistake_names_its_place(acme: TenantClient) -> None:
     for steps, place, message in MISTAKES:
         told = await wrong(acme, *steps)
         assert list(told) == [place], (steps, told)
         assert message in told[place], (steps, told)
 
 
-async def test_circles_are_named(acme: Tenant) -> None:
+async def test_circles_are_named(acme: TenantClient) -> None:
     told = await wrong(acme, step("start"), step("a", "c", "start"), step("b", "a"), step("c", "b"), step("end", "c"))
     ((place, message),) = told.items()
     assert place.startswith("steps[")
@@ -82,7 +82,7 @@ async def test_circles_are_named(acme: Tenant) -> None:
     assert any(way in message for way in ways), message
 
 
-async def test_all_mistakes_of_a_workflow_are_told_at_once(acme: Tenant) -> None:
+async def test_all_mistakes_of_a_workflow_are_told_at_once(acme: TenantClient) -> None:
     asked = {"id": "ask", "agent": "nobody", "prompt": "{{ steps.late.outputs }}"}
     told = await wrong(
         acme, asked, step("late", "nowhere", when="1 +"), {"id": "x"}, outputs={"all": "{{ steps.gone.status }}"}
@@ -100,7 +100,7 @@ async def test_all_mistakes_of_a_workflow_are_told_at_once(acme: Tenant) -> None
     assert {one["field"] for one in answer.json()["errors"]} == {"name", "colour", "steps[0].id"}
 
 
-async def test_mistakes_in_yaml_name_place_and_line(acme: Tenant) -> None:
+async def test_mistakes_in_yaml_name_place_and_line(acme: TenantClient) -> None:
     text = "name: flow\nsteps:\n- id: a\n  agent: nobody\n  prompt: x\n- id: b\n  tool: python\n  depends_on:\n  - a\n  - c\n"
     expected = {"steps[0].agent (line 4)", "steps[1].depends_on[1] (line 10)"}
     by_field = await acme.http.post("/workflows", json={"yaml": text})
@@ -128,13 +128,13 @@ async def test_mistakes_in_yaml_name_place_and_line(acme: Tenant) -> None:
         "[" * 5000,
     ],
 )
-async def test_yaml_that_does_more_than_say(acme: Tenant, text: str) -> None:
+async def test_yaml_that_does_more_than_say(acme: TenantClient, text: str) -> None:
     answer = await acme.http.post("/workflows", content=text, headers=YAML)
     assert answer.status_code == 422, answer.text
     assert "body" in answer.json()["errors"][0]["field"] or "line" in answer.json()["errors"][0]["field"]
 
 
-async def test_yaml_comes_back_as_it_went_in(acme: Tenant, rival: Tenant) -> None:
+async def test_yaml_comes_back_as_it_went_in(acme: TenantClient, other_tenant: TenantClient) -> None:
     text = """\
 name: code-review
 description: |
@@ -171,9 +171,9 @@ outputs:
     assert written.headers["content-type"].startswith("application/yaml")
     assert "description: |" in written.text
     assert "max_delay" not in written.text, "nobody said so"
-    theirs = await rival.http.post("/workflows", content=written.content, headers=YAML)
+    theirs = await other_tenant.http.post("/workflows", content=written.content, headers=YAML)
     assert theirs.status_code == 201, theirs.text
-    assert (await rival.http.get("/workflows/code-review", headers={"Accept": "text/yaml"})).text == written.text
+    assert (await other_tenant.http.get("/workflows/code-review", headers={"Accept": "text/yaml"})).text == written.text
     for field in ("name", "description", "inputs", "steps", "outputs", "steps_total", "status"):
         assert theirs.json()[field] == mine.json()[field], field
     put = await acme.http.put("/workflows/code-review", content=written.content, headers=YAML)
@@ -183,7 +183,7 @@ outputs:
     assert shown == put.json()
 
 
-async def test_names(acme: Tenant) -> None:
+async def test_names(acme: TenantClient) -> None:
     one = await made(acme, LIST, name="one")
     await made(acme, LIST, name="two")
     for bad in ("a/b", " a", "executions", "..", one["id"], "a:b", "a\nb"):
@@ -207,7 +207,7 @@ async def test_names(acme: Tenant) -> None:
         assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
 
 
-async def test_lists_count_steps(acme: Tenant) -> None:
+async def test_lists_count_steps(acme: TenantClient) -> None:
     first = await made(acme, LIST, step("b"))
     second = await made(acme, LIST, status="archived", description="Old.")
     found = (await acme.http.get("/workflows")).json()
@@ -218,7 +218,7 @@ async def test_lists_count_steps(acme: Tenant) -> None:
     assert (await acme.http.get("/workflows?limit=1")).json()["has_more"] is True
 
 
-async def test_patching_changes_what_is_sent(acme: Tenant) -> None:
+async def test_patching_changes_what_is_sent(acme: TenantClient) -> None:
     before = await made(acme, LIST, inputs={"x": {"type": "string"}}, outputs="{{ inputs.x }}", description="Old.")
     path = f"/workflows/{before['id']}"
     kept = {"id", "name", "user_id", "tenant_id", "created_at"}
@@ -234,14 +234,14 @@ async def test_patching_changes_what_is_sent(acme: Tenant) -> None:
     assert refused.status_code == 422
     assert (await acme.http.get(path)).json() == after
     # What it names may have gone; it can be put away all the same.
-    writer = await agent(acme, "smollm2")
+    writer = await create_model_agent(acme, "smollm2")
     named = await made(acme, {"id": "a", "agent": writer["name"], "prompt": "x"})
     assert (await acme.http.delete(f"/agents/{writer['id']}")).status_code == 204
     assert (await acme.http.patch(f"/workflows/{named['id']}", json={"outputs": 1})).status_code == 422
     assert (await acme.http.patch(f"/workflows/{named['id']}", json={"status": "archived"})).status_code == 200
 
 
-async def test_a_workflow_cannot_contain_itself(acme: Tenant) -> None:
+async def test_a_workflow_cannot_contain_itself(acme: TenantClient) -> None:
     a, b, c = [await made(acme, LIST, name=name) for name in "abc"]
     inner = {"id": "inner", "workflow": "a"}
     for one, other in ((b, a), (c, b)):
@@ -265,7 +265,7 @@ async def test_a_workflow_cannot_contain_itself(acme: Tenant) -> None:
     assert (taken.status_code, "free → b → a → free" in taken.text) == (422, True), taken.text
 
 
-async def test_two_at_once_cannot_contain_each_other(acme: Tenant) -> None:
+async def test_two_at_once_cannot_contain_each_other(acme: TenantClient) -> None:
     for _ in range(5):
         one, other = [await made(acme, LIST) for _ in range(2)]
         answers = await asyncio.gather(
@@ -277,7 +277,7 @@ async def test_two_at_once_cannot_contain_each_other(acme: Tenant) -> None:
         assert sorted(answer.status_code for answer in answers) == [200, 422]
 
 
-async def test_workflows_nest_so_deep_and_no_deeper(acme: Tenant) -> None:
+async def test_workflows_nest_so_deep_and_no_deeper(acme: TenantClient) -> None:
     last = await made(acme, LIST)
     for _ in range(MAX_PLAN_DEPTH - 1):
         last = await made(acme, {"id": "in", "workflow": last["name"]})
@@ -286,7 +286,7 @@ async def test_workflows_nest_so_deep_and_no_deeper(acme: Tenant) -> None:
     assert f"deeper than {MAX_PLAN_DEPTH}" in told["steps[0].workflow"]
 
 
-async def test_steps_are_counted_with_those_within(acme: Tenant) -> None:
+async def test_steps_are_counted_with_those_within(acme: TenantClient) -> None:
     told = await wrong(acme, *(step(f"s{number}") for number in range(MAX_PLAN_STEPS + 1)))
     assert list(told) == ["steps"]
     hundred = await made(acme, *(step(f"s{number}") for number in range(100)))
@@ -297,8 +297,8 @@ async def test_steps_are_counted_with_those_within(acme: Tenant) -> None:
     assert str(MAX_PLAN_STEPS) in told["steps"]
 
 
-async def test_an_agent_may_have_nothing_to_run_yet(acme: Tenant) -> None:
-    coder = await acme.agent()
+async def test_an_agent_may_have_nothing_to_run_yet(acme: TenantClient) -> None:
+    coder = await acme.create_agent()
     flow = await made(acme, {"id": "a", "agent": coder["name"], "prompt": "x"})
     started = await acme.http.post(f"/workflows/{flow['id']}/execute", json={})
     assert (started.status_code, started.json()["error"]) == (409, "version_not_ready")
@@ -309,8 +309,8 @@ async def test_an_agent_may_have_nothing_to_run_yet(acme: Tenant) -> None:
     assert started.json()["errors"][0]["field"] == "steps[1].workflow"
 
 
-async def test_what_cannot_be_started(acme: Tenant) -> None:
-    writer = await agent(acme, "smollm2")
+async def test_what_cannot_be_started(acme: TenantClient) -> None:
+    writer = await create_model_agent(acme, "smollm2")
     flow = await made(
         acme,
         {"id": "a", "agent": writer["id"], "prompt": "{{ inputs.x }}"},
@@ -344,8 +344,8 @@ async def test_what_cannot_be_started(acme: Tenant) -> None:
     assert (await acme.http.get("/executions")).json()["total"] == 0
 
 
-async def test_a_model_agent_is_asked_something(acme: Tenant) -> None:
-    writer = await agent(acme, "smollm2")
+async def test_a_model_agent_is_asked_something(acme: TenantClient) -> None:
+    writer = await create_model_agent(acme, "smollm2")
     assert list(await wrong(acme, {"id": "a", "agent": writer["name"]})) == ["steps[0].prompt"]
     told = await wrong(acme, {"id": "a", "agent": writer["name"], "prompt": "x", "inputs": {"task": "y"}})
     assert list(told) == ["steps[0].prompt"]
@@ -357,13 +357,13 @@ async def test_a_model_agent_is_asked_something(acme: Tenant) -> None:
         assert "workspace" in told["steps[0].output_file"]
     flow = await made(acme, {**asked, "output_file": "a/b.md"})
     await acme.http.delete(f"/agents/{writer['id']}")
-    coder = await acme.agent(writer["name"])
-    await acme.built(coder["id"], archive({"agent.py": "def handle(p): return p\n"}))
+    coder = await acme.create_agent(writer["name"])
+    await acme.build_version(coder["id"], pack_archive({"agent.py": "def handle(p): return p\n"}))
     other = await acme.http.post(f"/workflows/{flow['id']}/execute", json={})
     assert (other.status_code, other.json()["errors"][0]["field"]) == (422, "steps[0].output_file")
 
 
-async def test_what_a_workflow_within_takes(acme: Tenant) -> None:
+async def test_what_a_workflow_within_takes(acme: TenantClient) -> None:
     takes = {"x": {"type": "string", "required": True}, "n": {"type": "integer", "default": 3}}
     inner = await made(acme, step("a", inputs={"path": "{{ inputs.x }}"}), inputs=takes)
     told = await wrong(acme, {"id": "in", "workflow": inner["name"], "inputs": {"n": "many", "z": 1}})
@@ -375,9 +375,9 @@ async def test_what_a_workflow_within_takes(acme: Tenant) -> None:
     assert set(told) == {"inputs.x.default", "inputs.y.default"}
 
 
-async def test_a_repeated_creation_is_one(acme: Tenant) -> None:
-    headers = {"Idempotency-Key": fresh("key"), **YAML}
-    text = f"name: {fresh('flow')}\nsteps:\n- id: a\n  tool: filesystem_list\n"
+async def test_a_repeated_creation_is_one(acme: TenantClient) -> None:
+    headers = {"Idempotency-Key": generate_name("key"), **YAML}
+    text = f"name: {generate_name('flow')}\nsteps:\n- id: a\n  tool: filesystem_list\n"
     first, again = [await acme.http.post("/workflows", content=text, headers=headers) for _ in range(2)]
     assert (again.status_code, again.json()) == (201, first.json())
     assert again.headers["Idempotency-Replayed"] == "true"
@@ -386,7 +386,7 @@ async def test_a_repeated_creation_is_one(acme: Tenant) -> None:
     assert other.status_code == 409
 
 
-async def test_a_body_has_a_limit(acme: Tenant) -> None:
+async def test_a_body_has_a_limit(acme: TenantClient) -> None:
     big = {"name": "big", "steps": [step("a", inputs={"path": "x" * 1024 * 1024})]}
     assert (await acme.http.post("/workflows", json=big)).status_code == 413
     fits = {"name": "fits", "steps": [step("a", inputs={"path": "x" * 1000 * 1000})]}
@@ -402,18 +402,18 @@ async def test_a_body_has_a_limit(acme: Tenant) -> None:
     assert answer.status_code == 400
 
 
-async def test_budgets_name_workflows(acme: Tenant, rival: Tenant) -> None:
+async def test_budgets_name_workflows(acme: TenantClient, other_tenant: TenantClient) -> None:
     flow = await made(acme, LIST)
     body = {"scope": "workflow", "limit_usd": 1, "period": "day"}
     for reference in (flow["id"], flow["name"]):
         budget = await acme.http.post("/budgets", json={**body, "subject": reference})
         assert (budget.status_code, budget.json()["subject"]) == (201, flow["id"]), budget.text
-        assert (await rival.http.post("/budgets", json={**body, "subject": reference})).status_code == 422
+        assert (await other_tenant.http.post("/budgets", json={**body, "subject": reference})).status_code == 422
     assert (await acme.http.post("/budgets", json={**body, "subject": "nothing"})).status_code == 422
     assert (await acme.http.post("/budgets", json=body)).json()["errors"][0]["field"] == "subject"
 
 
-async def test_a_workflow_stays_while_a_schedule_starts_it(acme: Tenant) -> None:
+async def test_a_workflow_stays_while_a_schedule_starts_it(acme: TenantClient) -> None:
     flow = await made(acme, LIST)
     body = {"name": "nightly", "cron_expression": "0 3 * * *", "workflow_id": flow["name"]}
     schedule = await acme.http.post("/scheduler/schedules", json=body)
@@ -425,7 +425,7 @@ async def test_a_workflow_stays_while_a_schedule_starts_it(acme: Tenant) -> None
     assert (await acme.http.delete(f"/workflows/{flow['id']}")).status_code == 204
 
 
-async def test_the_document_tells_of_both_forms(system, acme: Tenant) -> None:
+async def test_the_document_tells_of_both_forms(system, acme: TenantClient) -> None:
     document = (await acme.http.get(f"{system.url}/openapi.json")).json()
     post = document["paths"]["/api/v1/workflows"]["post"]["requestBody"]
     patch = document["paths"]["/api/v1/workflows/{workflow_id}"]["patch"]["requestBody"]
@@ -441,7 +441,7 @@ async def test_the_document_tells_of_both_forms(system, acme: Tenant) -> None:
     assert takes["items"]["$ref"].endswith("/WorkflowStep")
 
 
-async def test_a_crew_within_has_to_be_given_what_its_texts_name(acme: Tenant) -> None:
+async def test_a_crew_within_has_to_be_given_what_its_texts_name(acme: TenantClient) -> None:
     crew = {
         "name": "writers",
         "model": "smollm2",

@@ -10,7 +10,7 @@ import pytest
 import websockets
 
 from domain import accounts
-from tests.support.clients import Tenant, api_beside, tenant
+from tests.support.clients import TenantClient, register_tenant, run_second_api
 
 SLOW = "import time\ndef handle(p):\n    for n in range(600):\n        print(n, flush=True)\n        time.sleep(0.2)\n"
 
@@ -19,13 +19,15 @@ def fresh_email() -> str:
     return f"{secrets.token_hex(6)}@example.com"
 
 
-async def test_guesses_count_for_the_account_whoever_s_key_comes_along(system, acme: Tenant, rival: Tenant) -> None:
-    async with api_beside(system, PADDOCK_LOGIN_FAILURES="3", PADDOCK_TRUSTED_PROXIES="127.0.0.1") as url:
+async def test_guesses_count_for_the_account_whoever_s_key_comes_along(
+    system, acme: TenantClient, other_tenant: TenantClient
+) -> None:
+    async with run_second_api(system, PADDOCK_LOGIN_FAILURES="3", PADDOCK_TRUSTED_PROXIES="127.0.0.1") as url:
         base = f"{url}/api/v1"
         address = f"203.0.113.{secrets.randbelow(250)}"
         victim = acme.account["email"]
         names = [victim, victim.upper(), victim.replace("@", "＠")]
-        keys_of_rival = [await rival.key() for _ in range(4)]
+        keys_of_rival = [await other_tenant.create_key() for _ in range(4)]
 
         async def guess(name: str, number: int, at: str = address, password: str = "wrong") -> httpx.Response:
             headers = {"X-API-Key": keys_of_rival[number % 4], "X-Forwarded-For": f"{at}:{4000 + number}"}
@@ -48,26 +50,26 @@ async def test_guesses_count_for_the_account_whoever_s_key_comes_along(system, a
         nobody = fresh_email()
         assert [(await guess(nobody, number, elsewhere)).status_code for number in range(5)] == [401] * 3 + [429] * 2
         # Many addresses together come to an end too.
-        target = rival.account["email"]
+        target = other_tenant.account["email"]
         spread = [(await guess(target, n, f"192.0.2.{n // 3}")).status_code for n in range(33)]
         assert spread == [401] * 30 + [429] * 3
 
 
-async def test_guesses_of_the_current_password_count_too(system, acme: Tenant) -> None:
+async def test_guesses_of_the_current_password_count_too(system, acme: TenantClient) -> None:
     body = {"password": "a new password", "current_password": "wrong"}
     async with (
-        api_beside(system, PADDOCK_LOGIN_FAILURES="2") as url,
+        run_second_api(system, PADDOCK_LOGIN_FAILURES="2") as url,
         httpx.AsyncClient(base_url=f"{url}/api/v1", headers=acme.http.headers, timeout=90) as client,
     ):
         answers = [await client.patch("/users/me", json=body) for _ in range(3)]
     assert [one.status_code for one in answers] == [422, 422, 429]
 
 
-async def test_more_keys_are_not_more_calls(system, acme: Tenant) -> None:
-    async with api_beside(system, PADDOCK_RATE_LIMIT_AUTHENTICATED="6") as url:
+async def test_more_keys_are_not_more_calls(system, acme: TenantClient) -> None:
+    async with run_second_api(system, PADDOCK_RATE_LIMIT_AUTHENTICATED="6") as url:
         left: list[int] = []
         for _ in range(2):
-            for key in (await acme.key(), await acme.key()):
+            for key in (await acme.create_key(), await acme.create_key()):
                 async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers={"X-API-Key": key}) as client:
                     left.append(int((await client.get("/auth/me")).headers["x-ratelimit-remaining"]))
         async with httpx.AsyncClient(base_url=f"{url}/api/v1", headers=acme.http.headers) as client:
@@ -76,7 +78,7 @@ async def test_more_keys_are_not_more_calls(system, acme: Tenant) -> None:
     assert left == [5, 4, 3, 2, 1] or (len(set(left)) < 5 and max(left) == 5), left
 
 
-async def test_the_keys_of_a_user_are_bounded(acme: Tenant) -> None:
+async def test_the_keys_of_a_user_are_bounded(acme: TenantClient) -> None:
     async def make(**fields: str) -> int:
         return (await acme.http.post("/api-keys", json={"name": "n", **fields})).status_code
 
@@ -93,7 +95,7 @@ async def test_the_keys_of_a_user_are_bounded(acme: Tenant) -> None:
 
 
 @pytest.fixture
-async def member(acme: Tenant, system):
+async def member(acme: TenantClient, system):
     """A member of acme's, with a session and a key."""
     email = fresh_email()
     invited = (await acme.http.post("/users/invites", json={"email": email})).json()
@@ -101,12 +103,12 @@ async def member(acme: Tenant, system):
         body = {"email": email, "password": "a long password", "tenant_id": acme.tenant_id}
         account = (await http.post("/auth/register", json={**body, "invite_token": invited["invite_token"]})).json()
         http.headers["Authorization"] = f"Bearer {account['access_token']}"
-        yield Tenant(http, account, body["password"])
+        yield TenantClient(http, account, body["password"])
 
 
 @contextlib.asynccontextmanager
 async def read_until_shut_out(
-    owner: Tenant, run_id: str, headers: dict[str, str], query: str = ""
+    owner: TenantClient, run_id: str, headers: dict[str, str], query: str = ""
 ) -> AsyncIterator[None]:
     """Read a run's streams of both kinds; what is done meanwhile must end them, and not the run."""
     began = {"sse": asyncio.Event(), "ws": asyncio.Event()}
@@ -147,9 +149,9 @@ async def read_until_shut_out(
 
 
 @pytest.mark.parametrize("how", ["key revoked", "key deleted", "user shut out by key", "user shut out", "logged out"])
-async def test_streams_end_when_who_reads_them_is_shut_out(acme: Tenant, member: Tenant, how: str) -> None:
-    agent = await acme.deploy(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
-    run = await acme.start(agent)
+async def test_streams_end_when_who_reads_them_is_shut_out(acme: TenantClient, member: TenantClient, how: str) -> None:
+    agent = await acme.deploy_agent(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
+    run = await acme.start_execution(agent)
     made = (await member.http.post("/api-keys", json={"name": "streams"})).json()
     token = member.account["access_token"] if how in ("user shut out", "logged out") else made["key"]
     async with read_until_shut_out(acme, run["id"], {"Authorization": f"Bearer {token}"}, f"?access_token={token}"):
@@ -164,7 +166,7 @@ async def test_streams_end_when_who_reads_them_is_shut_out(acme: Tenant, member:
         assert answer.status_code in (200, 204), answer.text
 
 
-async def test_look_alike_addresses_are_one_account(acme: Tenant, system) -> None:
+async def test_look_alike_addresses_are_one_account(acme: TenantClient, system) -> None:
     email = acme.account["email"]
     async with httpx.AsyncClient(base_url=acme.http.base_url, timeout=90) as nobody:
         for alike in (
@@ -183,7 +185,7 @@ async def test_look_alike_addresses_are_one_account(acme: Tenant, system) -> Non
         assert cyrillic.status_code == 422
 
 
-async def test_registering_does_not_tell_which_tenants_there_are(acme: Tenant, system) -> None:
+async def test_registering_does_not_tell_which_tenants_there_are(acme: TenantClient, system) -> None:
     """What is taken anyway is said first, and what can be refused is refused alike."""
     free = f"free-{secrets.token_hex(4)}"
     async with httpx.AsyncClient(base_url=acme.http.base_url, timeout=90) as nobody:
@@ -197,5 +199,5 @@ async def test_registering_does_not_tell_which_tenants_there_are(acme: Tenant, s
         assert [status for status, _ in told[0]] == [409, 403]
         for _, detail in told[0]:
             assert acme.tenant_id not in detail
-    async with tenant(system.url) as other:
+    async with register_tenant(system.url) as other:
         assert other.tenant_id != free

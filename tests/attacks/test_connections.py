@@ -11,7 +11,7 @@ import httpx
 import pytest
 import websockets
 
-from tests.support.clients import Tenant, api_beside
+from tests.support.clients import TenantClient, run_second_api
 
 BOUNDS = {
     "PADDOCK_REQUEST_HEAD_BYTES": "8192",
@@ -24,7 +24,7 @@ HEAD = b"GET /health/live HTTP/1.1\r\nHost: x\r\n"
 
 @pytest.fixture(scope="module")
 async def bounded(system) -> AsyncIterator[str]:
-    async with api_beside(system, **BOUNDS) as url:
+    async with run_second_api(system, **BOUNDS) as url:
         yield url
 
 
@@ -76,7 +76,7 @@ async def test_a_head_past_its_bound_is_refused(bounded: str, pieces: tuple[byte
     assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 400 ")) or answer == b"", answer[:200]
 
 
-async def test_trailers_past_the_bound_are_refused(bounded: str, acme: Tenant) -> None:
+async def test_trailers_past_the_bound_are_refused(bounded: str, acme: TenantClient) -> None:
     token = acme.http.headers["Authorization"].encode()
     head = (
         b"POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nAuthorization: "
@@ -125,7 +125,7 @@ async def test_drops_of_a_head_buy_no_time(bounded: str) -> None:
     assert number < 599
 
 
-async def test_drops_of_a_body_are_not_waited_for(bounded: str, acme: Tenant) -> None:
+async def test_drops_of_a_body_are_not_waited_for(bounded: str, acme: TenantClient) -> None:
     token = acme.http.headers["Authorization"].encode()
     reader, writer = await connect(bounded)
     head = b"POST /api/v1/agents HTTP/1.1\r\nHost: x\r\nAuthorization: " + token + b"\r\nContent-Length: 100000\r\n\r\n"
@@ -172,8 +172,8 @@ async def test_who_has_all_its_connections_gets_no_more_until_one_ends(bounded: 
     raise AssertionError("the connections that ended still count")
 
 
-async def test_websockets_count_as_long_as_they_are_open(bounded: str, home: Tenant) -> None:
-    token = home.http.headers["Authorization"].removeprefix("Bearer ")
+async def test_websockets_count_as_long_as_they_are_open(bounded: str, shared_tenant: TenantClient) -> None:
+    token = shared_tenant.http.headers["Authorization"].removeprefix("Bearer ")
     url = bounded.replace("http://", "ws://") + f"/api/v1/agents/hello/stream?access_token={token}"
     for _ in range(3):
         sockets = []
@@ -194,7 +194,7 @@ async def test_websockets_count_as_long_as_they_are_open(bounded: str, home: Ten
             await socket.close()
 
 
-async def test_ordinary_requests_are_as_they_were(bounded: str, acme: Tenant) -> None:
+async def test_ordinary_requests_are_as_they_were(bounded: str, acme: TenantClient) -> None:
     async with httpx.AsyncClient(base_url=f"{bounded}/api/v1", headers=acme.http.headers, timeout=60) as http:
         for _ in range(3):
             made = await http.post("/evaluations", json={"prompt": "p" * 900_000, "response": "r"})

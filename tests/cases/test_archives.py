@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.support.case_inputs import case_folder
-from tests.support.clients import MANIFEST, Tenant, archive
+from tests.support.case_inputs import find_case_folder
+from tests.support.clients import DEFAULT_MANIFEST, TenantClient, pack_archive
 
 SOURCE = "def handle(p):\n    return 'ran'\n"
 
 
-async def _built(tenant: Tenant, data: bytes) -> tuple[str, dict[str, Any]]:
-    agent = await tenant.agent()
-    return str(agent["id"]), await tenant.built(agent["id"], data)
+async def _built(tenant: TenantClient, data: bytes) -> tuple[str, dict[str, Any]]:
+    agent = await tenant.create_agent()
+    return str(agent["id"]), await tenant.build_version(agent["id"], data)
 
 
-async def _case(tenant: Tenant, folder: str, name: str) -> tuple[str, dict[str, Any]]:
-    return await _built(tenant, (case_folder(folder) / f"{name}.tar.gz").read_bytes())
+async def _case(tenant: TenantClient, folder: str, name: str) -> tuple[str, dict[str, Any]]:
+    return await _built(tenant, (find_case_folder(folder) / f"{name}.tar.gz").read_bytes())
 
 
 def _tar(*members: tuple[str | tarfile.TarInfo, bytes]) -> bytes:
@@ -33,55 +33,64 @@ def _tar(*members: tuple[str | tarfile.TarInfo, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-async def test_requirements_with_many_hashes(home: Tenant) -> None:
-    agent_id, version = await _case(home, "05-requirements-with-many-hashes", "locked")
+async def test_requirements_with_many_hashes(shared_tenant: TenantClient) -> None:
+    agent_id, version = await _case(shared_tenant, "05-requirements-with-many-hashes", "locked")
     assert version["status"] == "ready", version["build_log"]
-    assert (await home.run(agent_id))["status"] == "completed"
-    _, version = await _case(home, "05-requirements-with-many-hashes", "wrong-line")
+    assert (await shared_tenant.run_agent(agent_id))["status"] == "completed"
+    _, version = await _case(shared_tenant, "05-requirements-with-many-hashes", "wrong-line")
     assert version["status"] == "failed"
     assert "requirements.txt, line 5: options are not allowed: '-e .'" in version["error_message"]
 
 
 @pytest.mark.parametrize("name", ["ds-store-beside", "in-a-package", "macosx-folder"])
-async def test_what_macos_puts_beside_files(home: Tenant, name: str) -> None:
-    agent_id, version = await _case(home, "06-macos-archive", name)
+async def test_what_macos_puts_beside_files(shared_tenant: TenantClient, name: str) -> None:
+    agent_id, version = await _case(shared_tenant, "06-macos-archive", name)
     assert version["status"] == "ready", version["build_log"]
     assert "Does not compile" not in version["build_log"]
-    assert (await home.run(agent_id))["status"] == "completed"
+    assert (await shared_tenant.run_agent(agent_id))["status"] == "completed"
 
 
-async def test_litter_of_every_system_counts_for_nothing(home: Tenant) -> None:
+async def test_litter_of_every_system_counts_for_nothing(shared_tenant: TenantClient) -> None:
     beside = ["desktop.ini", "Thumbs.db", "._x", ".DS_Store", "__MACOSX/x/._agent.py", "Icon\r", ".Trashes/501/x"]
     within = ["x/Desktop.ini", "x/._agent.py", "x/.ds_store", "x/pkg/._", "x/$RECYCLE.BIN/a.py"]
     files: dict[str, str | bytes] = dict.fromkeys([*beside, *within], b"\x00\x05\x16\x07")
-    agent_id, version = await _built(home, archive({**files, "x/agent.yaml": MANIFEST, "x/agent.py": SOURCE}, None))
+    agent_id, version = await _built(
+        shared_tenant, pack_archive({**files, "x/agent.yaml": DEFAULT_MANIFEST, "x/agent.py": SOURCE}, None)
+    )
     assert version["status"] == "ready", version["build_log"]
     assert "Unpacked 2 entries" in version["build_log"]
     assert "Left out" not in version["build_log"]
     listing = "import os\ndef handle(p):\n    return sorted(os.listdir('.'))\n"
-    files = {**dict.fromkeys(beside, b"\x00"), "agent.yaml": MANIFEST, "agent.py": listing}
-    agent_id, version = await _built(home, archive(files, None))
-    assert (await home.run(agent_id))["output_data"] == ["__pycache__", "agent.py", "agent.yaml"]
+    files = {**dict.fromkeys(beside, b"\x00"), "agent.yaml": DEFAULT_MANIFEST, "agent.py": listing}
+    agent_id, version = await _built(shared_tenant, pack_archive(files, None))
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == ["__pycache__", "agent.py", "agent.yaml"]
 
 
-async def test_a_link_among_litter_is_left_out_too(home: Tenant) -> None:
+async def test_a_link_among_litter_is_left_out_too(shared_tenant: TenantClient) -> None:
     link = tarfile.TarInfo("__MACOSX/x")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc"
-    _, version = await _built(home, _tar((link, b""), ("agent.yaml", MANIFEST.encode()), ("agent.py", SOURCE.encode())))
+    _, version = await _built(
+        shared_tenant, _tar((link, b""), ("agent.yaml", DEFAULT_MANIFEST.encode()), ("agent.py", SOURCE.encode()))
+    )
     assert version["status"] == "ready", version["build_log"]
 
 
-async def test_a_readme_beside_the_folder(home: Tenant) -> None:
-    files: dict[str, str | bytes] = {"README.md": "x", ".git/HEAD": "x", "x/agent.yaml": MANIFEST, "x/agent.py": SOURCE}
-    agent_id, version = await _built(home, archive(files, None))
+async def test_a_readme_beside_the_folder(shared_tenant: TenantClient) -> None:
+    files: dict[str, str | bytes] = {
+        "README.md": "x",
+        ".git/HEAD": "x",
+        "x/agent.yaml": DEFAULT_MANIFEST,
+        "x/agent.py": SOURCE,
+    }
+    agent_id, version = await _built(shared_tenant, pack_archive(files, None))
     assert version["status"] == "ready", version["build_log"]
     assert "Left out, as it lies beside the folder of the manifest: .git, README.md." in version["build_log"]
-    assert (await home.run(agent_id))["output_data"] == "ran"
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == "ran"
 
 
 @pytest.mark.parametrize("name", ["literal", "folded", "emoji", "python-3-10"])
-async def test_a_manifest_of_several_lines(home: Tenant, name: str) -> None:
-    _, version = await _case(home, "07-manifest-of-several-lines", name)
+async def test_a_manifest_of_several_lines(shared_tenant: TenantClient, name: str) -> None:
+    _, version = await _case(shared_tenant, "07-manifest-of-several-lines", name)
     if name != "python-3-10":
         assert version["status"] == "ready", version["build_log"]
     elif not platform.python_version().startswith("3.10."):
@@ -91,10 +100,10 @@ async def test_a_manifest_of_several_lines(home: Tenant, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["utf-16", "utf-8-bom"])
-async def test_requirements_in_utf_16(home: Tenant, name: str) -> None:
-    agent_id, version = await _case(home, "19-requirements-in-utf-16", name)
+async def test_requirements_in_utf_16(shared_tenant: TenantClient, name: str) -> None:
+    agent_id, version = await _case(shared_tenant, "19-requirements-in-utf-16", name)
     assert version["status"] == "ready", version["build_log"]
-    assert (await home.run(agent_id))["output_data"] == {"idna": "3.10"}
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == {"idna": "3.10"}
 
 
 MARKED = {
@@ -106,16 +115,18 @@ MARKED = {
 }
 
 
-async def test_a_manifest_is_read_by_its_mark(home: Tenant) -> None:
+async def test_a_manifest_is_read_by_its_mark(shared_tenant: TenantClient) -> None:
     for encoding, mark in MARKED.items():
-        manifest = mark + MANIFEST.replace("\n", "\r\n").encode(encoding)
-        _, version = await _built(home, archive({"agent.yaml": manifest, "agent.py": SOURCE}, None))
+        manifest = mark + DEFAULT_MANIFEST.replace("\n", "\r\n").encode(encoding)
+        _, version = await _built(shared_tenant, pack_archive({"agent.yaml": manifest, "agent.py": SOURCE}, None))
         assert version["status"] == "ready", (encoding, version["build_log"])
-    unmarked = archive({"agent.py": SOURCE, "requirements.txt": "idna\r\n".encode("utf-16-le")})
-    _, version = await _built(home, unmarked)
+    unmarked = pack_archive({"agent.py": SOURCE, "requirements.txt": "idna\r\n".encode("utf-16-le")})
+    _, version = await _built(shared_tenant, unmarked)
     assert "requirements.txt: holds NUL characters" in version["error_message"]
     assert "save it as UTF-8" in version["error_message"]
-    _, version = await _built(home, archive({"agent.py": SOURCE, "requirements.txt": b"# a\n# caf\xe9\n"}))
+    _, version = await _built(
+        shared_tenant, pack_archive({"agent.py": SOURCE, "requirements.txt": b"# a\n# caf\xe9\n"})
+    )
     assert "requirements.txt: is not UTF-8 text (byte 9, line 2); save it as UTF-8" in version["error_message"]
 
 
@@ -127,8 +138,8 @@ async def test_a_manifest_is_read_by_its_mark(home: Tenant) -> None:
         ("indirect", "sgmllib3k, which feedparser==6.0.11 needs, is published without a wheel"),
     ],
 )
-async def test_packages_without_a_wheel(home: Tenant, name: str, told: str) -> None:
-    _, version = await _case(home, "20-packages-without-a-wheel", name)
+async def test_packages_without_a_wheel(shared_tenant: TenantClient, name: str, told: str) -> None:
+    _, version = await _case(shared_tenant, "20-packages-without-a-wheel", name)
     assert version["status"] == "failed"
     first, _, rest = version["error_message"].partition("\n")
     assert told in first
@@ -138,13 +149,13 @@ async def test_packages_without_a_wheel(home: Tenant, name: str, told: str) -> N
     assert told in version["build_log"]
 
 
-async def test_archives_made_otherwise(home: Tenant) -> None:
+async def test_archives_made_otherwise(shared_tenant: TenantClient) -> None:
     folder = "36-archives-made-otherwise"
     ready = {"dots": {}, "hard-link": {}, "latin-1": {}}
     for name in ready:
-        agent_id, version = await _case(home, folder, name)
+        agent_id, version = await _case(shared_tenant, folder, name)
         assert version["status"] == "ready", (name, version["build_log"])
-        assert (await home.run(agent_id))["status"] == "completed"
+        assert (await shared_tenant.run_agent(agent_id))["status"] == "completed"
     assert "br\\udcf6ken.py" in version["build_log"], "the file that does not compile is named"
     refused = {
         "twice": ["'main.py': is in the archive twice", "Pack the folder anew"],
@@ -152,22 +163,26 @@ async def test_archives_made_otherwise(home: Tenant) -> None:
         "backslashes": ["win\\agent.yaml", "a backslash is part of a name"],
     }
     for name, words in refused.items():
-        _, version = await _case(home, folder, name)
+        _, version = await _case(shared_tenant, folder, name)
         assert version["status"] == "failed"
         for word in words:
             assert word in version["error_message"], (name, version["error_message"])
 
 
-async def test_a_hard_link_is_a_copy_of_what_came_before_it_and_of_nothing_else(home: Tenant) -> None:
+async def test_a_hard_link_is_a_copy_of_what_came_before_it_and_of_nothing_else(shared_tenant: TenantClient) -> None:
     def link(name: str, to: str) -> tuple[tarfile.TarInfo, bytes]:
         made = tarfile.TarInfo(name)
         made.type, made.linkname = tarfile.LNKTYPE, to
         return made, b""
 
-    good = [("agent.yaml", MANIFEST.encode()), ("pkg/one.py", SOURCE.encode()), link("agent.py", "./pkg/one.py")]
-    agent_id, version = await _built(home, _tar(*good))
+    good = [
+        ("agent.yaml", DEFAULT_MANIFEST.encode()),
+        ("pkg/one.py", SOURCE.encode()),
+        link("agent.py", "./pkg/one.py"),
+    ]
+    agent_id, version = await _built(shared_tenant, _tar(*good))
     assert version["status"] == "ready", version["build_log"]
-    assert (await home.run(agent_id))["output_data"] == "ran"
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == "ran"
     for to, told in {
         "/etc/passwd": "absolute names are not allowed",
         "../../etc/passwd": "'..' is not allowed",
@@ -176,57 +191,65 @@ async def test_a_hard_link_is_a_copy_of_what_came_before_it_and_of_nothing_else(
         "": "is a hard link to '', which is no file before it",
         "agent.yaml/x": "is a hard link to 'agent.yaml/x', which is no file before it",
     }.items():
-        _, version = await _built(home, _tar(*good[:2], link("x.py", to), ("later.py", b"")))
+        _, version = await _built(shared_tenant, _tar(*good[:2], link("x.py", to), ("later.py", b"")))
         assert version["status"] == "failed"
         assert told in version["error_message"]
 
 
-async def test_what_was_found_is_named_where_there_is_no_manifest(home: Tenant) -> None:
+async def test_what_was_found_is_named_where_there_is_no_manifest(shared_tenant: TenantClient) -> None:
     for files, told in [
-        ({"Agent.yaml": MANIFEST, "agent.py": SOURCE}, "Found Agent.yaml: rename it to agent.yaml"),
-        ({"agent.yaml.txt": MANIFEST}, "Found agent.yaml.txt: rename it to agent.yaml"),
-        ({"a/agent.yaml": MANIFEST, "b/agent.yaml": MANIFEST}, "Found a/agent.yaml, b/agent.yaml beside other folders"),
-        ({"a/agent.yaml": MANIFEST, "lib/x.py": ""}, "Found a/agent.yaml beside other folders: pack only that folder"),
+        ({"Agent.yaml": DEFAULT_MANIFEST, "agent.py": SOURCE}, "Found Agent.yaml: rename it to agent.yaml"),
+        ({"agent.yaml.txt": DEFAULT_MANIFEST}, "Found agent.yaml.txt: rename it to agent.yaml"),
+        (
+            {"a/agent.yaml": DEFAULT_MANIFEST, "b/agent.yaml": DEFAULT_MANIFEST},
+            "Found a/agent.yaml, b/agent.yaml beside other folders",
+        ),
+        (
+            {"a/agent.yaml": DEFAULT_MANIFEST, "lib/x.py": ""},
+            "Found a/agent.yaml beside other folders: pack only that folder",
+        ),
         ({f"f{n}": "" for n in range(30)}, "The top level contains: f0, f1, f10"),
-        ({"a/b/agent.yaml": MANIFEST}, "The top level contains: a/."),
+        ({"a/b/agent.yaml": DEFAULT_MANIFEST}, "The top level contains: a/."),
         ({"odd\nname \x1b[31m": ""}, "odd\\nname \\x1b[31m"),
     ]:
-        _, version = await _built(home, archive(dict(files), None))
+        _, version = await _built(shared_tenant, pack_archive(dict(files), None))
         assert version["status"] == "failed"
         assert "The archive has no agent.yaml or anymind.yaml at its top level" in version["error_message"]
         assert told in version["error_message"]
 
 
-async def test_names_in_latin_1_are_told_wherever_they_stand(home: Tenant) -> None:
-    files = [("agent.yaml", MANIFEST.encode()), ("agent.py", SOURCE.encode())]
-    _, version = await _built(home, _tar(*files, ("caf\xe9.py", b"def (:\n"), ("d\xe9/x.txt", b"")))
+async def test_names_in_latin_1_are_told_wherever_they_stand(shared_tenant: TenantClient) -> None:
+    files = [("agent.yaml", DEFAULT_MANIFEST.encode()), ("agent.py", SOURCE.encode())]
+    _, version = await _built(shared_tenant, _tar(*files, ("caf\xe9.py", b"def (:\n"), ("d\xe9/x.txt", b"")))
     assert version["status"] == "ready", version["build_log"]
     assert "caf\\udce9.py" in version["build_log"]
-    _, version = await _built(home, _tar(("r\xe9sum\xe9.txt", b"")))
+    _, version = await _built(shared_tenant, _tar(("r\xe9sum\xe9.txt", b"")))
     assert "r\\udce9sum\\udce9.txt" in version["error_message"]
     raising = ("caf\xe9.py", b"raise ValueError(__file__)\n")
     source = b"import importlib\nimportlib.import_module('caf\\udce9')\ndef handle(p): pass\n"
-    _, version = await _built(home, _tar(files[0], ("agent.py", source), raising))
+    _, version = await _built(shared_tenant, _tar(files[0], ("agent.py", source), raising))
     assert "ValueError: /agent/caf\\udce9.py" in version["error_message"]
 
 
-async def test_backslashes_beside_a_manifest_are_told_when_the_import_fails(home: Tenant) -> None:
+async def test_backslashes_beside_a_manifest_are_told_when_the_import_fails(shared_tenant: TenantClient) -> None:
     files = {"pkg\\main.py": SOURCE}
-    _, version = await _built(home, archive(dict(files), "name: x\nentrypoint: pkg.main:handle\n"))
+    _, version = await _built(shared_tenant, pack_archive(dict(files), "name: x\nentrypoint: pkg.main:handle\n"))
     assert "ModuleNotFoundError" in version["error_message"]
     assert "pkg\\main.py: a backslash is part of a name here" in version["error_message"]
 
 
-async def test_null_bytes_in_a_source_name_the_file(home: Tenant) -> None:
-    _, version = await _built(home, archive({"agent.py": "import pkg.bad\n" + SOURCE, "pkg/bad.py": b"x = 1\n\x00\n"}))
+async def test_null_bytes_in_a_source_name_the_file(shared_tenant: TenantClient) -> None:
+    _, version = await _built(
+        shared_tenant, pack_archive({"agent.py": "import pkg.bad\n" + SOURCE, "pkg/bad.py": b"x = 1\n\x00\n"})
+    )
     assert version["status"] == "failed"
     assert "null bytes" in version["error_message"]
     assert "pkg/bad.py" in version["error_message"]
     assert "Does not compile: pkg/bad.py" in version["build_log"]
 
 
-async def test_an_import_has_the_manifest_s_timeout(home: Tenant) -> None:
+async def test_an_import_has_the_manifest_s_timeout(shared_tenant: TenantClient) -> None:
     sleeps = "import time\ntime.sleep(20)\n" + SOURCE
-    _, version = await _built(home, archive({"agent.py": sleeps}, MANIFEST + "timeout: 2.0\n"))
+    _, version = await _built(shared_tenant, pack_archive({"agent.py": sleeps}, DEFAULT_MANIFEST + "timeout: 2.0\n"))
     assert version["status"] == "failed"
     assert "longer than 2 s" in version["error_message"]

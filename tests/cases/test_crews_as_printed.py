@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.journeys.test_kasal_crews import made
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import fresh, model
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, generate_name
 
 PAGE = Path(__file__).parents[2] / "docs" / "crews.md"
 AGENT: dict[str, Any] = {"role": "r", "goal": "g", "llm": "smollm2"}
@@ -66,22 +66,22 @@ def body(agent: dict[str, Any], task: dict[str, Any]) -> dict[str, str]:
     return {"agents_yaml": json.dumps({"a": {**AGENT, **agent}}), "tasks_yaml": json.dumps({"t": {**TASK, **task}})}
 
 
-async def test_the_page_can_be_copied(acme: Tenant, provider: Wire) -> None:
+async def test_the_page_can_be_copied(acme: TenantClient, provider: FakeProvider) -> None:
     printed = re.findall(r"```yaml\n(# (agents|tasks)_yaml\n.*?)```", PAGE.read_text(), re.DOTALL)
     assert [kind for _, kind in printed] == ["agents", "tasks"]
     documents = {f"{kind}_yaml": text for text, kind in printed}
     found = (await acme.http.post("/crews/debug", json=documents)).json()
     assert (found["valid"], found["warnings"], found["inputs"]) == (True, [], ["topic"]), found
-    name = await model(acme, provider, fresh())
+    name = await create_model(acme, provider, generate_name())
     crew = await made(acme, "/crews", name="newsroom", **documents)
-    provider.say("Three facts.", to=name)
+    provider.queue_text("Three facts.", to=name)
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"topic": "horses"}, "model": name})
-    ended = await acme.ended(answer.json()["id"])
+    ended = await acme.wait_for_end(answer.json()["id"])
     assert (ended["status"], ended["result"]) == ("completed", "Three facts."), ended
     assert (await acme.http.get(f"/executions/{ended['id']}/files/facts/horses.md")).text == "Three facts."
 
 
-async def test_defaults_may_be_written_out(acme: Tenant) -> None:
+async def test_defaults_may_be_written_out(acme: TenantClient) -> None:
     found = (await acme.http.post("/crews/debug", json=body(AGENT_DEFAULTS, TASK_DEFAULTS))).json()
     assert found["valid"], found["errors"]
 
@@ -100,7 +100,7 @@ async def test_defaults_may_be_written_out(acme: Tenant) -> None:
         ("mood", None, "is not a field here"),
     ],
 )
-async def test_what_is_no_default_is_refused(acme: Tenant, field: str, value: Any, word: str) -> None:
+async def test_what_is_no_default_is_refused(acme: TenantClient, field: str, value: Any, word: str) -> None:
     found = (await acme.http.post("/crews/debug", json=body({field: value}, {}))).json()
     assert [one["field"] for one in found["errors"]] == [f"agents_yaml.a.{field}"]
     assert word in found["errors"][0]["message"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.case_inputs import INPUTS
+from tests.support.case_inputs import INPUTS_FOLDER
 
 HERE = Path(__file__).parent
 # Reports that are a list of requests, and have no files.
@@ -13,13 +13,13 @@ TESTS = {file: file.read_text() for file in HERE.glob("test_*.py") if file != Pa
 
 
 @pytest.mark.parametrize(
-    "name", sorted([*(folder.name for folder in INPUTS.iterdir() if folder.is_dir()), *WITHOUT_FILES])
+    "name", sorted([*(folder.name for folder in INPUTS_FOLDER.iterdir() if folder.is_dir()), *WITHOUT_FILES])
 )
 def test_a_test_runs_the_case(name: str) -> None:
     assert [file.name for file, text in TESTS.items() if name in text], f"no test of tests/cases names {name}"
 
 
 def test_every_number_is_there() -> None:
-    numbers = {int(folder.name[:2]) for folder in INPUTS.iterdir() if folder.is_dir()}
+    numbers = {int(folder.name[:2]) for folder in INPUTS_FOLDER.iterdir() if folder.is_dir()}
     # Number 18 was reported, tried and found right.
     assert numbers | {int(name[:2]) for name in WITHOUT_FILES} == set(range(1, 39)) - {18}

@@ -14,8 +14,8 @@ from api.connections import ConnectionBounds
 from infra.settings import SettingsError, parse_networks, read_settings
 from tests.journeys.test_agentops import judged
 from tests.journeys.test_settings_of_the_documents import MINIMAL
-from tests.support.case_inputs import case_folder
-from tests.support.clients import Tenant, api_beside
+from tests.support.case_inputs import find_case_folder
+from tests.support.clients import TenantClient, run_second_api
 
 BROWSER = {"Accept": "text/event-stream", "Origin": "http://localhost:3000"}
 
@@ -23,14 +23,14 @@ BROWSER = {"Accept": "text/event-stream", "Origin": "http://localhost:3000"}
 # 34-eventsource-in-a-browser
 
 
-async def test_an_eventsource_reads_a_stream_with_its_token_in_the_query(home: Tenant) -> None:
-    page = (case_folder("34-eventsource-in-a-browser") / "page.html").read_text()
+async def test_an_eventsource_reads_a_stream_with_its_token_in_the_query(shared_tenant: TenantClient) -> None:
+    page = (find_case_folder("34-eventsource-in-a-browser") / "page.html").read_text()
     assert "/events?access_token=" in page.replace("&", "?"), page
-    run = await home.run("hello", {"name": "Ada"})
-    token = home.http.headers["Authorization"].removeprefix("Bearer ")
+    run = await shared_tenant.run_agent("hello", {"name": "Ada"})
+    token = shared_tenant.http.headers["Authorization"].removeprefix("Bearer ")
     path = f"/executions/{run['id']}/events"
-    async with httpx.AsyncClient(base_url=home.http.base_url, timeout=60) as browser:
-        for credential in (token, await home.key()):
+    async with httpx.AsyncClient(base_url=shared_tenant.http.base_url, timeout=60) as browser:
+        for credential in (token, await shared_tenant.create_key()):
             for headers in ({}, BROWSER):
                 answer = await browser.get(path, params={"access_token": credential}, headers=headers)
                 assert answer.status_code == 200, answer.text
@@ -51,18 +51,20 @@ async def test_an_eventsource_reads_a_stream_with_its_token_in_the_query(home: T
         assert answer.status_code == 401
 
 
-async def test_a_header_goes_before_the_token_in_the_query(home: Tenant, rival: Tenant) -> None:
-    run = await home.run("hello", {"name": "Ada"})
-    token = home.http.headers["Authorization"].removeprefix("Bearer ")
-    answer = await rival.http.get(f"/executions/{run['id']}/events", params={"access_token": token})
+async def test_a_header_goes_before_the_token_in_the_query(
+    shared_tenant: TenantClient, other_tenant: TenantClient
+) -> None:
+    run = await shared_tenant.run_agent("hello", {"name": "Ada"})
+    token = shared_tenant.http.headers["Authorization"].removeprefix("Bearer ")
+    answer = await other_tenant.http.get(f"/executions/{run['id']}/events", params={"access_token": token})
     assert answer.status_code == 404
 
 
 # 38-csv-in-a-spreadsheet
 
 
-async def test_an_export_can_be_opened_in_a_spreadsheet(acme: Tenant) -> None:
-    rows = json.loads((case_folder("38-csv-in-a-spreadsheet") / "rows.json").read_text())
+async def test_an_export_can_be_opened_in_a_spreadsheet(acme: TenantClient) -> None:
+    rows = json.loads((find_case_folder("38-csv-in-a-spreadsheet") / "rows.json").read_text())
     answer = await acme.http.post("/evaluations/batch", json=rows)
     assert answer.status_code == 201, answer.text
     sent = rows["evaluations"] if isinstance(rows, dict) else rows
@@ -188,7 +190,7 @@ def test_nonsense_among_the_private_hosts_fails_at_start(entry: str) -> None:
 
 async def test_the_limit_bites_behind_a_proxy_that_writes_ports(system) -> None:
     settings = {"PADDOCK_TRUSTED_PROXIES": "127.0.0.0/8", "PADDOCK_RATE_LIMIT_ANONYMOUS": "5"}
-    async with api_beside(system, **settings) as url, httpx.AsyncClient(base_url=url) as client:
+    async with run_second_api(system, **settings) as url, httpx.AsyncClient(base_url=url) as client:
         for first, host in ((51000, "203.0.113.77:{}"), (4000, "[2001:db8::77]:{}")):
             answers = [
                 await client.get("/api/v1/auth/me", headers={"X-Forwarded-For": host.format(first + number)})
@@ -201,7 +203,7 @@ async def test_the_limit_bites_behind_a_proxy_that_writes_ports(system) -> None:
 # What editors and shells leave behind
 
 
-async def test_an_empty_key_beside_a_good_token_is_none(acme: Tenant) -> None:
+async def test_an_empty_key_beside_a_good_token_is_none(acme: TenantClient) -> None:
     for name in ("X-API-Key", "KURRAL"):
         assert (await acme.http.get("/auth/me", headers={name: ""})).status_code == 200
     async with httpx.AsyncClient(base_url=acme.http.base_url) as nobody:
@@ -212,7 +214,7 @@ async def test_an_empty_key_beside_a_good_token_is_none(acme: Tenant) -> None:
         assert wrong.status_code == 401
 
 
-async def test_a_body_may_begin_with_a_mark_of_its_byte_order(home: Tenant) -> None:
+async def test_a_body_may_begin_with_a_mark_of_its_byte_order(shared_tenant: TenantClient) -> None:
     mark = b"\xef\xbb\xbf"
     flow = {"name": "marked", "steps": [{"id": "a", "agent": "hello"}]}
     for path, body in (
@@ -224,9 +226,9 @@ async def test_a_body_may_begin_with_a_mark_of_its_byte_order(home: Tenant) -> N
         ("/agents/hello/execute", {"payload": {"name": "x"}}),
     ):
         content = mark + json.dumps(body).encode()
-        answer = await home.http.post(path, content=content, headers={"Content-Type": "application/json"})
+        answer = await shared_tenant.http.post(path, content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code == 201, (path, answer.text)
     large = mark + json.dumps({"payload": {"name": "x", "text": "y" * 100_000}}).encode()
-    assert (await home.http.post("/agents/hello/execute", content=large)).status_code == 201
-    twice = await home.http.post("/agents/hello/execute", content=mark + mark + b"{}")
+    assert (await shared_tenant.http.post("/agents/hello/execute", content=large)).status_code == 201
+    twice = await shared_tenant.http.post("/agents/hello/execute", content=mark + mark + b"{}")
     assert twice.status_code == 400

@@ -2,8 +2,8 @@
 
 import json
 
-from tests.support.case_inputs import case_folder
-from tests.support.clients import Tenant
+from tests.support.case_inputs import find_case_folder
+from tests.support.clients import TenantClient
 
 # The same fields one at a time, together, and what would change the answer.
 FIELDS = """
@@ -28,13 +28,13 @@ def handle(payload):
 """
 
 
-async def test_one_tool_by_its_name(acme: Tenant) -> None:
+async def test_one_tool_by_its_name(acme: TenantClient) -> None:
     """On the local model: one tool, one of two, and any."""
-    made = await acme.agent()
-    data = (case_folder("22-gateway-one-tool-by-name") / "probe.tar.gz").read_bytes()
-    version = await acme.built(made["id"], data)
+    made = await acme.create_agent()
+    data = (find_case_folder("22-gateway-one-tool-by-name") / "probe.tar.gz").read_bytes()
+    version = await acme.build_version(made["id"], data)
     assert version["status"] == "ready", version["build_log"]
-    ended = await acme.run(made["id"], {}, timeout=300)
+    ended = await acme.run_agent(made["id"], {}, timeout=300)
     assert ended["status"] == "completed", ended
     # Such a call may be cut at its 60 tokens; it is one in any case.
     for asked, (status, finish) in ended["output_data"].items():
@@ -42,8 +42,8 @@ async def test_one_tool_by_its_name(acme: Tenant) -> None:
         assert finish in ("tool_calls", "length"), (asked, finish)
 
 
-async def test_fields_that_change_nothing(acme: Tenant) -> None:
-    fields = json.loads((case_folder("23-gateway-requests-of-frameworks") / "fields.json").read_text())
+async def test_fields_that_change_nothing(acme: TenantClient) -> None:
+    fields = json.loads((find_case_folder("23-gateway-requests-of-frameworks") / "fields.json").read_text())
     parts = [{"type": "text", "text": "Say hi.", "cache_control": {"type": "ephemeral"}}]
     bare = {"type": "function", "function": {"name": "a", "parameters": {"properties": {}}}}
     taken = [
@@ -54,8 +54,10 @@ async def test_fields_that_change_nothing(acme: Tenant) -> None:
     ]
     refused = [{"logprobs": True}, {"n": 2}, {"reasoning_effort": "low"}]
     image = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}
-    agent_id = await acme.deploy(FIELDS, "name: probe\nentrypoint: agent:handle\nmodels: [smollm2]\ntimeout: 300\n")
-    ended = await acme.run(agent_id, {"all": [*taken, *refused, image]}, timeout=300)
+    agent_id = await acme.deploy_agent(
+        FIELDS, "name: probe\nentrypoint: agent:handle\nmodels: [smollm2]\ntimeout: 300\n"
+    )
+    ended = await acme.run_agent(agent_id, {"all": [*taken, *refused, image]}, timeout=300)
     assert ended["status"] == "completed", ended
     answers = ended["output_data"]
     assert answers[: len(taken)] == [[200, ""]] * len(taken)

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from tests.cases.test_streams import DONE, STOP, anthropic, chunk, event, piece
-from tests.support.case_inputs import case_folder
-from tests.support.scripted_model import play, play_body
+from tests.support.case_inputs import find_case_folder
+from tests.support.scripted_model import call_model, call_model_with_body
 
 HIGH, LOW = "\\ud83d", "\\ude00"
 
 
 async def test_a_thought_and_arguments_that_are_split(serve_case):
-    url = await serve_case(case_folder("15-half-an-emoji"))
-    played = await play(url, "thought-split")
+    url = await serve_case(find_case_folder("15-half-an-emoji"))
+    played = await call_model(url, "thought-split")
     assert (played.text, played.thoughts) == ("Paris.", "hm \U0001f600")
-    [(name, arguments)] = (await play(url, "arguments-split")).calls
+    [(name, arguments)] = (await call_model(url, "arguments-split")).calls
     assert (name, json.loads(arguments)["content"]) == ("filesystem_write", "\U0001f600")
 
 
@@ -40,23 +40,25 @@ async def test_halves_in_every_field_and_on_every_wire(pieces: list[str], text: 
         return "".join(event(make(f"@{number}@")).replace(f"@{number}@", one) for number, one in enumerate(pieces))
 
     stop = chunk("stop", content=".") + DONE
-    played = await play_body(with_pieces(lambda one: {"choices": [{"delta": {"content": one}}]}) + stop)
+    played = await call_model_with_body(with_pieces(lambda one: {"choices": [{"delta": {"content": one}}]}) + stop)
     assert played.text == f"{text}."
-    played = await play_body(with_pieces(lambda one: {"choices": [{"delta": {"reasoning_content": one}}]}) + stop)
+    played = await call_model_with_body(
+        with_pieces(lambda one: {"choices": [{"delta": {"reasoning_content": one}}]}) + stop
+    )
     assert (played.thoughts, played.text) == (text, ".")
     begun = chunk(tool_calls=[piece(0, "c", "f", '{"a": "')])
     ended = chunk(tool_calls=[piece(0, None, None, '"}')])
     going = with_pieces(lambda one: {"choices": [{"delta": {"tool_calls": [piece(0, None, None, one)]}}]})
-    [(_, arguments)] = (await play_body(begun + going + ended + STOP)).calls
+    [(_, arguments)] = (await call_model_with_body(begun + going + ended + STOP)).calls
     assert json.loads(arguments) == {"a": text}
     body = with_pieces(lambda one: {"type": "response.output_text.delta", "output_index": 0, "delta": one})
-    played = await play_body(body + event({"type": "response.completed", "response": {}}), provider="openai")
+    played = await call_model_with_body(body + event({"type": "response.completed", "response": {}}), provider="openai")
     assert played.text == text
     deltas = tuple({"type": "text_delta", "text": f"@{number}@"} for number in range(len(pieces)))
     body = anthropic(*deltas)
     for number, one in enumerate(pieces):
         body = body.replace(f"@{number}@", one)
-    assert (await play_body(body, provider="anthropic")).text == text
+    assert (await call_model_with_body(body, provider="anthropic")).text == text
 
 
 @pytest.mark.parametrize(
@@ -73,13 +75,13 @@ async def test_halves_in_every_field_and_on_every_wire(pieces: list[str], text: 
 )
 async def test_bytes_that_are_no_utf_8(pieces: list[bytes], text: str):
     body = b"".join(chunk(content="@@").encode().replace(b"@@", one) for one in pieces)
-    assert (await play_body(body + STOP.encode())).text == text
+    assert (await call_model_with_body(body + STOP.encode())).text == text
 
 
 async def test_halves_in_names_and_errors_end_nothing_else():
     odd = event({"choices": [{"delta": {"tool_calls": [piece(0, "c@@", "f@@", "{}")]}}]}).replace("@@", HIGH)
-    played = await play_body(odd + STOP)
+    played = await call_model_with_body(odd + STOP)
     assert len(played.calls) == 1
-    failed = await play_body(event({"error": {"message": "no @@", "code": 400}}).replace("@@", HIGH))
+    failed = await call_model_with_body(event({"error": {"message": "no @@", "code": 400}}).replace("@@", HIGH))
     assert failed.error is not None
     assert failed.error.kind == "refused"

@@ -8,13 +8,13 @@ import pytest
 
 from tests.cases.test_places import crew_of
 from tests.journeys.test_kasal_crews import fields, made
-from tests.support.case_inputs import case_folder
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, fresh, model, run
+from tests.support.case_inputs import find_case_folder
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
 
-SCRIPTS = case_folder("27-names-in-other-scripts")
-MODELS = case_folder("33-models-named-as-crews-name-them")
+SCRIPTS = find_case_folder("27-names-in-other-scripts")
+MODELS = find_case_folder("33-models-named-as-crews-name-them")
 NAMES = ["搜索工具", "Ключ", "بحث في الويب", "🔎", "---", "C++", "Ünal", "2nd", "a.b", "שלום \u200f", "नाम", "x" * 128]
 TOOL = {"api_endpoint": "https://example.com/s", "method": "GET", "parameters": {"q": {"type": "string"}}}
 
@@ -40,7 +40,7 @@ def bodies(name: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_names_of_everything(acme: Tenant, name: str) -> None:
+async def test_names_of_everything(acme: TenantClient, name: str) -> None:
     for path, body in bodies(name).items():
         one = await made(acme, path, **body)
         assert one["name"] == body["name"]
@@ -53,13 +53,13 @@ async def test_names_of_everything(acme: Tenant, name: str) -> None:
             assert (again.status_code, again.json()["error"]) == (409, "conflict"), again.text
 
 
-async def test_crews_whose_keys_are_of_other_scripts(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
+async def test_crews_whose_keys_are_of_other_scripts(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
     found = (await acme.http.post("/crews/debug", json=crew_of(SCRIPTS))).json()
     assert found["valid"], found["errors"]
     crew = await made(acme, "/crews", name="报告", **crew_of(SCRIPTS))
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"topic": "马"}, "model": name})
-    ended = await acme.ended(answer.json()["id"])
+    ended = await acme.wait_for_end(answer.json()["id"])
     assert (ended["status"], set(ended["results"])) == ("completed", {"研究", "Write it up"}), ended
     again = (await acme.http.get("/crews/报告/yaml")).json()
     assert (await acme.http.post("/crews/debug", json=again)).json()["valid"]
@@ -69,7 +69,7 @@ async def test_crews_whose_keys_are_of_other_scripts(acme: Tenant, provider: Wir
     assert sum("a key must be 1 to 64 characters" in one for one in told) == 2
 
 
-async def test_names_that_only_look_alike_to_machines(acme: Tenant) -> None:
+async def test_names_that_only_look_alike_to_machines(acme: TenantClient) -> None:
     made_: dict[str, list[str]] = {}
     for path in ("/tools", "/tasks", "/provider-keys"):
         for name in ("C++", "C#", "C", "Ünal", "Unal", "搜索工具", "查询工具"):
@@ -89,18 +89,18 @@ async def test_names_that_only_look_alike_to_machines(acme: Tenant) -> None:
     assert (await acme.http.get(f"/tools/{odd['name']}")).json()["id"] == odd["id"]
 
 
-async def test_nobody_is_meant_by_a_name_that_has_no_slug(acme: Tenant) -> None:
-    await agent(acme, "smollm2", name="写手")
-    await agent(acme, "smollm2", name="C")
+async def test_nobody_is_meant_by_a_name_that_has_no_slug(acme: TenantClient) -> None:
+    await create_model_agent(acme, "smollm2", name="写手")
+    await create_model_agent(acme, "smollm2", name="C")
     for reference in ("不存在", "C#", "🔎"):
         refused = await acme.http.post("/tasks", json={"name": "t", "description": "d", "agent": reference})
         assert (refused.status_code, fields(refused)) == (422, ["agent"]), reference
     assert (await made(acme, "/tasks", name="t", description="d", agent="c"))["agent"] == "c"
 
 
-async def test_steps_of_any_script(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    await agent(acme, name, name="写手")
+async def test_steps_of_any_script(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    await create_model_agent(acme, name, name="写手")
     steps = [
         {"id": "研究", "agent": "写手", "prompt": "Say {{ inputs.слово }}"},
         {
@@ -112,12 +112,12 @@ async def test_steps_of_any_script(acme: Tenant, provider: Wire) -> None:
     ]
     outputs = {"all": '{{ steps["Write it up"].outputs.content }}'}
     await made(acme, "/workflows", name="报告", steps=steps, outputs=outputs)
-    provider.say("马", to=name)
-    provider.say("a page", to=name)
+    provider.queue_text("马", to=name)
+    provider.queue_text("a page", to=name)
     answer = await acme.http.post("/workflows/报告/execute", json={"inputs": {"слово": "馬"}})
-    ended = await acme.ended(answer.json()["id"])
+    ended = await acme.wait_for_end(answer.json()["id"])
     assert (ended["status"], ended["result"]) == ("completed", {"all": "a page"}), ended
-    asked = [one.said() for one in provider.requests if one.model == name]
+    asked = [one.get_last_text() for one in provider.requests if one.model == name]
     assert asked == ["Say 馬", "From 马"]
     for wrong in ("", "a ", "a\n", "x" * 65, "a[0]"):
         refused = await acme.http.post("/workflows", json={"name": "x", "steps": [{**steps[0], "id": wrong}]})
@@ -139,8 +139,8 @@ async def test_steps_of_any_script(acme: Tenant, provider: Wire) -> None:
         "bedrock/us.anthropic.claude-3-5-sonnet-20240620-v1:0",
     ],
 )
-async def test_models_are_registered_by_any_name(acme: Tenant, provider: Wire, name: str) -> None:
-    own = fresh()
+async def test_models_are_registered_by_any_name(acme: TenantClient, provider: FakeProvider, name: str) -> None:
+    own = generate_name()
     body = {"name": name, "provider": "openai_compatible", "model": own, "base_url": provider.url}
     made_ = await made(acme, "/models", **body)
     path = f"/models/{quote(name, safe='')}"
@@ -149,8 +149,8 @@ async def test_models_are_registered_by_any_name(acme: Tenant, provider: Wire, n
     for method in ("PATCH", "PUT"):
         changed = await acme.http.request(method, path, json={"price": price})
         assert changed.json()["price"]["input"] == 1, changed.text
-    one = await agent(acme, name, fallback_model=name)
-    assert (await run(acme, one["id"], payload={"task": "x"}))["status"] == "completed"
+    one = await create_model_agent(acme, name, fallback_model=name)
+    assert (await run_execution(acme, one["id"], payload={"task": "x"}))["status"] == "completed"
     assert (await acme.http.get("/costs/summary")).json()["by_model"]
     crew = {
         "agents_yaml": json.dumps({"a": {"role": "r", "goal": "g", "llm": name, "fallback_model": name}}),
@@ -162,12 +162,12 @@ async def test_models_are_registered_by_any_name(acme: Tenant, provider: Wire, n
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "a\nb", " a", "..", "x" * 257])
-async def test_names_that_no_path_can_hold(acme: Tenant, name: str) -> None:
+async def test_names_that_no_path_can_hold(acme: TenantClient, name: str) -> None:
     refused = await acme.http.post("/models", json={"name": name, "provider": "openai", "model": "m"})
     assert (refused.status_code, fields(refused)) == (422, ["name"])
 
 
-async def test_models_as_crews_name_them(acme: Tenant, provider: Wire) -> None:
+async def test_models_as_crews_name_them(acme: TenantClient, provider: FakeProvider) -> None:
     found = (await acme.http.post("/crews/debug", json=crew_of(MODELS))).json()
     told = {one["field"]: one["message"] for one in found["errors"]}
     named = {"researcher": "gemini/gemini-2.0-flash", "analyst": "openrouter/deepseek/deepseek-chat"}
@@ -176,11 +176,11 @@ async def test_models_as_crews_name_them(acme: Tenant, provider: Wire) -> None:
     assert set(told) == {f"agents_yaml.{key}.llm" for key in named}
     for key, name in named.items():
         assert f"{name!r}. Register a model with that name under /models" in told[f"agents_yaml.{key}.llm"]
-        await model(acme, provider, name)
+        await create_model(acme, provider, name)
     assert (await acme.http.post("/crews/debug", json=crew_of(MODELS))).json()["valid"]
 
 
-async def test_agents_name_models_as_crews_do(acme: Tenant) -> None:
+async def test_agents_name_models_as_crews_do(acme: TenantClient) -> None:
     for reference in (
         "openai/gpt-4o",
         "ollama/llama3.1:8b",
@@ -188,7 +188,7 @@ async def test_agents_name_models_as_crews_do(acme: Tenant) -> None:
         "local/smollm2",
         "deepseek/deepseek-chat",
     ):
-        assert (await agent(acme, reference))["model"] == reference
+        assert (await create_model_agent(acme, reference))["model"] == reference
     for reference in ("nobody/gpt", "databricks/x", "openai/", "/gpt-4o", "openai/smollm2"):
-        refused = await acme.http.post("/agents", json={"name": fresh(), "model": reference})
+        refused = await acme.http.post("/agents", json={"name": generate_name(), "model": reference})
         assert (refused.status_code, fields(refused)) == (422, ["model"]), reference

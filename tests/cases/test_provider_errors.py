@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tests.cases.test_streams import DONE, chunk, event
-from tests.support.case_inputs import case_folder
-from tests.support.clients import Tenant
-from tests.support.model_fixtures import agent, events, run
-from tests.support.scripted_model import play, play_body
+from tests.support.case_inputs import find_case_folder
+from tests.support.clients import TenantClient
+from tests.support.model_agents import create_model_agent, run_execution, stream_events
+from tests.support.scripted_model import call_model, call_model_with_body
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from tests.support.scripted_model import play, play_body
     ],
 )
 async def test_refusals_within_a_stream(serve_case, model: str, kind: str, words: str):
-    played = await play(await serve_case(case_folder("10-refusals-within-a-stream")), model)
+    played = await call_model(await serve_case(find_case_folder("10-refusals-within-a-stream")), model)
     assert played.error is not None
     assert played.error.kind == kind
     assert words in played.error.message
@@ -40,7 +40,7 @@ async def test_refusals_within_a_stream(serve_case, model: str, kind: str, words
     ],
 )
 async def test_errors_in_other_shapes(serve_case, model: str, kind: str, words: str):
-    played = await play(await serve_case(case_folder("11-errors-in-other-shapes")), model)
+    played = await call_model(await serve_case(find_case_folder("11-errors-in-other-shapes")), model)
     assert played.error is not None
     assert (played.error.kind, words in played.error.message) == (kind, True), played.error.message
 
@@ -78,17 +78,17 @@ WORDS = [
 @pytest.mark.parametrize(("word", "kind"), WORDS)
 async def test_words_mean_the_same_wherever_they_stand(field: str, word: str, kind: str):
     error = {"message": "So it is.", field: word}
-    inside = (await play_body(chunk(content="So far") + event({"error": error}) + DONE)).error
-    alone = (await play_body(event({"error": error}), provider="anthropic")).error
+    inside = (await call_model_with_body(chunk(content="So far") + event({"error": error}) + DONE)).error
+    alone = (await call_model_with_body(event({"error": error}), provider="anthropic")).error
     failed = (
-        await play_body(event({"type": "response.failed", "response": {"error": error}}), provider="openai")
+        await call_model_with_body(event({"type": "response.failed", "response": {"error": error}}), provider="openai")
     ).error
     for told in (inside, alone, failed):
         assert told is not None
         assert (told.kind, "So it is." in told.message) == (kind, True)
     if word != "something_new":
         # With a status that says nothing in particular, the word counts as well.
-        outside = (await play_body(json.dumps({"error": error}), "application/json", status=400)).error
+        outside = (await call_model_with_body(json.dumps({"error": error}), "application/json", status=400)).error
         assert outside is not None
         assert (outside.kind, "So it is." in outside.message) == (kind, True)
 
@@ -106,7 +106,9 @@ async def test_words_mean_the_same_wherever_they_stand(field: str, word: str, ki
     ],
 )
 async def test_a_status_goes_before_a_type_and_a_code_before_both(status: int, error: dict[str, Any], kind: str):
-    played = await play_body(json.dumps({"error": {"message": "m", **error}}), "application/json", status=status)
+    played = await call_model_with_body(
+        json.dumps({"error": {"message": "m", **error}}), "application/json", status=status
+    )
     assert played.error is not None
     assert played.error.kind == kind
 
@@ -144,7 +146,7 @@ async def test_a_status_goes_before_a_type_and_a_code_before_both(status: int, e
     ],
 )
 async def test_the_provider_s_own_words_are_shown(body: str, kind: str, error_kind: str):
-    played = await play_body(body, kind)
+    played = await call_model_with_body(body, kind)
     assert played.error is not None
     assert (played.error.kind, "So it is." in played.error.message) == (error_kind, True), played.error.message
 
@@ -161,7 +163,7 @@ async def test_the_provider_s_own_words_are_shown(body: str, kind: str, error_ki
     ],
 )
 async def test_the_provider_s_own_words_on_other_wires(provider: str, body: str, kind: str):
-    played = await play_body(body, kind, provider=provider)
+    played = await call_model_with_body(body, kind, provider=provider)
     assert played.error is not None
     assert "So it is." in played.error.message
 
@@ -171,18 +173,18 @@ async def test_the_provider_s_own_words_on_other_wires(provider: str, body: str,
 )
 async def test_what_is_no_error_is_none(odd: dict[str, Any]):
     told = {**odd, "choices": [{"delta": {"content": "Paris."}, "finish_reason": "stop"}]}
-    assert (await play_body(event(told))).text == "Paris."
+    assert (await call_model_with_body(event(told))).text == "Paris."
 
 
-async def test_one_request_where_repeating_cannot_help(acme: Tenant, serve_case) -> None:
-    url = await serve_case(case_folder("11-errors-in-other-shapes"))
+async def test_one_request_where_repeating_cannot_help(acme: TenantClient, serve_case) -> None:
+    url = await serve_case(find_case_folder("11-errors-in-other-shapes"))
     for name, requests in (("vllm-object", 1), ("json-200", 1), ("done-only", 4)):
         before = len((await acme.http.get(f"{url}/log")).json())
         body = {"name": name, "provider": "openai_compatible", "model": name, "base_url": f"{url}/v1"}
         assert (await acme.http.post("/models", json=body)).status_code == 201
-        ended = await run(acme, (await agent(acme, name))["id"], task="x")
+        ended = await run_execution(acme, (await create_model_agent(acme, name))["id"], task="x")
         assert ended["status"] == "failed"
         assert len((await acme.http.get(f"{url}/log")).json()) - before == requests
-        warnings = [one["message"] for one in await events(acme, ended["id"]) if one["type"] == "warning"]
+        warnings = [one["message"] for one in await stream_events(acme, ended["id"]) if one["type"] == "warning"]
         # An answer came: nobody says that there was none.
         assert not any("did not answer" in one for one in warnings)

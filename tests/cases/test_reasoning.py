@@ -22,20 +22,27 @@ from infra.llm import PydanticLlm
 from tests.cases.test_streams import DONE, chunk
 from tests.contracts.test_llm import Here
 from tests.journeys.test_model_failures import kill_worker
-from tests.support.case_inputs import case_folder
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Answer, Asked, Wire, call, wire
-from tests.support.model_fixtures import agent, events, fresh, run, start, until
-from tests.support.scripted_model import play, serving
+from tests.support.case_inputs import find_case_folder
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider, ProviderRequest, ScriptedAnswer, build_call, run_fake_provider
+from tests.support.model_agents import (
+    create_model_agent,
+    generate_name,
+    run_execution,
+    start_execution,
+    stream_events,
+    wait_for_status,
+)
+from tests.support.scripted_model import call_model, serve_body
 
 LIST = ToolSpec(name="filesystem_list", description="Lists.", parameters={"type": "object", "properties": {}})
 THINKING = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 4000}
 
 
 @pytest.fixture
-async def strict() -> AsyncIterator[Wire]:
+async def strict() -> AsyncIterator[FakeProvider]:
     """A provider as strict as today's models are."""
-    async with wire() as one:
+    async with run_fake_provider() as one:
         one.is_strict = True
         yield one
 
@@ -43,21 +50,21 @@ async def strict() -> AsyncIterator[Wire]:
 def turns(*thoughts: str) -> Any:
     """A rule: tool calls after each thought, and then an answer. Two calls at once the first time."""
 
-    def rule(asked: Asked) -> Answer:
+    def rule(asked: ProviderRequest) -> ScriptedAnswer:
         if asked.path.endswith("/responses"):
             done = sum(item.get("type") == "reasoning" for item in asked.body["input"])
         else:
             done = sum("tool_use" in str(message["content"]) for message in asked.body["messages"][1::2])
         if done >= len(thoughts):
-            return Answer(tokens=["Done."])
-        calls = [call("filesystem_list") for _ in range(1 if done else 2)]
-        return Answer(tokens=["I look."] if done else [], thinking=thoughts[done], calls=calls, reasoning=5)
+            return ScriptedAnswer(tokens=["Done."])
+        calls = [build_call("filesystem_list") for _ in range(1 if done else 2)]
+        return ScriptedAnswer(tokens=["I look."] if done else [], thinking=thoughts[done], calls=calls, reasoning=5)
 
     return rule
 
 
 async def converse(
-    served: Wire, provider: str, model: str, parameters: dict[str, Any], steps: int
+    served: FakeProvider, provider: str, model: str, parameters: dict[str, Any], steps: int
 ) -> list[ChatMessage]:
     """Go through the steps of a run with one tool."""
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
@@ -82,8 +89,8 @@ async def converse(
         ("openai", "o4-mini", {"reasoning_effort": "low"}),
     ],
 )
-async def test_several_turns_with_tools(strict: Wire, provider: str, model: str, parameters: dict[str, Any]):
-    strict.rule(turns("Let me see.", "And now?", "Once more."))
+async def test_several_turns_with_tools(strict: FakeProvider, provider: str, model: str, parameters: dict[str, Any]):
+    strict.add_rule(turns("Let me see.", "And now?", "Once more."))
     messages = await converse(strict, provider, model, parameters, 4)
     assert messages[-1].content == "Done."
     kept = [message.provider_parts for message in messages if message.tool_calls]
@@ -111,14 +118,14 @@ async def test_several_turns_with_tools(strict: Wire, provider: str, model: str,
         }
 
 
-async def test_tools_on_chat_completions_are_what_is_refused(strict: Wire):
+async def test_tools_on_chat_completions_are_what_is_refused(strict: FakeProvider):
     with pytest.raises(ModelError, match="use /v1/responses instead"):
         await converse(strict, "openai_compatible", "gpt-5", {}, 1)
     assert [asked.path for asked in strict.requests] == ["/v1/chat/completions"]
 
 
 async def said_to(
-    served: Wire, messages: list[ChatMessage], provider: str, model: str, **parameters: Any
+    served: FakeProvider, messages: list[ChatMessage], provider: str, model: str, **parameters: Any
 ) -> dict[str, Any]:
     """What another provider is sent of a conversation."""
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
@@ -131,9 +138,9 @@ async def said_to(
     return served.requests[-1].body
 
 
-async def test_nobody_else_is_given_it(strict: Wire):
-    async with wire() as other:
-        strict.rule(turns("Let me see."))
+async def test_nobody_else_is_given_it(strict: FakeProvider):
+    async with run_fake_provider() as other:
+        strict.add_rule(turns("Let me see."))
         for provider, model, parameters in (("anthropic", "claude-x", THINKING), ("openai", "gpt-5", {})):
             messages = (await converse(strict, provider, model, parameters, 1))[:-1]
             messages += [ChatMessage(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
@@ -147,7 +154,7 @@ async def test_nobody_else_is_given_it(strict: Wire):
                 assert "c2lnbmVk" not in str(told)
 
 
-async def test_a_fallback_that_thinks_goes_on_without_where_another_called_the_tools(strict: Wire):
+async def test_a_fallback_that_thinks_goes_on_without_where_another_called_the_tools(strict: FakeProvider):
     call_made = ModelToolCall(id="functions.filesystem_list:0", name="filesystem_list", arguments="{}")
     messages = [
         ChatMessage(role="user", content="go"),
@@ -162,7 +169,7 @@ async def test_a_fallback_that_thinks_goes_on_without_where_another_called_the_t
     assert told["thinking"]["type"] == "enabled"
 
 
-async def test_a_budget_for_thoughts_stays_below_what_a_call_may_answer(strict: Wire):
+async def test_a_budget_for_thoughts_stays_below_what_a_call_may_answer(strict: FakeProvider):
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
     parameters = {"thinking": {"type": "enabled", "budget_tokens": 8000}, "max_tokens": 16000}
     target = ModelTarget(name="m", provider="anthropic", model="claude-x", base_url=strict.url, parameters=parameters)
@@ -186,9 +193,9 @@ async def test_deepseek_and_google_have_back_what_they_wrote():
     signature = {"google": {"thought_signature": "c2ln"}}
     made = {"id": "c", "function": {"name": "filesystem_list", "arguments": "{}"}, "extra_content": signature}
     body = chunk(reasoning_content="Let ") + chunk(reasoning_content="me see.") + chunk(tool_calls=[made])
-    async with wire() as other:
-        async with serving(body + chunk("tool_calls") + DONE) as url:
-            played = await play(url)
+    async with run_fake_provider() as other:
+        async with serve_body(body + chunk("tool_calls") + DONE) as url:
+            played = await call_model(url)
         assert played.reply is not None
         kept = played.reply.message.provider_parts
         assert kept is not None
@@ -213,58 +220,58 @@ async def test_deepseek_and_google_have_back_what_they_wrote():
 # The same, as runs of agents
 
 
-async def registered(acme: Tenant, served: Wire, provider: str, model: str, **more: Any) -> str:
-    name = fresh(provider)
+async def registered(acme: TenantClient, served: FakeProvider, provider: str, model: str, **more: Any) -> str:
+    name = generate_name(provider)
     body = {"name": name, "provider": provider, "model": model, "base_url": served.url, **more}
     answer = await acme.http.post("/models", json=body)
     assert answer.status_code == 201, answer.text
     return name
 
 
-async def test_runs_of_agents_with_models_that_reason(acme: Tenant, strict: Wire) -> None:
-    strict.rule(turns("Let me see.", "And now?"))
+async def test_runs_of_agents_with_models_that_reason(acme: TenantClient, strict: FakeProvider) -> None:
+    strict.add_rule(turns("Let me see.", "And now?"))
     for provider, model, parameters in (("anthropic", "claude-x", THINKING), ("openai", "gpt-5", {})):
         name = await registered(acme, strict, provider, model, parameters=parameters)
-        made = await agent(acme, name, tools=["filesystem_list"])
-        ended = await run(acme, made["id"], task="go", mode="yolo")
+        made = await create_model_agent(acme, name, tools=["filesystem_list"])
+        ended = await run_execution(acme, made["id"], task="go", mode="yolo")
         assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Done."}), ended
-        told = await events(acme, ended["id"])
+        told = await stream_events(acme, ended["id"])
         assert "Let me see." in "".join(one["content"] for one in told if one["type"] == "thinking")
         assert not [one for one in told if one["type"] == "warning" and "worker" not in one["message"]]
         [first, *_] = [one for one in told if one["type"] == "cost"]
         assert (first["reasoning_tokens"], first["estimated"]) == (5, False)
 
 
-async def test_reasoning_outlives_a_killed_worker(system, acme: Tenant, strict: Wire) -> None:
+async def test_reasoning_outlives_a_killed_worker(system, acme: TenantClient, strict: FakeProvider) -> None:
     waits = asyncio.Event()
     rule = turns("Let me see.", "And now?")
 
-    def slowly(asked: Asked) -> Answer | None:
+    def slowly(asked: ProviderRequest) -> ScriptedAnswer | None:
         if len(strict.requests) == 2 and not waits.is_set():
             waits.set()
-            return Answer(ending="hang")
+            return ScriptedAnswer(ending="hang")
         return rule(asked)
 
-    strict.rule(slowly)
+    strict.add_rule(slowly)
     name = await registered(acme, strict, "openai", "gpt-5")
-    made = await agent(acme, name, tools=["filesystem_list"])
-    execution_id = await start(acme, made["id"], task="go", mode="yolo")
+    made = await create_model_agent(acme, name, tools=["filesystem_list"])
+    execution_id = await start_execution(acme, made["id"], task="go", mode="yolo")
     await asyncio.wait_for(waits.wait(), 60)
     kill_worker(system)
-    ended = await until(acme, execution_id, "completed", 90)
+    ended = await wait_for_status(acme, execution_id, "completed", 90)
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Done."}), ended
     assert ended["attempt"] > 1
 
 
-async def test_a_fallback_at_another_provider(acme: Tenant, serve_case) -> None:
-    url = await serve_case(case_folder("26-ids-of-calls-at-another-provider"))
+async def test_a_fallback_at_another_provider(acme: TenantClient, serve_case) -> None:
+    url = await serve_case(find_case_folder("26-ids-of-calls-at-another-provider"))
     for body in (
         {"name": "kimi", "provider": "openai_compatible", "model": "kimi", "base_url": f"{url}/v1"},
         {"name": "claude", "provider": "anthropic", "model": "claude-x", "base_url": url},
     ):
         assert (await acme.http.post("/models", json=body)).status_code == 201
-    made = await agent(acme, "kimi", fallback_model="claude", tools=["filesystem_list"])
-    ended = await run(acme, made["id"], task="x")
+    made = await create_model_agent(acme, "kimi", fallback_model="claude", tools=["filesystem_list"])
+    ended = await run_execution(acme, made["id"], task="x")
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Paris."}), ended
     log = (await acme.http.get(f"{url}/log")).json()
     # Kimi has its own ids back; Claude those that it takes, the same in call and result.

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from domain.llms import ModelUsage, ReportedUsage
-from tests.support.case_inputs import case_folder
-from tests.support.scripted_model import play, play_body, serving
+from tests.support.case_inputs import find_case_folder
+from tests.support.scripted_model import call_model, call_model_with_body, serve_body
 from workers.model_calls import UsageMeter
 
 DONE = "data: [DONE]\n\n"
@@ -39,12 +39,12 @@ PARIS = chunk(content="Par") + chunk(content="is.")
     ],
 )
 async def test_thoughts_between_tags(serve_case, model: str, text: str, thoughts: str):
-    played = await play(await serve_case(case_folder("01-think-tags-in-pieces")), model)
+    played = await call_model(await serve_case(find_case_folder("01-think-tags-in-pieces")), model)
     assert (played.text, played.thoughts) == (text, thoughts)
 
 
 async def test_an_answer_of_thoughts_alone_is_none(serve_case):
-    played = await play(await serve_case(case_folder("01-think-tags-in-pieces")), "ends-while-thinking")
+    played = await call_model(await serve_case(find_case_folder("01-think-tags-in-pieces")), "ends-while-thinking")
     assert played.thoughts == "Let me see."
     assert played.error is not None
     assert (played.error.kind, played.error.is_transient) == ("malformed", True)
@@ -67,7 +67,7 @@ async def test_an_answer_of_thoughts_alone_is_none(serve_case):
 )
 async def test_tags_wherever_pieces_end(size: int, told: str, text: str, thoughts: str):
     pieces = "".join(chunk(content=told[at : at + size]) for at in range(0, len(told), size))
-    played = await play_body(pieces + STOP)
+    played = await call_model_with_body(pieces + STOP)
     assert (played.text, played.thoughts) == (text, thoughts)
 
 
@@ -86,7 +86,7 @@ A, B = '{"path": "a.txt", "content": "A"}', '{"path": "b.txt", "content": "B"}'
     ],
 )
 async def test_calls_that_are_numbered_badly(serve_case, model: str, calls: list[str]):
-    played = await play(await serve_case(case_folder("02-parallel-tool-calls-numbered-badly")), model)
+    played = await call_model(await serve_case(find_case_folder("02-parallel-tool-calls-numbered-badly")), model)
     assert played.calls == [("filesystem_write", arguments) for arguments in calls]
     assert played.reply is not None
     assert played.reply.finish == "tool_calls"
@@ -135,7 +135,7 @@ async def test_calls_in_pieces(pieces: list[Any], calls: list[tuple[str, str]]):
         chunk(tool_calls=pieces),
         event({"choices": [{"message": {"tool_calls": pieces}}]}),
     ):
-        played = await play_body(body + STOP)
+        played = await call_model_with_body(body + STOP)
         assert played.calls == calls
         assert played.reply is not None
         assert all(call.id for call in played.reply.message.tool_calls)
@@ -143,7 +143,7 @@ async def test_calls_in_pieces(pieces: list[Any], calls: list[tuple[str, str]]):
 
 async def test_more_calls_than_anybody_wants_are_no_answer():
     calls = [piece(number, f"c{number}", "f", "{}") for number in range(5000)]
-    played = await play_body(chunk(tool_calls=calls) + STOP)
+    played = await call_model_with_body(chunk(tool_calls=calls) + STOP)
     assert played.error is not None
     assert played.error.kind == "malformed"
 
@@ -153,7 +153,7 @@ async def test_more_calls_than_anybody_wants_are_no_answer():
 
 @pytest.mark.parametrize("model", ["empty-data", "data-ping", "event-ping", "meta-only", "two-data-lines"])
 async def test_events_without_data(serve_case, model: str):
-    played = await play(await serve_case(case_folder("09-empty-data-as-keep-alive")), model)
+    played = await call_model(await serve_case(find_case_folder("09-empty-data-as-keep-alive")), model)
     assert played.text == "Paris."
     assert played.reported == ReportedUsage(prompt_tokens=10, completion_tokens=5)
     assert bool(played.notices) == (model == "data-ping")
@@ -163,7 +163,7 @@ async def test_events_without_data(serve_case, model: str):
     "data", ["null", "[]", '"ping"', "7", "true", "{}", '{"choices": [null]}', '{"choices": null}']
 )
 async def test_events_that_say_nothing(data: str):
-    played = await play_body(
+    played = await call_model_with_body(
         event(data) + chunk(content="Par") + event(data) + chunk(content="is.") + event(data) + STOP
     )
     assert played.text == "Paris."
@@ -174,7 +174,7 @@ async def test_events_that_say_nothing(data: str):
 async def test_lines_however_they_end(start: str, end: str):
     body = (start + PARIS + STOP).replace("\n", end)
     for told in (body, body.replace("data: ", "data:"), body.replace(end * 2, end)):
-        assert (await play_body(told)).text == "Paris."
+        assert (await call_model_with_body(told)).text == "Paris."
 
 
 @pytest.mark.parametrize("provider", ["openai_compatible", "openai", "anthropic"])
@@ -185,7 +185,7 @@ async def test_an_event_of_many_lines(provider: str):
         "anthropic": MESSAGE,
     }
     lines = json.dumps(bodies[provider], indent=1).splitlines()
-    played = await play_body("".join(f"data: {line}\n" for line in lines) + "\n", provider=provider)
+    played = await call_model_with_body("".join(f"data: {line}\n" for line in lines) + "\n", provider=provider)
     assert played.text == "Paris."
 
 
@@ -194,13 +194,15 @@ async def test_an_event_of_many_lines(provider: str):
 
 @pytest.mark.parametrize("model", ["plain-json", "message-in-event", "delta-and-message"])
 async def test_whole_answers(serve_case, model: str):
-    played = await play(await serve_case(case_folder("12-whole-answers-where-a-stream-was-asked-for")), model)
+    played = await call_model(
+        await serve_case(find_case_folder("12-whole-answers-where-a-stream-was-asked-for")), model
+    )
     assert played.text == "Paris."
 
 
 async def test_a_call_from_before_there_were_tool_calls(serve_case):
-    url = await serve_case(case_folder("12-whole-answers-where-a-stream-was-asked-for"))
-    assert (await play(url, "legacy-function-call")).calls == [("filesystem_list", "{}")]
+    url = await serve_case(find_case_folder("12-whole-answers-where-a-stream-was-asked-for"))
+    assert (await call_model(url, "legacy-function-call")).calls == [("filesystem_list", "{}")]
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
@@ -229,7 +231,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{
 )
 async def test_whole_answers_of_other_forms(body: Any, kind: str, text: str, calls: list[tuple[str, str]]):
     for told in (json.dumps(body), json.dumps(body, indent=2), f"data: {json.dumps(body)}\n\n{DONE}"):
-        played = await play_body(told, kind)
+        played = await call_model_with_body(told, kind)
         assert (played.text, played.calls) == (text, calls)
 
 
@@ -240,17 +242,17 @@ async def test_ollamas_own_lines():
     lines.append(
         {"message": {"content": ""}, "done": True, "done_reason": "stop", "prompt_eval_count": 9, "eval_count": 3}
     )
-    played = await play_body("\n".join(map(json.dumps, lines)), "application/x-ndjson")
+    played = await call_model_with_body("\n".join(map(json.dumps, lines)), "application/x-ndjson")
     assert played.text == "haha!"
     assert played.reported == ReportedUsage(prompt_tokens=9, completion_tokens=3)
 
 
 async def test_messages_that_grow():
     messages = [event({"choices": [{"message": {"content": text}}]}) for text in ("Par", "Paris", "Paris.", "Paris.")]
-    assert (await play_body("".join(messages) + STOP)).text == "Paris."
+    assert (await call_model_with_body("".join(messages) + STOP)).text == "Paris."
     both = [event({"choices": [{"delta": {"content": one}, "message": {"content": "…"}}]}) for one in ("Par", "is.")]
     whole = event({"choices": [{"delta": {}, "message": {"content": "Paris."}, "finish_reason": "stop"}]})
-    assert (await play_body("".join(both) + whole)).text == "Paris."
+    assert (await call_model_with_body("".join(both) + whole)).text == "Paris."
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ async def test_messages_that_grow():
     ],
 )
 async def test_an_answer_of_nothing_is_an_error(body: str):
-    played = await play_body(body)
+    played = await call_model_with_body(body)
     assert played.error is not None
     assert played.error.kind == "malformed"
 
@@ -286,7 +288,7 @@ async def test_an_answer_of_nothing_is_an_error(body: str):
     ],
 )
 async def test_usage_in_odd_numbers(serve_case, model: str, reported: ReportedUsage):
-    played = await play(await serve_case(case_folder("13-usage-in-odd-numbers")), model)
+    played = await call_model(await serve_case(find_case_folder("13-usage-in-odd-numbers")), model)
     assert played.text == "Paris."
     assert played.reported == reported
 
@@ -325,7 +327,7 @@ async def test_usage_is_read_as_far_as_it_goes(usage: Any, reported: tuple[int |
         PARIS + chunk("stop", usage=usage),
         PARIS + event({"choices": [{"delta": {}, "finish_reason": "stop", "usage": usage}]}),
     ):
-        played = await play_body(body)
+        played = await call_model_with_body(body)
         assert (played.text, played.reported) == ("Paris.", wanted)
 
 
@@ -365,8 +367,8 @@ TOLD = {"prompt_tokens": 9, "completion_tokens": 2}
     ids=["last event", "each event", "JSON", "Ollama", "Anthropic", "Responses"],
 )
 async def test_text_beside_the_usage_is_in_it(body: str, provider: str, api: str | None):
-    async with serving(body) as url:
-        played = await play(url, provider=provider, api=api)
+    async with serve_body(body) as url:
+        played = await call_model(url, provider=provider, api=api)
     assert played.text == "Paris."
     meter = UsageMeter((), ())
     for part in played.parts:
@@ -376,7 +378,7 @@ async def test_text_beside_the_usage_is_in_it(body: str, provider: str, api: str
 
 async def test_numbers_that_are_none_do_not_fail_an_answer():
     body = PARIS + chunk("stop") + 'data: {"usage": {"prompt_tokens": NaN, "completion_tokens": Infinity}}\n\n'
-    played = await play_body(body)
+    played = await call_model_with_body(body)
     assert (played.text, played.reported) == ("Paris.", None)
 
 
@@ -385,14 +387,14 @@ async def test_numbers_that_are_none_do_not_fail_an_answer():
 
 @pytest.mark.parametrize(("model", "text"), [("text", "Paris."), ("empty-text-reason", "Paris."), ("tool", "")])
 async def test_done_without_a_reason(serve_case, model: str, text: str):
-    played = await play(await serve_case(case_folder("14-done-but-no-finish-reason")), model)
+    played = await call_model(await serve_case(find_case_folder("14-done-but-no-finish-reason")), model)
     assert played.text == text
     assert played.calls == ([("filesystem_list", "{}")] if model == "tool" else [])
     assert "finish_reason" in played.notices[0]
 
 
 async def test_neither_done_nor_a_reason_is_cut_off(serve_case):
-    played = await play(await serve_case(case_folder("14-done-but-no-finish-reason")), "cut")
+    played = await call_model(await serve_case(find_case_folder("14-done-but-no-finish-reason")), "cut")
     assert played.error is not None
     assert played.error.kind == "cut_off"
 
@@ -417,7 +419,7 @@ async def test_neither_done_nor_a_reason_is_cut_off(serve_case):
     ],
 )
 async def test_reasons_by_other_names_and_of_other_types(reason: Any, finish: str):
-    played = await play_body(PARIS + chunk(reason) + DONE)
+    played = await call_model_with_body(PARIS + chunk(reason) + DONE)
     assert played.text == "Paris."
     assert played.reply is not None
     assert played.reply.finish == finish
@@ -425,7 +427,7 @@ async def test_reasons_by_other_names_and_of_other_types(reason: Any, finish: st
 
 @pytest.mark.parametrize("reason", [False, None, "", {}])
 async def test_no_reason_and_no_end_is_cut_off(reason: Any):
-    played = await play_body(PARIS + chunk(reason))
+    played = await call_model_with_body(PARIS + chunk(reason))
     assert played.error is not None
     assert played.error.kind == "cut_off"
 
@@ -441,7 +443,7 @@ async def test_no_reason_and_no_end_is_cut_off(reason: Any):
     ],
 )
 async def test_a_field_that_cannot_be_read_is_dropped(delta: dict[str, Any], text: str):
-    assert (await play_body(chunk(**delta) + chunk(content=".") + STOP)).text == f"{text}."
+    assert (await call_model_with_body(chunk(**delta) + chunk(content=".") + STOP)).text == f"{text}."
 
 
 # The other two wires
@@ -464,7 +466,7 @@ RESPONSE = {
 @pytest.mark.parametrize(("provider", "body"), [("anthropic", MESSAGE), ("openai", RESPONSE)])
 async def test_whole_answers_on_other_wires(provider: str, body: dict[str, Any]):
     for told, kind in ((json.dumps(body, indent=1), "application/json"), (event(body), "text/event-stream")):
-        played = await play_body(told, kind, provider=provider)
+        played = await call_model_with_body(told, kind, provider=provider)
         assert played.text == "Paris."
         assert played.reported is not None
         assert (played.reported.prompt_tokens, played.reported.completion_tokens) == (3, 2)
@@ -483,7 +485,7 @@ PIECES = ({"type": "text_delta", "text": "Par"}, {"type": "text_delta", "text": 
 
 @pytest.mark.parametrize("usage", [None, [], "n/a", {"input_tokens": None}, {"output_tokens": 2.0}])
 async def test_anthropics_usage_is_read_as_far_as_it_goes(usage: Any):
-    played = await play_body(anthropic(*PIECES, usage=usage), provider="anthropic")
+    played = await call_model_with_body(anthropic(*PIECES, usage=usage), provider="anthropic")
     assert played.text == "Paris."
 
 
@@ -492,16 +494,16 @@ async def test_anthropics_usage_is_read_as_far_as_it_goes(usage: Any):
 )
 async def test_noise_on_other_wires(noise: str):
     body = noise + noise.join(f"{one}\n\n" for one in anthropic(*PIECES).split("\n\n") if one)
-    assert (await play_body(body, provider="anthropic")).text == "Paris."
+    assert (await call_model_with_body(body, provider="anthropic")).text == "Paris."
     events = [{"type": "response.output_text.delta", "output_index": 0, "delta": one} for one in ("Par", "is.")]
     body = noise + noise.join(map(event, events)) + noise + event({"type": "response.completed", "response": {}})
-    assert (await play_body(body, provider="openai")).text == "Paris."
+    assert (await call_model_with_body(body, provider="openai")).text == "Paris."
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
 async def test_nothing_is_no_answer_on_other_wires(provider: str):
     body = anthropic() if provider == "anthropic" else event({"type": "response.completed", "response": {}})
-    played = await play_body(body, provider=provider)
+    played = await call_model_with_body(body, provider=provider)
     assert played.error is not None
     assert played.error.kind == "malformed"
 
@@ -509,7 +511,7 @@ async def test_nothing_is_no_answer_on_other_wires(provider: str):
 @pytest.mark.parametrize("number", [None, [1], {}, "0", 1.5])
 async def test_blocks_that_are_numbered_oddly(number: Any):
     body = anthropic(*PIECES).replace('"index": 0', f'"index": {json.dumps(number)}')
-    assert (await play_body(body, provider="anthropic")).text == "Paris."
+    assert (await call_model_with_body(body, provider="anthropic")).text == "Paris."
 
 
 async def test_items_of_responses_without_their_deltas():
@@ -518,4 +520,4 @@ async def test_items_of_responses_without_their_deltas():
     added = event({"type": "response.output_item.added", "output_index": 0, "item": {**call, "arguments": ""}})
     end = event({"type": "response.completed", "response": {"output": [call], "usage": None}})
     for body in (end, done + end, added + end, added + done + end):
-        assert (await play_body(body, provider="openai")).calls == [("f", '{"a": 1}')]
+        assert (await call_model_with_body(body, provider="openai")).calls == [("f", '{"a": 1}')]

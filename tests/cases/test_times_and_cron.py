@@ -10,8 +10,8 @@ import pytest
 
 from domain.shared.errors import TIME_RULE
 from tests.journeys.test_kasal_crews import fields, made
-from tests.support.clients import Tenant
-from tests.support.model_fixtures import agent
+from tests.support.clients import TenantClient
+from tests.support.model_agents import create_model_agent
 
 LISTS = [
     *(("/stats", "start_date", "end_date"), ("/artifacts", "start_date", "end_date")),
@@ -27,7 +27,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("path", "since", "until"), LISTS)
-async def test_what_one_takes_all_take(acme: Tenant, path: str, since: str, until: str) -> None:
+async def test_what_one_takes_all_take(acme: TenantClient, path: str, since: str, until: str) -> None:
     for form in FORMS:
         for name in (since, until):
             answer = await acme.http.get(f"{path}?{name}={form}")
@@ -39,7 +39,7 @@ async def test_what_one_takes_all_take(acme: Tenant, path: str, since: str, unti
             assert refused.json()["errors"][0]["message"] == TIME_RULE
 
 
-async def test_a_date_is_the_whole_of_its_day_where_a_stretch_ends(acme: Tenant) -> None:
+async def test_a_date_is_the_whole_of_its_day_where_a_stretch_ends(acme: TenantClient) -> None:
     for at in ("2026-02-01T23:59:59Z", "2026-02-02T00:00:00Z"):
         await made(acme, "/evaluations", prompt="p", response="r", created_at=at)
         await made(acme, "/artifacts/upload", run_id="r", created_at=at)
@@ -60,7 +60,7 @@ async def test_a_date_is_the_whole_of_its_day_where_a_stretch_ends(acme: Tenant)
             assert (await acme.http.get(f"{path}?{query}")).json()[count] == expected, (path, query)
 
 
-async def test_times_in_bodies(acme: Tenant) -> None:
+async def test_times_in_bodies(acme: TenantClient) -> None:
     for sent in ("2026-02-01T12:00Z", "2026-02-01 12:00", "2026-02-01T13:00 01:00", 1769947200, 1769947200000):
         one = await made(acme, "/evaluations", prompt="p", response="r", created_at=sent)
         assert one["created_at"] == "2026-02-01T12:00:00Z"
@@ -82,9 +82,9 @@ async def test_times_in_bodies(acme: Tenant) -> None:
     assert (fields(refused), refused.json()["errors"][0]["message"]) == (["expires_at"], TIME_RULE)
 
 
-async def test_lines_of_schedules(acme: Tenant) -> None:
+async def test_lines_of_schedules(acme: TenantClient) -> None:
     """Days that end on Sunday, and a disabled schedule that can be looked at before it is switched on."""
-    one = await agent(acme, "smollm2")
+    one = await create_model_agent(acme, "smollm2")
 
     async def post(line: str, number: int) -> Any:
         body = {"name": f"c{number}", "cron_expression": line, "agent_id": one["id"], "inputs": {"task": "x"}}
@@ -112,7 +112,7 @@ async def test_lines_of_schedules(acme: Tenant) -> None:
         assert word in refused.json()["detail"]
 
 
-async def test_every_list_has_the_envelope(acme: Tenant) -> None:
+async def test_every_list_has_the_envelope(acme: TenantClient) -> None:
     calls = [{"id": f"c{n}", "tool_name": "t"} for n in range(3)]
     artifact = await made(acme, "/artifacts/upload", tool_calls=calls)
     series = ("/stats/timeseries?days=3", "/evaluations/timeseries?days=3&bucket=hour")
@@ -130,7 +130,7 @@ async def test_every_list_has_the_envelope(acme: Tenant) -> None:
     assert [one["call"]["id"] for one in (await acme.http.get(f"{path}?skip=2")).json()["items"]] == ["c2"]
 
 
-async def test_no_route_answers_a_bare_array(acme: Tenant) -> None:
+async def test_no_route_answers_a_bare_array(acme: TenantClient) -> None:
     document = (await acme.http.get(str(acme.http.base_url).replace("/api/v1/", "/openapi.json"))).json()
     bare = [
         (method, path)

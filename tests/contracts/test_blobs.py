@@ -23,17 +23,17 @@ async def _all(blobs: S3Blobs, key: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES + 7])
-async def test_what_goes_in_comes_out(parts, size: int) -> None:
+async def test_what_goes_in_comes_out(resources, size: int) -> None:
     key, data = f"contract/{secrets.token_hex(4)}", secrets.token_bytes(size)
-    assert await parts.blobs.write_object(key, _stream(data)) == size
-    assert await _all(parts.blobs, key) == data
-    await parts.blobs.delete([key, "contract/never-there"])
+    assert await resources.blobs.write_object(key, _stream(data)) == size
+    assert await _all(resources.blobs, key) == data
+    await resources.blobs.delete([key, "contract/never-there"])
     with pytest.raises(DomainError) as caught:
-        await parts.blobs.read_object(key)
+        await resources.blobs.read_object(key)
     assert caught.value.code == "not_found"
 
 
-async def test_a_stream_that_breaks_leaves_nothing(parts) -> None:
+async def test_a_stream_that_breaks_leaves_nothing(resources) -> None:
     key = f"contract/{secrets.token_hex(4)}"
 
     async def broken() -> AsyncIterator[bytes]:
@@ -41,20 +41,20 @@ async def test_a_stream_that_breaks_leaves_nothing(parts) -> None:
         raise RuntimeError("the client went away")
 
     with pytest.raises(RuntimeError):
-        await parts.blobs.write_object(key, broken())
-    assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
-    assert await parts.blobs.abort_uploads(key, datetime.now(UTC) + timedelta(hours=1)) == 0
+        await resources.blobs.write_object(key, broken())
+    assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
+    assert await resources.blobs.abort_uploads(key, datetime.now(UTC) + timedelta(hours=1)) == 0
 
 
-async def test_files_and_listing(parts, tmp_path: Path) -> None:
+async def test_files_and_listing(resources, tmp_path: Path) -> None:
     prefix = f"contract/{secrets.token_hex(4)}/"
     file = tmp_path / "file"
     file.write_bytes(b"content")
     for name in ("a", "b"):
-        await parts.blobs.upload_file(prefix + name, file)
-    listed = [blob async for blob in parts.blobs.list_objects(prefix)]
+        await resources.blobs.upload_file(prefix + name, file)
+    listed = [blob async for blob in resources.blobs.list_objects(prefix)]
     assert [(blob.key, blob.size) for blob in listed] == [(prefix + "a", 7), (prefix + "b", 7)]
-    await parts.blobs.download_file(prefix + "a", tmp_path / "copy")
+    await resources.blobs.download_file(prefix + "a", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"content"
 
 

@@ -13,21 +13,21 @@ from domain.shared.errors import DomainError
 from domain.tools import check_custom_configuration
 from infra.http import Outbound
 from infra.tools.custom import call_custom_tool
-from tests.support.outbound_servers import Place, place, reply
+from tests.support.outbound_servers import RecordingServer, build_reply, run_server
 
 SECRET = "sk-very-secret-0123456789"
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as one:
+async def here() -> AsyncIterator[RecordingServer]:
+    async with run_server() as one:
         yield one
 
 
 ANY = {"type": "string"}
 
 
-def custom(here: Place, path: str = "", **more: Any) -> dict[str, Any]:
+def custom(here: RecordingServer, path: str = "", **more: Any) -> dict[str, Any]:
     return check_custom_configuration({"api_endpoint": f"{here.url}{path}", **more})[0]
 
 
@@ -37,18 +37,18 @@ async def call(
     return await call_custom_tool(Outbound(("127.0.0.1",)), configuration, args, secrets or {})
 
 
-async def test_a_custom_tool(here: Place):
-    here.answer = lambda request: reply(b'{"a": [1, "b\\u0000"]}')
+async def test_a_custom_tool(here: RecordingServer):
+    here.answer = lambda request: build_reply(b'{"a": [1, "b\\u0000"]}')
     told = await call(custom(here, "/v1", headers={"X-Plain": "1"}), {"q": "x", "n": [1]})
     assert told == {"status": 200, "body": {"a": [1, "b\ufffd"]}}
     [asked] = here.requests
     assert (asked.method, asked.target, asked.body) == ("POST", "/v1", b'{"q":"x","n":[1]}')
     assert (asked.headers["x-plain"], asked.headers["content-type"]) == ("1", "application/json")
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_arguments_in_the_query(here: Place, method: str):
+async def test_arguments_in_the_query(here: RecordingServer, method: str):
     configuration = custom(here, "/a/{id}?v=1", method=method, parameters={"id": ANY})
     await call(configuration, {"id": 7, "q": "a&b=c", "l": ["x", 2], "t": True, "n": None, "o": {"k": 1}})
     [asked] = here.requests
@@ -59,7 +59,7 @@ async def test_arguments_in_the_query(here: Place, method: str):
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "POST"])
-async def test_placeholders_and_a_body(here: Place, method: str):
+async def test_placeholders_and_a_body(here: RecordingServer, method: str):
     await call(
         custom(here, "/{a}/{b}?v=1", method=method, parameters={"a": ANY, "b": ANY}), {"a": "x", "b": 1.5, "c": 2}
     )
@@ -86,7 +86,7 @@ async def test_placeholders_and_a_body(here: Place, method: str):
         (0, "/x/0/y"),
     ],
 )
-async def test_values_stay_in_their_part_of_the_path(here: Place, value: Any, target: str):
+async def test_values_stay_in_their_part_of_the_path(here: RecordingServer, value: Any, target: str):
     await call(custom(here, "/x/{id}/y", parameters={"id": ANY}), {"id": value})
     assert here.requests[0].target == target
     assert here.requests[0].headers["host"] == f"127.0.0.1:{here.port}"
@@ -95,21 +95,21 @@ async def test_values_stay_in_their_part_of_the_path(here: Place, value: Any, ta
 @pytest.mark.parametrize(
     "value", ["..", ".", "../admin", "a/../b", "a/..", "..\\a", "a\\..\\b", "a/./b", " ../x", "", None, [1], {}]
 )
-async def test_values_that_lead_elsewhere(here: Place, value: Any):
+async def test_values_that_lead_elsewhere(here: RecordingServer, value: Any):
     with pytest.raises(ToolFailed, match="id: "):
         await call(custom(here, "/x/{id}/y", parameters={"id": ANY}), {"id": value})
     with pytest.raises(ToolFailed, match="id: "):
         await call(custom(here, "/x/{id}/y", parameters={"id": ANY}), {})
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
-async def test_dots_that_several_placeholders_make(here: Place):
+async def test_dots_that_several_placeholders_make(here: RecordingServer):
     with pytest.raises(ToolFailed):
         await call(custom(here, "/x/.{id}/y", parameters={"id": ANY}), {"id": "."})
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
-async def test_whole_numbers_are_written_whole(here: Place):
+async def test_whole_numbers_are_written_whole(here: RecordingServer):
     """In path, query and body, however a model writes them."""
     args = {"id": 5.0, "page": 2.0, "half": 0.5, "big": 1e20, "huge": 1e21, "l": [3.0], "o": {"a": [4.0]}}
     await call(custom(here, "/users/{id}", method="GET", parameters={"id": ANY}), args)
@@ -126,7 +126,7 @@ FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.mark.parametrize("kind", [FORM, FORM.upper(), f"{FORM}; charset=UTF-8"])
-async def test_a_form_where_one_was_asked_for(here: Place, kind: str):
+async def test_a_form_where_one_was_asked_for(here: RecordingServer, kind: str):
     args = {"to": "+49 170", "body": "Hello & goodbye ü", "l": ["a", 2.0], "t": True, "n": None, "o": {"k": 1}}
     await call(custom(here, headers={"content-Type": kind}), args)
     [asked] = here.requests
@@ -136,7 +136,7 @@ async def test_a_form_where_one_was_asked_for(here: Place, kind: str):
     assert here.requests[1].body == b""
 
 
-async def test_a_form_of_parts(here: Place):
+async def test_a_form_of_parts(here: RecordingServer):
     configuration = custom(here, headers={"Content-Type": "multipart/form-data; boundary=mine"})
     await call(configuration, {"to": "a\r\nb", "l": [1.0, "ü"], 'n"m': "x"})
     [asked] = here.requests
@@ -149,18 +149,18 @@ async def test_a_form_of_parts(here: Place):
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "application/vnd.api+json", "text/json"])
-async def test_json_by_other_names(here: Place, kind: str):
+async def test_json_by_other_names(here: RecordingServer, kind: str):
     await call(custom(here, headers={"Content-Type": kind}), {"a": 1})
     assert (here.requests[0].headers["content-type"], here.requests[0].body) == (kind, b'{"a":1}')
 
 
-async def test_parameters_with_odd_names(here: Place):
+async def test_parameters_with_odd_names(here: RecordingServer):
     configuration = custom(here, method="GET", parameters={"$filter": ANY, "sort[by]": ANY})
     await call(configuration, {"$filter": "a eq 'b'", "sort[by]": "x"})
     assert here.requests[0].target == "/?%24filter=a+eq+%27b%27&sort%5Bby%5D=x"
 
 
-async def test_secrets_are_sent_and_never_shown(here: Place, caplog: pytest.LogCaptureFixture):
+async def test_secrets_are_sent_and_never_shown(here: RecordingServer, caplog: pytest.LogCaptureFixture):
     """An endpoint that repeats everything: as text, in JSON values and keys, escaped, as a number, and in errors."""
     caplog.set_level(logging.DEBUG)
     secrets = {"X-Key": SECRET, "Authorization": "Bearer abcdefgh-token", "X-Number": "12345678"}
@@ -169,7 +169,7 @@ async def test_secrets_are_sent_and_never_shown(here: Place, caplog: pytest.LogC
     told = f'{{"{SECRET}": ["Bearer abcdefgh-token", "abcdefgh-token", "x{escaped}y", 12345678]}}'
     for status in (200, 404):
         for body in (told, f"text {SECRET} abcdefgh-token 12345678"):
-            here.answer = lambda request, status=status, body=body: reply(body.encode(), status, x_back=SECRET)
+            here.answer = lambda request, status=status, body=body: build_reply(body.encode(), status, x_back=SECRET)
             try:
                 shown = json.dumps(await call(configuration, {}, secrets))
             except ToolFailed as error:
@@ -181,56 +181,56 @@ async def test_secrets_are_sent_and_never_shown(here: Place, caplog: pytest.LogC
     assert SECRET not in caplog.text
 
 
-async def test_a_bare_key_is_a_bearer_token(here: Place):
+async def test_a_bare_key_is_a_bearer_token(here: RecordingServer):
     await call(custom(here, secrets={"Authorization": "one"}), {}, {"Authorization": SECRET})
     assert here.requests[0].headers["authorization"] == f"Bearer {SECRET}"
 
 
-async def test_a_secret_that_is_cut_does_not_show(here: Place):
+async def test_a_secret_that_is_cut_does_not_show(here: RecordingServer):
     for before in range(0, 30, 3):
-        here.answer = lambda request, before=before: reply(
+        here.answer = lambda request, before=before: build_reply(
             b"a" * (256 * 1024 - before) + SECRET.encode() + b"b" * 90_000
         )
         told = await call(custom(here, secrets={"X-Key": "one"}), {}, {"X-Key": SECRET})
         assert told["truncated"]
         assert set(told["body"]) <= set("a*b")
-    here.answer = lambda request: reply((SECRET * 20_000).encode())
+    here.answer = lambda request: build_reply((SECRET * 20_000).encode())
     told = await call(custom(here, secrets={"X-Key": "one"}), {}, {"X-Key": SECRET})
     assert set(told["body"]) == {"*"}
 
 
 @pytest.mark.parametrize("secret", ["a\r\nX-B: c", "", "ü"])
-async def test_secrets_that_are_no_headers(here: Place, secret: str):
+async def test_secrets_that_are_no_headers(here: RecordingServer, secret: str):
     with pytest.raises(ToolFailed, match="X-Key") as failed:
         await call(custom(here, secrets={"X-Key": "one"}), {}, {"X-Key": secret})
     assert not secret or secret not in str(failed.value)
     with pytest.raises(ToolFailed, match="X-Key"):
         await call(custom(here, secrets={"X-Key": "one"}), {}, {})
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
-async def test_errors_of_the_endpoint(here: Place):
-    here.answer = lambda request: reply(b"no such thing" + b"x" * 5000, 404)
+async def test_errors_of_the_endpoint(here: RecordingServer):
+    here.answer = lambda request: build_reply(b"no such thing" + b"x" * 5000, 404)
     with pytest.raises(ToolFailed, match="404: no such thing") as failed:
         await call(custom(here), {})
     assert len(str(failed.value)) < 2100
 
 
-async def test_redirects_of_the_endpoint(here: Place):
+async def test_redirects_of_the_endpoint(here: RecordingServer):
     """Not followed: the secrets are for the endpoint that was configured."""
-    here.answer = lambda request: reply(status=307, location="/other")
+    here.answer = lambda request: build_reply(status=307, location="/other")
     with pytest.raises(ToolFailed, match="307"):
         await call(custom(here), {})
     assert len(here.requests) == 1
 
 
-async def test_a_custom_tool_is_guarded(here: Place):
+async def test_a_custom_tool_is_guarded(here: RecordingServer):
     with pytest.raises(ToolFailed, match="refused"):
         await call_custom_tool(Outbound(("127.0.0.1:1",)), custom(here), {}, {})
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
-async def test_the_timeout_of_a_custom_tool(here: Place):
+async def test_the_timeout_of_a_custom_tool(here: RecordingServer):
     async def never(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
 
@@ -239,8 +239,8 @@ async def test_the_timeout_of_a_custom_tool(here: Place):
         await call(custom(here, timeout=0.3), {})
 
 
-async def test_json_nested_without_end_is_text(here: Place):
-    here.answer = lambda request: reply(b"[" * 100_000 + b"]" * 100_000)
+async def test_json_nested_without_end_is_text(here: RecordingServer):
+    here.answer = lambda request: build_reply(b"[" * 100_000 + b"]" * 100_000)
     assert (await call(custom(here), {}))["body"].startswith("[[")
 
 

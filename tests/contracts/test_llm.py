@@ -33,7 +33,7 @@ from domain.shared.secrets import Secret
 from infra.http import Outbound
 from infra.llm import PydanticLlm
 from infra.llm.local_model import LocalServer
-from tests.support.fake_provider import Answer, Wire, call, wire
+from tests.support.fake_provider import FakeProvider, ScriptedAnswer, build_call, run_fake_provider
 
 KEY = "sk-very-secret-0123456789"
 # `openai` is asked over Responses, others over chat completions.
@@ -61,20 +61,20 @@ class Here:
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Wire]:
-    async with wire() as one:
+async def served() -> AsyncIterator[FakeProvider]:
+    async with run_fake_provider() as one:
         yield one
 
 
 @pytest.fixture
-async def llm(served: Wire) -> AsyncIterator[PydanticLlm]:
+async def llm(served: FakeProvider) -> AsyncIterator[PydanticLlm]:
     one = PydanticLlm(Outbound(("127.0.0.1",)), Here(served.url))
     yield one
     await one.close()
 
 
 def asks(
-    served: Wire, provider: str = "openai_compatible", model: str = "m", said: str = "hello there", **more: Any
+    served: FakeProvider, provider: str = "openai_compatible", model: str = "m", said: str = "hello there", **more: Any
 ) -> ModelCall:
     target = ModelTarget(
         name="registered",
@@ -117,7 +117,9 @@ async def fails(llm: PydanticLlm, ask: ModelCall) -> ModelError:
 
 
 @EACH
-async def test_text_comes_piece_by_piece_and_whole_with_what_was_used(served: Wire, llm: PydanticLlm, provider: str):
+async def test_text_comes_piece_by_piece_and_whole_with_what_was_used(
+    served: FakeProvider, llm: PydanticLlm, provider: str
+):
     parts, reply = await all_of(llm, asks(served, provider, said="one two three"))
     assert parts == [TextDelta("one"), TextDelta(" two"), TextDelta(" three")]
     assert reply.message == ChatMessage(role="assistant", content="one two three")
@@ -126,24 +128,31 @@ async def test_text_comes_piece_by_piece_and_whole_with_what_was_used(served: Wi
 
 
 @EACH
-async def test_cached_and_reasoning_tokens_are_parts_of_the_others(served: Wire, llm: PydanticLlm, provider: str):
-    served.say("yes", thinking="let me see", prompt=100, completion=40, cached=64, reasoning=30)
+async def test_cached_and_reasoning_tokens_are_parts_of_the_others(
+    served: FakeProvider, llm: PydanticLlm, provider: str
+):
+    served.queue_text("yes", thinking="let me see", prompt=100, completion=40, cached=64, reasoning=30)
     parts, reply = await all_of(llm, asks(served, provider))
     assert "".join(part.text for part in parts if isinstance(part, ReasoningDelta)) == "let me see"
     assert reply.message.content == "yes"
     assert reply.usage == ModelUsage(prompt_tokens=100, completion_tokens=40, cached_tokens=64, reasoning_tokens=30)
 
 
-async def test_no_usage_is_none(served: Wire, llm: PydanticLlm):
-    served.say("yes", tells=False)
+async def test_no_usage_is_none(served: FakeProvider, llm: PydanticLlm):
+    served.queue_text("yes", reports_usage=False)
     _, reply = await all_of(llm, asks(served))
     assert reply.usage is None
 
 
 @EACH
-async def test_text_and_parallel_calls(served: Wire, llm: PydanticLlm, provider: str):
-    served.say(
-        "I add.", calls=[call("add", {"a": 1, "b": 2}, "c1"), call("add", {"a": 3}, "c2"), call("add", "", "c3")]
+async def test_text_and_parallel_calls(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_text(
+        "I add.",
+        calls=[
+            build_call("add", {"a": 1, "b": 2}, "c1"),
+            build_call("add", {"a": 3}, "c2"),
+            build_call("add", "", "c3"),
+        ],
     )
     _, reply = await all_of(llm, asks(served, provider, tools=(ADD,)))
     assert reply.message.content == "I add."
@@ -156,22 +165,24 @@ async def test_text_and_parallel_calls(served: Wire, llm: PydanticLlm, provider:
 
 
 @EACH
-async def test_arguments_that_are_no_json_come_as_the_model_wrote_them(served: Wire, llm: PydanticLlm, provider: str):
-    served.call_tool("add", '{"a": 1, "b"', id="c1")
+async def test_arguments_that_are_no_json_come_as_the_model_wrote_them(
+    served: FakeProvider, llm: PydanticLlm, provider: str
+):
+    served.queue_tool_call("add", '{"a": 1, "b"', id="c1")
     _, reply = await all_of(llm, asks(served, provider, tools=(ADD,)))
     assert reply.message.tool_calls == (ModelToolCall(id="c1", name="add", arguments='{"a": 1, "b"'),)
 
 
 @EACH
 @pytest.mark.parametrize("finish", ["length", "content_filter"])
-async def test_why_it_ended(served: Wire, llm: PydanticLlm, provider: str, finish: str):
-    served.say("so far", finish=finish)
+async def test_why_it_ended(served: FakeProvider, llm: PydanticLlm, provider: str, finish: str):
+    served.queue_text("so far", finish=finish)
     _, reply = await all_of(llm, asks(served, provider))
     assert reply.finish == finish
 
 
-async def test_thoughts_between_tags_are_no_text(served: Wire, llm: PydanticLlm):
-    served.queue(Answer(tokens=["<think>", "hm", "</think>", "Four."]))
+async def test_thoughts_between_tags_are_no_text(served: FakeProvider, llm: PydanticLlm):
+    served.queue_answer(ScriptedAnswer(tokens=["<think>", "hm", "</think>", "Four."]))
     parts, reply = await all_of(llm, asks(served))
     assert ReasoningDelta("hm") in parts
     assert reply.message.content == "Four."
@@ -180,7 +191,7 @@ async def test_thoughts_between_tags_are_no_text(served: Wire, llm: PydanticLlm)
 # What is asked
 
 
-async def test_a_conversation_with_tools_on_openais_wire(served: Wire, llm: PydanticLlm):
+async def test_a_conversation_with_tools_on_openais_wire(served: FakeProvider, llm: PydanticLlm):
     _, reply = await all_of(llm, asks(served, messages=CONVERSATION, tools=(ADD,)))
     assert reply.message.content == "and now"
     body = served.requests[-1].body
@@ -202,10 +213,10 @@ async def test_a_conversation_with_tools_on_openais_wire(served: Wire, llm: Pyda
     assert body["stream"] is True
     assert body["stream_options"] == {"include_usage": True}
     assert served.requests[-1].path == "/v1/chat/completions"
-    assert served.requests[-1].key == KEY
+    assert served.requests[-1].api_key == KEY
 
 
-async def test_a_conversation_with_tools_on_anthropics_wire(served: Wire, llm: PydanticLlm):
+async def test_a_conversation_with_tools_on_anthropics_wire(served: FakeProvider, llm: PydanticLlm):
     await all_of(llm, asks(served, "anthropic", messages=CONVERSATION, tools=(ADD,)))
     asked = served.requests[-1]
     assert asked.path == "/v1/messages"
@@ -243,7 +254,9 @@ CONVERSATION = (
 )
 
 
-async def test_options_stand_above_parameters_and_what_nobody_knows_goes_out_as_it_is(served: Wire, llm: PydanticLlm):
+async def test_options_stand_above_parameters_and_what_nobody_knows_goes_out_as_it_is(
+    served: FakeProvider, llm: PydanticLlm
+):
     parameters = {"temperature": 0.1, "top_p": 0.2, "stop": "END", "num_ctx": 8192, "extra_body": {"mirostat": 1}}
     options = ModelOptions(
         temperature=0.7, max_tokens=5, seed=3, presence_penalty=0.5, frequency_penalty=0.25, tool_choice="required"
@@ -260,7 +273,7 @@ async def test_options_stand_above_parameters_and_what_nobody_knows_goes_out_as_
     assert (body["num_ctx"], body["mirostat"]) == (8192, 1)
 
 
-async def test_options_on_anthropics_wire(served: Wire, llm: PydanticLlm):
+async def test_options_on_anthropics_wire(served: FakeProvider, llm: PydanticLlm):
     options = ModelOptions(temperature=0.7, max_tokens=5, stop=("END",), tool_choice="none", parallel_tool_calls=False)
     _, reply = await all_of(llm, asks(served, "anthropic", model="claude-older", options=options, said="a b c d e f g"))
     body = served.requests[-1].body
@@ -269,7 +282,9 @@ async def test_options_on_anthropics_wire(served: Wire, llm: PydanticLlm):
 
 
 @pytest.mark.parametrize("parameters", [{"model": "dearer"}, {"extra_body": {"messages": []}}, {"n": 5}])
-async def test_parameters_cannot_make_it_another_call(served: Wire, llm: PydanticLlm, parameters: dict[str, Any]):
+async def test_parameters_cannot_make_it_another_call(
+    served: FakeProvider, llm: PydanticLlm, parameters: dict[str, Any]
+):
     error = await fails(llm, asks(served, parameters=parameters))
     assert error.kind == "refused"
     assert served.requests == []
@@ -283,7 +298,7 @@ SCHEMA = {
 }
 
 
-async def test_a_schema_on_openais_wire(served: Wire, llm: PydanticLlm):
+async def test_a_schema_on_openais_wire(served: FakeProvider, llm: PydanticLlm):
     await all_of(llm, asks(served, "openai_compatible", options=ModelOptions(schema=SCHEMA)))
     form = served.requests[-1].body["response_format"]
     assert form["type"] == "json_schema"
@@ -298,7 +313,7 @@ async def test_a_schema_on_openais_wire(served: Wire, llm: PydanticLlm):
     assert form["strict"] is False
 
 
-async def test_a_schema_where_it_can_only_be_asked_for_in_words(served: Wire, llm: PydanticLlm):
+async def test_a_schema_where_it_can_only_be_asked_for_in_words(served: FakeProvider, llm: PydanticLlm):
     await all_of(llm, asks(served, "anthropic", model="claude-older", options=ModelOptions(schema=SCHEMA)))
     assert "degrees" in json.dumps(served.requests[-1].body["system"])
     await all_of(llm, asks(served, "deepseek", model="deepseek-chat", options=ModelOptions(schema=SCHEMA)))
@@ -311,7 +326,7 @@ async def test_a_schema_where_it_can_only_be_asked_for_in_words(served: Wire, ll
 
 
 @pytest.mark.parametrize("provider", ["openai", "openai_compatible", "deepseek", "ollama", "databricks", "local"])
-async def test_every_provider_of_openais_wire(served: Wire, provider: str):
+async def test_every_provider_of_openais_wire(served: FakeProvider, provider: str):
     here = Here(served.url)
     llm = PydanticLlm(Outbound(() if provider == "local" else ("127.0.0.1",)), here)
     try:
@@ -335,7 +350,7 @@ async def test_providers_without_an_address_and_unknown_ones_are_refused(llm: Py
 
 @EACH
 async def test_nothing_of_the_environment_reaches_a_provider(
-    served: Wire, llm: PydanticLlm, provider: str, monkeypatch: pytest.MonkeyPatch
+    served: FakeProvider, llm: PydanticLlm, provider: str, monkeypatch: pytest.MonkeyPatch
 ):
     leaks = {
         "OPENAI_API_KEY": "leak-1",
@@ -365,7 +380,7 @@ async def test_nothing_of_the_environment_reaches_a_provider(
         assert "leak" not in json.dumps([asked.headers, asked.body])
         of_host = ("lang", "package-version", "os", "arch", "runtime", "runtime-version")
         assert not {f"x-stainless-{word}" for word in of_host} & asked.headers.keys()
-    assert [asked.key for asked in served.requests] == [None, KEY]
+    assert [asked.api_key for asked in served.requests] == [None, KEY]
     assert not {"authorization", "x-api-key"} & served.requests[0].headers.keys()
 
 
@@ -390,8 +405,8 @@ async def test_nothing_of_the_environment_reaches_a_provider(
         (529, "unavailable"),
     ],
 )
-async def test_statuses(served: Wire, llm: PydanticLlm, provider: str, status: int, kind: str):
-    served.fail(status, message=f"You sent {KEY}, which is wrong")
+async def test_statuses(served: FakeProvider, llm: PydanticLlm, provider: str, status: int, kind: str):
+    served.queue_failure(status, message=f"You sent {KEY}, which is wrong")
     error = await fails(llm, asks(served, provider))
     assert error.kind == kind
     assert "You sent ***" in error.message
@@ -401,24 +416,24 @@ async def test_statuses(served: Wire, llm: PydanticLlm, provider: str, status: i
 
 @EACH
 @pytest.mark.parametrize("status", [429, 503])
-async def test_when_to_come_back(served: Wire, llm: PydanticLlm, provider: str, status: int):
-    served.fail(status, retry_after=7)
+async def test_when_to_come_back(served: FakeProvider, llm: PydanticLlm, provider: str, status: int):
+    served.queue_failure(status, retry_after=7)
     assert (await fails(llm, asks(served, provider))).retry_after == 7.0
-    served.fail(status, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True))
+    served.queue_failure(status, retry_after=format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True))
     assert 80 < ((await fails(llm, asks(served, provider))).retry_after or 0) <= 90
-    served.fail(status, retry_after="soon")
+    served.queue_failure(status, retry_after="soon")
     assert (await fails(llm, asks(served, provider))).retry_after is None
 
 
 @EACH
-async def test_a_key_that_is_echoed(served: Wire, llm: PydanticLlm, provider: str):
-    served.keys = {"another"}
+async def test_a_key_that_is_echoed(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.accepted_keys = {"another"}
     error = await fails(llm, asks(served, provider))
     assert error.kind == "unauthorized"
 
 
 @EACH
-async def test_nobody_listens(served: Wire, llm: PydanticLlm, provider: str):
+async def test_nobody_listens(served: FakeProvider, llm: PydanticLlm, provider: str):
     target = ModelTarget(name="r", provider=provider, model="m", base_url="http://user:pass@127.0.0.1:1/v1")
     error = await fails(llm, ModelCall(target=target, messages=(ChatMessage(role="user", content="x"),)))
     assert error.kind == "unavailable"
@@ -427,7 +442,7 @@ async def test_nobody_listens(served: Wire, llm: PydanticLlm, provider: str):
 
 
 @EACH
-async def test_an_address_that_must_not_be_reached(served: Wire, provider: str):
+async def test_an_address_that_must_not_be_reached(served: FakeProvider, provider: str):
     llm = PydanticLlm(Outbound(), Here())
     error = await fails(llm, asks(served, provider))
     assert error.kind == "not_allowed"
@@ -437,8 +452,8 @@ async def test_an_address_that_must_not_be_reached(served: Wire, provider: str):
 
 
 @EACH
-async def test_cut_in_the_middle(served: Wire, llm: PydanticLlm, provider: str):
-    served.cut(after_tokens=3)
+async def test_cut_in_the_middle(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_cut(after_tokens=3)
     texts: list[ReplyPart] = []
     with pytest.raises(ModelError) as caught:
         async for part in llm.stream(asks(served, provider)):
@@ -449,75 +464,75 @@ async def test_cut_in_the_middle(served: Wire, llm: PydanticLlm, provider: str):
 
 
 @EACH
-async def test_cut_before_it_began(served: Wire, llm: PydanticLlm, provider: str):
-    served.cut(after_tokens=0)
+async def test_cut_before_it_began(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_cut(after_tokens=0)
     assert (await fails(llm, asks(served, provider))).kind == "unavailable"
 
 
 @EACH
-async def test_an_end_without_a_reason(served: Wire, llm: PydanticLlm, provider: str):
-    served.unfinished("so far")
+async def test_an_end_without_a_reason(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_unfinished("so far")
     assert (await fails(llm, asks(served, provider))).kind == "cut_off"
 
 
 @EACH
-async def test_garbage(served: Wire, llm: PydanticLlm, provider: str):
-    served.malformed()
+async def test_garbage(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_malformed()
     assert (await fails(llm, asks(served, provider))).kind == "malformed"
 
 
 @EACH
-async def test_a_stream_of_nothing(served: Wire, llm: PydanticLlm, provider: str):
-    served.nothing()
+async def test_a_stream_of_nothing(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_empty()
     assert (await fails(llm, asks(served, provider))).kind == "malformed"
 
 
 @EACH
 @pytest.mark.parametrize("after", [0, 2])
-async def test_silence(served: Wire, llm: PydanticLlm, provider: str, after: int):
-    served.hang(after_tokens=after)
+async def test_silence(served: FakeProvider, llm: PydanticLlm, provider: str, after: int):
+    served.queue_hang(after_tokens=after)
     error = await fails(llm, asks(served, provider, timeout=0.3))
     assert error.kind == "timeout"
     assert "0.3 seconds" in error.message
-    await served.until_gone()
+    await served.wait_for_hang_up()
 
 
 @EACH
-async def test_slow_is_not_silent(served: Wire, llm: PydanticLlm, provider: str):
-    served.slow(6, 0.1)
+async def test_slow_is_not_silent(served: FakeProvider, llm: PydanticLlm, provider: str):
+    served.queue_slow(6, 0.1)
     _, reply = await all_of(llm, asks(served, provider, timeout=0.4))
     assert reply.usage == ModelUsage(prompt_tokens=2, completion_tokens=6)
 
 
 @EACH
-async def test_whoever_stops_listening_hangs_up(served: Wire, llm: PydanticLlm, provider: str):
+async def test_whoever_stops_listening_hangs_up(served: FakeProvider, llm: PydanticLlm, provider: str):
     parts = llm.stream(asks(served, provider, model="tokens-100000"))
     async for _ in parts:
         break
     await parts.aclose()
-    assert (await served.until_gone(timeout=1)).sent < 100000
+    assert (await served.wait_for_hang_up(timeout=1)).sent_tokens < 100000
 
     async def listen() -> None:
         async for _ in llm.stream(asks(served, provider, model="hang")):
             pass
 
     task = asyncio.create_task(listen())
-    await served.until_asked(2)
+    await served.wait_for_request(2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await served.until_gone(2, timeout=1)
+    await served.wait_for_hang_up(2, timeout=1)
 
 
-async def test_connections_are_used_again(served: Wire, llm: PydanticLlm):
+async def test_connections_are_used_again(served: FakeProvider, llm: PydanticLlm):
     ports: set[int] = set()
-    served.rule(lambda asked: ports.add(asked.port) or None)
+    served.add_rule(lambda asked: ports.add(asked.client_port) or None)
     for _ in range(5):
         await all_of(llm, asks(served))
     assert len(ports) == 1
 
 
-async def test_many_at_once(served: Wire):
+async def test_many_at_once(served: FakeProvider):
     llm = PydanticLlm(Outbound(), Here(served.url))
     try:
         replies = await asyncio.gather(

@@ -21,14 +21,14 @@ from domain.shared.errors import DomainError
 from domain.tools import check_mcp_configuration
 from infra.http import Outbound
 from infra.tools.mcp import call_mcp_tool, list_mcp_tools
-from tests.support.outbound_servers import Place, names, place, reply
+from tests.support.outbound_servers import RecordingServer, build_reply, build_resolver, run_server
 
 SECRET = "sk-very-secret-0123456789"
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as one:
+async def here() -> AsyncIterator[RecordingServer]:
+    async with run_server() as one:
         yield one
 
 
@@ -174,23 +174,23 @@ async def test_headers_and_secrets(things: Any, caplog: pytest.LogCaptureFixture
         await call_mcp_tool(LET, configuration, {}, "repeat", {})
 
 
-async def test_an_mcp_server_is_guarded(here: Place):
-    for outbound in (Outbound(), Outbound(("127.0.0.1:1",)), Outbound(resolve=names(inner_test="127.0.0.1"))):
+async def test_an_mcp_server_is_guarded(here: RecordingServer):
+    for outbound in (Outbound(), Outbound(("127.0.0.1:1",)), Outbound(resolve=build_resolver(inner_test="127.0.0.1"))):
         host = "inner.test" if outbound._resolve.__name__ == "resolve" else "127.0.0.1"
         for work in (list_mcp_tools, lambda *given: call_mcp_tool(*given, "add", {})):
             began = time.monotonic()
             with pytest.raises(ToolFailed, match="refused"):
                 await work(outbound, mcp(f"http://{host}:{here.port}/mcp"), {})
             assert time.monotonic() - began < 5
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
-async def test_a_redirect_to_elsewhere_is_not_followed(here: Place):
-    async with place() as other:
-        here.answer = lambda request: reply(status=307, location=f"{other.url}/mcp")
+async def test_a_redirect_to_elsewhere_is_not_followed(here: RecordingServer):
+    async with run_server() as other:
+        here.answer = lambda request: build_reply(status=307, location=f"{other.url}/mcp")
         with pytest.raises(ToolFailed):
             await list_mcp_tools(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET})
-        assert other.connections == 0
+        assert other.connection_count == 0
 
 
 async def silent(writer: asyncio.StreamWriter) -> None:
@@ -229,38 +229,38 @@ EVENT = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message
         flood(b"text/event-stream", b"id: 1\nretry: 1\ndata:\n\n"),
         b"",
         b"\x00\x01garbage",
-        reply(b"not json", content_type="application/json"),
-        reply(b"[]", content_type="application/json"),
-        reply(b'{"jsonrpc":"2.0","id":1,"result":{}}', content_type="application/json"),
-        reply(b'{"jsonrpc":"2.0","id":99,"result":{}}', content_type="application/json"),
-        reply(b"<html>", content_type="text/html"),
-        reply(b"", 202),
-        reply(b"", 404),
-        reply(b"", 500),
-        reply(b"", 401, www_authenticate="Bearer"),
-        reply(b"id: 1\nretry: 1\ndata:\n\n", content_type="text/event-stream"),
-        reply(gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", content_encoding="gzip"),
+        build_reply(b"not json", content_type="application/json"),
+        build_reply(b"[]", content_type="application/json"),
+        build_reply(b'{"jsonrpc":"2.0","id":1,"result":{}}', content_type="application/json"),
+        build_reply(b'{"jsonrpc":"2.0","id":99,"result":{}}', content_type="application/json"),
+        build_reply(b"<html>", content_type="text/html"),
+        build_reply(b"", 202),
+        build_reply(b"", 404),
+        build_reply(b"", 500),
+        build_reply(b"", 401, www_authenticate="Bearer"),
+        build_reply(b"id: 1\nretry: 1\ndata:\n\n", content_type="text/event-stream"),
+        build_reply(gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", content_encoding="gzip"),
     ],
 )
-async def test_servers_that_misbehave(here: Place, answer: Any):
+async def test_servers_that_misbehave(here: RecordingServer, answer: Any):
     """Each ends in `ToolFailed` within the timeout, and with every connection closed."""
     here.answer = lambda request: answer
     began = time.monotonic()
     with pytest.raises(ToolFailed):
         await call_mcp_tool(LET, mcp(here.url, timeout=1.5), {}, "add", {})
     assert time.monotonic() - began < 3
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
-def scripted(here: Place, results: Callable[[str, dict[str, Any]], Any]) -> None:
+def scripted(here: RecordingServer, results: Callable[[str, dict[str, Any]], Any]) -> None:
     """A legacy server written by hand: `results(method, params)`; bytes are sent as they are."""
 
     def answer(request: Any) -> Any:
         if request.method != "POST":
-            return results(request.method, {}) or reply(b"", 405)
+            return results(request.method, {}) or build_reply(b"", 405)
         asked = json.loads(request.body)
         if "id" not in asked:
-            return reply(b"", 202)
+            return build_reply(b"", 202)
         if asked["method"] == "initialize":
             told: Any = {
                 "protocolVersion": asked["params"]["protocolVersion"], "capabilities": {"tools": {}},
@@ -270,11 +270,11 @@ def scripted(here: Place, results: Callable[[str, dict[str, Any]], Any]) -> None
             told = results(asked["method"], asked.get("params") or {})
         if told is None:
             error = {"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32601, "message": f"no {SECRET}"}}
-            return reply(json.dumps(error).encode(), content_type="application/json")
+            return build_reply(json.dumps(error).encode(), content_type="application/json")
         if not isinstance(told, dict):
             return told
         body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": told}).encode()
-        return reply(body, content_type="application/json", mcp_session_id="s1")
+        return build_reply(body, content_type="application/json", mcp_session_id="s1")
 
     here.answer = answer
 
@@ -285,7 +285,7 @@ def page(params: dict[str, Any], size: int = 30, last: int = 10**9) -> dict[str,
     return {"tools": tools, **({"nextCursor": str(at + 1)} if at < last else {})}
 
 
-async def test_pages_of_tools(here: Place):
+async def test_pages_of_tools(here: RecordingServer):
     scripted(here, lambda method, params: page(params, last=2) if method == "tools/list" else None)
     assert len(await list_mcp_tools(LET, mcp(here.url), {})) == 90
     scripted(here, lambda method, params: page(params) if method == "tools/list" else None)
@@ -298,7 +298,7 @@ async def test_pages_of_tools(here: Place):
     assert len(here.requests) < 110
 
 
-async def test_a_bad_entry_costs_that_entry(here: Place):
+async def test_a_bad_entry_costs_that_entry(here: RecordingServer):
     plain = {"type": "object"}
     tools = [
         {"name": "", "inputSchema": plain},
@@ -368,12 +368,12 @@ async def test_a_bad_entry_costs_that_entry(here: Place):
         ({"content": [{"type": "text", "text": "a"}], "isError": None, "_meta": 5}, "a"),
     ],
 )
-async def test_odd_content_costs_no_answer(here: Place, result: dict[str, Any], content: str):
+async def test_odd_content_costs_no_answer(here: RecordingServer, result: dict[str, Any], content: str):
     scripted(here, lambda method, params: result if method == "tools/call" else None)
     assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == content
 
 
-async def test_halves_of_characters_in_streams(here: Place):
+async def test_halves_of_characters_in_streams(here: RecordingServer):
     """As escapes and as bytes, in an event stream that comes in pieces."""
     body = (
         b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\\ud83d \xed\xa0\xbd \\ud83d\\ude00"}]}}'
@@ -410,9 +410,9 @@ async def test_halves_of_characters_in_streams(here: Place):
         b"[" * 5000,
     ],
 )
-async def test_failures_tell_nothing_of_the_library(here: Place, body: bytes):
+async def test_failures_tell_nothing_of_the_library(here: RecordingServer, body: bytes):
     def results(method: str, params: Any) -> Any:
-        return reply(body, content_type="application/json") if method.startswith("tools/") else None
+        return build_reply(body, content_type="application/json") if method.startswith("tools/") else None
 
     scripted(here, results)
     for work in (list_mcp_tools(LET, mcp(here.url), {}), call_mcp_tool(LET, mcp(here.url), {}, "t", {})):
@@ -423,20 +423,20 @@ async def test_failures_tell_nothing_of_the_library(here: Place, body: bytes):
 
 @pytest.mark.parametrize("value", [b"[" * 200 + b"]" * 200, b"[" + b"0," * 400_000 + b"0]"])
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
-async def test_answers_that_would_keep_their_reader_busy(here: Place, value: bytes, kind: str):
+async def test_answers_that_would_keep_their_reader_busy(here: RecordingServer, value: bytes, kind: str):
     def results(method: str, params: Any) -> Any:
         if method != "tools/call":
             return None
         number = json.loads(here.requests[-1].body)["id"]
         body = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[],"structuredContent":{"a":%s}}}' % (number, value)
-        return reply(body if kind.endswith("json") else b"data: " + body + b"\n\n", content_type=kind)
+        return build_reply(body if kind.endswith("json") else b"data: " + body + b"\n\n", content_type=kind)
 
     scripted(here, results)
     with pytest.raises(ToolFailed, match="sends too much"):
         await call_mcp_tool(LET, mcp(here.url), {}, "t", {})
 
 
-async def test_failures_of_servers_come_without_advertisements(here: Place):
+async def test_failures_of_servers_come_without_advertisements(here: RecordingServer):
     told = "1 validation error for addArguments\na\n  Input should be a number\n    For further information visit "
     told += "https://errors.pydantic.dev/2.11/v/int_parsing"
     failing = {"content": [{"type": "text", "text": told}], "isError": True}
@@ -445,7 +445,7 @@ async def test_failures_of_servers_come_without_advertisements(here: Place):
         await call_mcp_tool(LET, mcp(here.url), {}, "t", {})
 
 
-async def test_packed_answers_are_not_unpacked(here: Place):
+async def test_packed_answers_are_not_unpacked(here: RecordingServer):
     """Nobody asked for them, and what comes out of them is not counted."""
     scripted(here, lambda method, params: {**page(params, last=0), "padding": "a" * 64_000_000})
     plain = here.answer
@@ -453,7 +453,7 @@ async def test_packed_answers_are_not_unpacked(here: Place):
     def packed(request: Any) -> Any:
         told = plain(request)
         if isinstance(told, bytes) and b"padding" in told:
-            return reply(
+            return build_reply(
                 gzip.compress(told.split(b"\r\n\r\n", 1)[1], 1),
                 200,
                 content_type="application/json",
@@ -466,7 +466,7 @@ async def test_packed_answers_are_not_unpacked(here: Place):
         await list_mcp_tools(LET, mcp(here.url), {})
 
 
-async def test_output_schemas_are_not_run(here: Place):
+async def test_output_schemas_are_not_run(here: RecordingServer):
     """A pattern that takes hours on this text, from the server whose text it is."""
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
     tool = {"name": "evil", "inputSchema": {"type": "object"}, "outputSchema": schema}
@@ -481,13 +481,13 @@ async def test_output_schemas_are_not_run(here: Place):
     assert time.monotonic() - began < 1
 
 
-async def test_errors_of_servers_do_not_show_secrets(here: Place):
+async def test_errors_of_servers_do_not_show_secrets(here: RecordingServer):
     scripted(here, lambda method, params: None)
     with pytest.raises(ToolFailed, match=r"no \*\*\*"):
         await call_mcp_tool(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET}, "t", {})
 
 
-async def test_a_server_that_does_not_take_a_goodbye(here: Place):
+async def test_a_server_that_does_not_take_a_goodbye(here: RecordingServer):
     """The answer is there before the session ends, and is what counts."""
     results = {"tools/call": {"content": [{"type": "text", "text": "here"}]}, "DELETE": silent, "GET": silent}
     scripted(here, lambda method, params: results.get(method))
@@ -496,7 +496,7 @@ async def test_a_server_that_does_not_take_a_goodbye(here: Place):
     assert (await call_mcp_tool(LET, mcp(here.url, timeout=1), {}, "t", {}))["content"] == "here"
     assert time.monotonic() - began < 5
     assert "DELETE" in {one.method for one in here.requests}
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
 async def test_sessions_are_ended(things: Any):
@@ -507,7 +507,7 @@ async def test_sessions_are_ended(things: Any):
     assert ("DELETE" in methods) == ("GET" in methods)  # servers of the newest protocol have no sessions
 
 
-async def test_cancelling_a_call_hangs_up(here: Place):
+async def test_cancelling_a_call_hangs_up(here: RecordingServer):
     results = {"tools/call": silent, "GET": silent, "DELETE": silent}
     scripted(here, lambda method, params: results.get(method))
     task = asyncio.create_task(call_mcp_tool(LET, mcp(here.url, timeout=20), {}, "t", {}))
@@ -518,7 +518,7 @@ async def test_cancelling_a_call_hangs_up(here: Place):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert time.monotonic() - began < 3
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
 async def test_a_call_that_takes_too_long(things: Any):

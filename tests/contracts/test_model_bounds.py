@@ -12,7 +12,7 @@ from aiohttp import web
 from domain.llms import ChatMessage, ModelCall, ModelTarget
 from infra.llm import MAX_ERROR_BYTES, event_stream
 from infra.llm.event_stream import EventStream
-from tests.support.scripted_model import play, play_body
+from tests.support.scripted_model import call_model, call_model_with_body
 
 EACH = pytest.mark.parametrize("provider", ["openai", "openai_compatible", "anthropic"])
 PIECE = b"x" * (1 << 20)
@@ -52,7 +52,7 @@ async def refusing(head: bytes, gone: asyncio.Event) -> AsyncIterator[str]:
 async def test_of_a_refusal_the_beginning_is_read(provider: str) -> None:
     gone = asyncio.Event()
     async with refusing(b'{"error": {"message": "Not like this.", "more": "', gone) as url:
-        played = await play(url, provider=provider)
+        played = await call_model(url, provider=provider)
         assert played.error is not None
         assert played.error.kind == "refused"
         assert "Not like this." in played.error.message
@@ -63,7 +63,7 @@ async def test_of_a_refusal_the_beginning_is_read(provider: str) -> None:
 @EACH
 async def test_a_refusal_within_the_bound_is_read_as_it_was(provider: str) -> None:
     words = {"message": "Not like this.", "more": "x" * (MAX_ERROR_BYTES - 200)}
-    played = await play_body(json.dumps({"error": words}), "application/json", 400, provider)
+    played = await call_model_with_body(json.dumps({"error": words}), "application/json", 400, provider)
     assert played.error is not None
     assert played.error.message.endswith("(400): Not like this.")
 
@@ -75,16 +75,16 @@ def chunk(text: str, **more: Any) -> bytes:
 
 async def test_an_event_of_too_many_values_is_passed_over() -> None:
     many = chunk("no").replace(b'"choices"', b'"more": [' + b"[]," * 300_000 + b'[]], "choices"')
-    played = await play_body(chunk("a") + many + chunk("b", finish_reason="stop") + b"data: [DONE]\n\n")
+    played = await call_model_with_body(chunk("a") + many + chunk("b", finish_reason="stop") + b"data: [DONE]\n\n")
     assert played.text == "ab"
 
 
 async def test_an_answer_of_too_many_values_is_none() -> None:
     message = {"role": "assistant", "content": "no"}
     whole = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
-    assert (await play_body(whole, "application/json")).text == "no"
+    assert (await call_model_with_body(whole, "application/json")).text == "no"
     many = whole[:-1] + b', "more": [' + b"[]," * 300_000 + b"[]]}"
-    played = await play_body(many, "application/json")
+    played = await call_model_with_body(many, "application/json")
     assert played.error is not None
     assert played.error.kind == "malformed"
 
@@ -126,7 +126,7 @@ async def test_an_answer_is_bounded_in_what_is_kept_of_it_unseen(
     monkeypatch: pytest.MonkeyPatch, provider: str, one: Callable[[int], bytes]
 ) -> None:
     monkeypatch.setattr(event_stream, "MAX_RESPONSE_BYTES", 8 << 20)
-    played = await play_body(b"".join(map(one, range(9))), provider=provider)
+    played = await call_model_with_body(b"".join(map(one, range(9))), provider=provider)
     assert played.error is not None
     assert (played.error.kind, "it is too long" in played.error.message) == ("malformed", True), played.error.message
 

@@ -11,29 +11,37 @@ import pytest
 from domain.llms import ToolFailed
 from infra.http import Outbound
 from infra.tools.http_request import send_http_request
-from tests.support.outbound_servers import Place, detour, names, place, reply
+from tests.support.outbound_servers import (
+    RecordingServer,
+    build_reply,
+    build_resolver,
+    redirect_connections,
+    run_server,
+)
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as one:
+async def here() -> AsyncIterator[RecordingServer]:
+    async with run_server() as one:
         yield one
 
 
 @pytest.fixture
-def outside(here: Place, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def outside(here: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Where connections were bound for. All arrive at `here`, as if it were public."""
-    return detour(monkeypatch, here)
+    return redirect_connections(monkeypatch, here)
 
 
 async def ask(resolve: Any = None, **args: Any) -> dict[str, Any]:
     """`http_request` from this host, as if all it may reach in private were let through: it never is."""
-    outbound = Outbound(("0.0.0.0/0", "::/0", "localhost", "inner.test"), resolve or names(inner_test="127.0.0.1"))
+    outbound = Outbound(
+        ("0.0.0.0/0", "::/0", "localhost", "inner.test"), resolve or build_resolver(inner_test="127.0.0.1")
+    )
     return await send_http_request(outbound, {"url": "http://name.test/", **args})
 
 
-async def test_a_request_and_its_answer(here: Place, outside: list[Any]):
-    here.answer = lambda request: reply(
+async def test_a_request_and_its_answer(here: RecordingServer, outside: list[Any]):
+    here.answer = lambda request: build_reply(
         "grüße".encode("latin-1"), 201, content_type="text/plain; charset=latin-1", x_a="b"
     )
     told = await ask(url="http://name.test:81/a?b=c#d", headers={"X-Own": "1"})
@@ -48,11 +56,11 @@ async def test_a_request_and_its_answer(here: Place, outside: list[Any]):
     assert asked.headers["host"] == "name.test:81"
     assert asked.headers["user-agent"] == "paddock"
     assert outside == [("93.184.216.34", 81)]
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_bodies(here: Place, outside: list[Any], method: str):
+async def test_bodies(here: RecordingServer, outside: list[Any], method: str):
     await ask(method=method, body="tëxt")
     await ask(method=method, json={"a": [1, None]})
     await ask(method=method, json=None)
@@ -63,7 +71,7 @@ async def test_bodies(here: Place, outside: list[Any], method: str):
     assert kinds == [None, "application/json", "application/json", "application/x-own"]
 
 
-async def test_head(here: Place, outside: list[Any]):
+async def test_head(here: RecordingServer, outside: list[Any]):
     here.answer = lambda request: b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\nconnection: close\r\n\r\n"
     told = await ask(method="HEAD")
     assert (told["body"], told["headers"]["content-length"]) == ("", "500")
@@ -122,11 +130,11 @@ async def test_head(here: Place, outside: list[Any]):
         ({"verify": False}, "verify"),
     ],
 )
-async def test_bad_arguments(here: Place, outside: list[Any], args: dict[str, Any], says: str):
+async def test_bad_arguments(here: RecordingServer, outside: list[Any], args: dict[str, Any], says: str):
     with pytest.raises(ToolFailed) as failed:
         await ask(**args)
     assert says in str(failed.value)
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
 async def test_no_url():
@@ -146,17 +154,17 @@ async def test_no_url():
         *["http://inner.test:{port}/", "http://2130706433:{port}/", "http://169.254.169.254/latest/meta-data/"],
     ],
 )
-async def test_it_is_always_strict(here: Place, url: str):
+async def test_it_is_always_strict(here: RecordingServer, url: str):
     """Whatever PADDOCK_PRIVATE_HOSTS says. Nothing is replaced here: the server would answer."""
     with pytest.raises(ToolFailed, match="refused"):
         await ask(url=url.format(port=here.port))
-    assert here.connections == 0
+    assert here.connection_count == 0
 
 
-async def test_redirects_are_followed_five_times(here: Place, outside: list[Any]):
+async def test_redirects_are_followed_five_times(here: RecordingServer, outside: list[Any]):
     def answer(request: Any) -> bytes:
         left = int(request.target.strip("/"))
-        return reply(b"there") if left == 0 else reply(status=302, location=f"/{left - 1}")
+        return build_reply(b"there") if left == 0 else build_reply(status=302, location=f"/{left - 1}")
 
     here.answer = answer
     told = await ask(url="http://name.test/5")
@@ -165,7 +173,7 @@ async def test_redirects_are_followed_five_times(here: Place, outside: list[Any]
     with pytest.raises(ToolFailed, match="5 redirects"):
         await ask(url="http://name.test/7")
     assert len(here.requests) == 6
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
 @pytest.mark.parametrize(
@@ -177,20 +185,20 @@ async def test_redirects_are_followed_five_times(here: Place, outside: list[Any]
         *["http://[::1", "http://name.test:99999/", "javascript:1", "http://a\\@127.0.0.1/"],
     ],
 )
-async def test_redirects_are_checked_as_the_first_was(here: Place, outside: list[Any], location: str):
-    here.answer = lambda request: reply(status=302, location=location.format(port=here.port))
+async def test_redirects_are_checked_as_the_first_was(here: RecordingServer, outside: list[Any], location: str):
+    here.answer = lambda request: build_reply(status=302, location=location.format(port=here.port))
     with pytest.raises(ToolFailed):
         await ask()
     assert len(here.requests) == 1
 
 
-async def test_a_name_that_changes_between_redirects(here: Place, outside: list[Any]):
+async def test_a_name_that_changes_between_redirects(here: RecordingServer, outside: list[Any]):
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
 
     async def resolve(host: str, port: int) -> list[str]:
         return next(answers)
 
-    here.answer = lambda request: reply(status=302, location="/again")
+    here.answer = lambda request: build_reply(status=302, location="/again")
     with pytest.raises(ToolFailed, match="refused"):
         await ask(resolve)
     assert len(here.requests) == 1
@@ -209,8 +217,10 @@ async def test_a_name_that_changes_between_redirects(here: Place, outside: list[
         (303, "HEAD", "HEAD"),
     ],
 )
-async def test_methods_after_redirects(here: Place, outside: list[Any], status: int, method: str, then: str):
-    here.answer = lambda request: reply(b"") if request.target == "/to" else reply(status=status, location="/to")
+async def test_methods_after_redirects(here: RecordingServer, outside: list[Any], status: int, method: str, then: str):
+    here.answer = lambda request: (
+        build_reply(b"") if request.target == "/to" else build_reply(status=status, location="/to")
+    )
     await ask(method=method, **({} if method == "HEAD" else {"json": 1}))
     asked = here.requests[1]
     assert asked.method == then
@@ -230,9 +240,9 @@ async def test_methods_after_redirects(here: Place, outside: list[Any], status: 
         ("http://a.name.test/to", False),
     ],
 )
-async def test_secrets_stay_with_their_origin(here: Place, outside: list[Any], to: str, kept: bool):
+async def test_secrets_stay_with_their_origin(here: RecordingServer, outside: list[Any], to: str, kept: bool):
     here.answer = lambda request: (
-        reply(b"") if request.target == "/to" else reply(status=307, location=to, set_cookie="own=1")
+        build_reply(b"") if request.target == "/to" else build_reply(status=307, location=to, set_cookie="own=1")
     )
     headers = {"Authorization": "Bearer a", "Cookie": "b=c", "X-Api-Key": "d", "Accept": "text/plain"}
     await ask(method="POST", body="e", headers=headers)
@@ -243,14 +253,14 @@ async def test_secrets_stay_with_their_origin(here: Place, outside: list[Any], t
     assert asked.body == b"e"
 
 
-async def test_long_bodies_are_cut(here: Place, outside: list[Any]):
-    here.answer = lambda request: reply(b"a" * (256 * 1024 + int(request.target.strip("/"))))
+async def test_long_bodies_are_cut(here: RecordingServer, outside: list[Any]):
+    here.answer = lambda request: build_reply(b"a" * (256 * 1024 + int(request.target.strip("/"))))
     exact, longer = await ask(url="http://name.test/0"), await ask(url="http://name.test/1")
     assert len(exact["body"]) == len(longer["body"]) == 256 * 1024
     assert (exact.get("truncated"), longer.get("truncated")) == (None, True)
 
 
-async def test_endless_bodies_end(here: Place, outside: list[Any]):
+async def test_endless_bodies_end(here: RecordingServer, outside: list[Any]):
     sent = 0
 
     async def endless(writer: asyncio.StreamWriter) -> None:
@@ -264,19 +274,19 @@ async def test_endless_bodies_end(here: Place, outside: list[Any]):
     here.answer = lambda request: endless
     told = await ask()
     assert told["truncated"]
-    await here.until_closed()
+    await here.wait_until_closed()
     assert sent < 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
-async def test_bombs_do_not_go_off(here: Place, outside: list[Any], layers: int):
+async def test_bombs_do_not_go_off(here: RecordingServer, outside: list[Any], layers: int):
     """Gigabytes in a few bytes: what is unpacked is what is kept."""
     import tracemalloc
 
     bomb = gzip.compress(bytes(128 * 1024 * 1024), 6)
     for _ in range(layers - 1):
         bomb = gzip.compress(bomb, 9)
-    here.answer = lambda request: reply(bomb, content_encoding=", ".join(["gzip"] * layers))
+    here.answer = lambda request: build_reply(bomb, content_encoding=", ".join(["gzip"] * layers))
     tracemalloc.start()
     try:
         told = await ask()
@@ -290,26 +300,26 @@ async def test_bombs_do_not_go_off(here: Place, outside: list[Any], layers: int)
 @pytest.mark.parametrize(
     "says", ["text/plain; charset=punycode", "text/plain; charset=zlib", "a/b; charset=idna", "a/b; charset=utf-7"]
 )
-async def test_odd_charsets_are_not_believed(here: Place, outside: list[Any], says: str):
-    here.answer = lambda request: reply(b"a-" * 100_000, content_type=says)
+async def test_odd_charsets_are_not_believed(here: RecordingServer, outside: list[Any], says: str):
+    here.answer = lambda request: build_reply(b"a-" * 100_000, content_type=says)
     began = time.monotonic()
     assert (await ask())["body"].startswith("a-a-")
     assert time.monotonic() - began < 1
 
 
-async def test_text_can_be_kept(here: Place, outside: list[Any]):
-    here.answer = lambda request: reply(b"a\x00b\xff")
+async def test_text_can_be_kept(here: RecordingServer, outside: list[Any]):
+    here.answer = lambda request: build_reply(b"a\x00b\xff")
     assert (await ask())["body"] == "a\ufffdb\ufffd"
 
 
 @pytest.mark.parametrize("slow", ["headers", "body", "redirects"])
-async def test_the_timeout_is_for_everything_together(here: Place, outside: list[Any], slow: str):
+async def test_the_timeout_is_for_everything_together(here: RecordingServer, outside: list[Any], slow: str):
     async def drip(writer: asyncio.StreamWriter) -> None:
         if slow == "body":
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         if slow == "redirects":
             await asyncio.sleep(0.15)
-            writer.write(reply(status=302, location="/again"))
+            writer.write(build_reply(status=302, location="/again"))
             return
         for _ in range(100):
             writer.write(b"x")
@@ -321,7 +331,7 @@ async def test_the_timeout_is_for_everything_together(here: Place, outside: list
     with pytest.raises(ToolFailed, match=r"0\.5 seconds"):
         await ask(timeout=0.5)
     assert time.monotonic() - began < 2
-    await here.until_closed()
+    await here.wait_until_closed()
 
 
 @pytest.mark.parametrize(
@@ -333,14 +343,14 @@ async def test_the_timeout_is_for_everything_together(here: Place, outside: list
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 90_000,
     ],
 )
-async def test_what_is_not_http(here: Place, outside: list[Any], answer: bytes):
+async def test_what_is_not_http(here: RecordingServer, outside: list[Any], answer: bytes):
     here.answer = lambda request: answer
     with pytest.raises(ToolFailed, match="not proper HTTP"):
         await ask()
 
 
-async def test_bodies_that_do_not_unpack(here: Place, outside: list[Any]):
-    here.answer = lambda request: reply(b"no gzip", content_encoding="gzip")
+async def test_bodies_that_do_not_unpack(here: RecordingServer, outside: list[Any]):
+    here.answer = lambda request: build_reply(b"no gzip", content_encoding="gzip")
     with pytest.raises(ToolFailed, match="decompressed"):
         await ask()
 
@@ -353,7 +363,7 @@ async def test_names_that_nobody_knows():
         await ask(unknown)
 
 
-async def test_cancelling_hangs_up(here: Place, outside: list[Any]):
+async def test_cancelling_hangs_up(here: RecordingServer, outside: list[Any]):
     async def nothing(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
         while not writer.is_closing():
@@ -368,4 +378,4 @@ async def test_cancelling_hangs_up(here: Place, outside: list[Any]):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await here.until_closed()
+    await here.wait_until_closed()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from domain.llms import ModelApi, ModelCall, ModelOptions
 from infra.llm import PydanticLlm, providers
 from tests.contracts.test_llm import ADD, CONVERSATION, KEY, SCHEMA, all_of, asks, fails, llm, served
-from tests.support.fake_provider import Wire
+from tests.support.fake_provider import FakeProvider
 
 __all__ = ["llm", "served"]
 RESPONSES, CHAT = "/v1/responses", "/v1/chat/completions"
@@ -23,7 +23,7 @@ def forgotten() -> None:
     providers._chat_only_urls.clear()
 
 
-def told(served: Wire, provider: str = "openai", api: ModelApi | None = None, **more: Any) -> ModelCall:
+def told(served: FakeProvider, provider: str = "openai", api: ModelApi | None = None, **more: Any) -> ModelCall:
     ask = asks(served, provider, **more)
     return replace(ask, target=replace(ask.target, api=api))
 
@@ -41,11 +41,11 @@ def told(served: Wire, provider: str = "openai", api: ModelApi | None = None, **
         ("ollama", "responses", RESPONSES),
     ],
 )
-async def test_the_switch(served: Wire, llm: PydanticLlm, provider: str, api: Any, path: str):
+async def test_the_switch(served: FakeProvider, llm: PydanticLlm, provider: str, api: Any, path: str):
     _, reply = await all_of(llm, told(served, provider=provider, api=api))
     assert reply.message.content == "hello there"
     assert [asked.path for asked in served.requests] == [path]
-    assert served.requests[0].key == KEY
+    assert served.requests[0].api_key == KEY
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def test_the_switch(served: Wire, llm: PydanticLlm, provider: str, api: An
         {"parameters": {"max_completion_tokens": 5}},
     ],
 )
-async def test_what_only_chat_completions_have_goes_there(served: Wire, llm: PydanticLlm, more: dict[str, Any]):
+async def test_what_only_chat_completions_have_goes_there(served: FakeProvider, llm: PydanticLlm, more: dict[str, Any]):
     await all_of(llm, told(served, **more))
     assert [asked.path for asked in served.requests] == [CHAT]
     refused = await fails(llm, told(served, api="responses", **more))
@@ -71,7 +71,7 @@ async def test_what_only_chat_completions_have_goes_there(served: Wire, llm: Pyd
     assert len(served.requests) == 1
 
 
-async def test_options_that_say_nothing_decide_nothing(served: Wire, llm: PydanticLlm):
+async def test_options_that_say_nothing_decide_nothing(served: FakeProvider, llm: PydanticLlm):
     options = ModelOptions(presence_penalty=0.0, frequency_penalty=0, temperature=0.5, top_p=0.5, max_tokens=50)
     await all_of(llm, told(served, options=options, model="gpt-4o"))
     [asked] = served.requests
@@ -81,7 +81,7 @@ async def test_options_that_say_nothing_decide_nothing(served: Wire, llm: Pydant
     assert asked.body["store"] is False
 
 
-async def test_a_conversation_with_tools_on_responses(served: Wire, llm: PydanticLlm):
+async def test_a_conversation_with_tools_on_responses(served: FakeProvider, llm: PydanticLlm):
     options = ModelOptions(tool_choice="required", parallel_tool_calls=False)
     await all_of(llm, told(served, messages=CONVERSATION, tools=(ADD,), options=options))
     body = served.requests[-1].body
@@ -106,7 +106,7 @@ async def test_a_conversation_with_tools_on_responses(served: Wire, llm: Pydanti
     assert (body["tool_choice"], body["parallel_tool_calls"], body["stream"]) == ("required", False, True)
 
 
-async def test_a_schema_and_effort_on_responses(served: Wire, llm: PydanticLlm):
+async def test_a_schema_and_effort_on_responses(served: FakeProvider, llm: PydanticLlm):
     parameters = {
         "reasoning_effort": "low",
         "verbosity": "low",
@@ -124,7 +124,7 @@ async def test_a_schema_and_effort_on_responses(served: Wire, llm: PydanticLlm):
 
 
 @pytest.fixture
-async def old(served: Wire) -> AsyncIterator[tuple[Wire, list[str], list[Any]]]:
+async def old(served: FakeProvider) -> AsyncIterator[tuple[FakeProvider, list[str], list[Any]]]:
     """A server that knows chat completions alone: it says so in the way of the second list's item."""
     paths: list[str] = []
     answers: list[Any] = [{"detail": "Not Found"}]
@@ -137,7 +137,7 @@ async def old(served: Wire) -> AsyncIterator[tuple[Wire, list[str], list[Any]]]:
             return web.Response(
                 status=404, text=text, content_type="text/plain" if text is body else "application/json"
             )
-        return await served.serve(request)
+        return await served.serve_request(request)
 
     app = web.Application()
     app.router.add_post("/{path:.*}", answer)

@@ -27,7 +27,14 @@ from structlog.testing import capture_logs
 from infra.http import Outbound, OutboundRefused, find_address_problem, load_tls_context, resolve_host
 from infra.settings import SettingsError
 from infra.settings import parse_destination as parsed
-from tests.support.outbound_servers import PUBLIC, Place, detour, names, place, reply
+from tests.support.outbound_servers import (
+    PUBLIC_ADDRESS,
+    RecordingServer,
+    build_reply,
+    build_resolver,
+    redirect_connections,
+    run_server,
+)
 
 CLIENTS = ["create_client", "create_httpx2_client"]
 
@@ -70,7 +77,16 @@ LOCAL = [
 ]
 SCOPED = ["[fe80::1%25eth0]", "[fe80::1%eth0]", "[::1%25lo]", "[fe80::1%251]", "%6c%6f%63alhost", "%31%32%37.0.0.1"]
 ORDINARY = [
-    *("8.8.8.8", "1.1.1.1", PUBLIC, "9.255.255.255", "11.0.0.0", "100.63.255.255", "100.128.0.0", "126.255.255.255"),
+    *(
+        "8.8.8.8",
+        "1.1.1.1",
+        PUBLIC_ADDRESS,
+        "9.255.255.255",
+        "11.0.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "126.255.255.255",
+    ),
     *("128.0.0.0", "169.253.255.255", "169.255.0.0", "172.15.255.255", "172.32.0.0", "192.167.255.255", "192.169.0.0"),
     *("198.17.255.255", "198.20.0.0", "223.255.255.255", "192.0.1.1", "168.63.129.15"),
     *("2606:4700::1111", "2a00:1450::1", "2001:4860:4860::8888", "2003::1", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8"),
@@ -82,8 +98,8 @@ def bracketed(address: str) -> str:
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[Place]:
-    async with place() as one:
+async def here() -> AsyncIterator[RecordingServer]:
+    async with run_server() as one:
         yield one
 
 
@@ -94,16 +110,16 @@ async def get(outbound: Outbound, kind: str, url: str, strict: bool = False, tim
 
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("address", DANGEROUS)
-async def test_dangerous_addresses(here: Place, monkeypatch: pytest.MonkeyPatch, address: str, kind: str):
+async def test_dangerous_addresses(here: RecordingServer, monkeypatch: pytest.MonkeyPatch, address: str, kind: str):
     """As they stand in a URL, behind a name, and behind a name among good ones."""
-    dialled = detour(monkeypatch, here)
-    outbound = Outbound(resolve=names(inner_test=address, both_test=[PUBLIC, address, "8.8.8.8"]))
+    dialled = redirect_connections(monkeypatch, here)
+    outbound = Outbound(resolve=build_resolver(inner_test=address, both_test=[PUBLIC_ADDRESS, address, "8.8.8.8"]))
     for host in (bracketed(address), "inner.test", "both.test"):
         for strict in (False, True):
             with pytest.raises(OutboundRefused) as refused:
                 await get(outbound, kind, f"http://{host}:{here.port}/", strict)
             assert refused.value.address is not None
-    assert (here.connections, dialled) == (0, [])
+    assert (here.connection_count, dialled) == (0, [])
     assert find_address_problem(ip_address(address)) is not None
 
 
@@ -124,9 +140,9 @@ def test_reasons():
 
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("address", ORDINARY)
-async def test_ordinary_addresses(here: Place, monkeypatch: pytest.MonkeyPatch, address: str, kind: str):
-    dialled = detour(monkeypatch, here)
-    outbound = Outbound(resolve=names(outer_test=address))
+async def test_ordinary_addresses(here: RecordingServer, monkeypatch: pytest.MonkeyPatch, address: str, kind: str):
+    dialled = redirect_connections(monkeypatch, here)
+    outbound = Outbound(resolve=build_resolver(outer_test=address))
     for host in (bracketed(address), "outer.test"):
         assert (await get(outbound, kind, f"http://{host}:81/", strict=True)).text == "hello"
     mapped = IPv6Address(address).ipv4_mapped if ":" in address else None
@@ -135,27 +151,27 @@ async def test_ordinary_addresses(here: Place, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize("host", [*UNUSUAL, *LOCAL, *SCOPED])
-async def test_hosts_that_mean_this_host(here: Place, monkeypatch: pytest.MonkeyPatch, host: str, kind: str):
+async def test_hosts_that_mean_this_host(here: RecordingServer, monkeypatch: pytest.MonkeyPatch, host: str, kind: str):
     """Refused by how they are written, so also when a resolver says that they are elsewhere."""
     with pytest.raises((OutboundRefused, httpx.InvalidURL, httpx2.InvalidURL)):
         await get(Outbound(), kind, f"http://{host}:{here.port}/", strict=True)
-    dialled = detour(monkeypatch, here)
-    for outbound in (Outbound(resolve=names()), Outbound(("127.0.0.0/8", "::1"), names())):
+    dialled = redirect_connections(monkeypatch, here)
+    for outbound in (Outbound(resolve=build_resolver()), Outbound(("127.0.0.0/8", "::1"), build_resolver())):
         if host == "localhost" or not host.isascii():  # the latter become plain 127.0.0.1 while the URL is read
             continue
         with pytest.raises((OutboundRefused, httpx.InvalidURL, httpx2.InvalidURL)):
             await get(outbound, kind, f"http://{host}:{here.port}/")
-    assert (here.connections, dialled) == (0, [])
+    assert (here.connection_count, dialled) == (0, [])
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-async def test_loopback_with_the_real_resolver(here: Place, kind: str):
+async def test_loopback_with_the_real_resolver(here: RecordingServer, kind: str):
     """Nothing is replaced here: without the guard each of these is answered with a hello."""
     outbound = Outbound()
     for host in ("127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "0", "[::ffff:127.0.0.1]"):
         with pytest.raises((OutboundRefused, httpx.InvalidURL, httpx2.InvalidURL)):
             await get(outbound, kind, f"http://{host}:{here.port}/")
-    assert here.connections == 0
+    assert here.connection_count == 0
     assert (await get(Outbound(("127.0.0.1",)), kind, here.url)).text == "hello"
 
 
@@ -164,10 +180,12 @@ async def test_loopback_with_the_real_resolver(here: Place, kind: str):
     st.integers(1, 4),
     st.lists(st.sampled_from(["%d", "%x", "0x%x", "0X%X", "0%o", "000%o"]), min_size=4, max_size=4),
 )
-def test_whatever_the_system_reads_as_an_address(low: int, parts: int, forms: list[str]):
+def test_whatever_the_system_reads_as_an_address(low: int, resources: int, forms: list[str]):
     """Any spelling of 127/8 that inet_aton takes, and any that it does not."""
     whole = (127 << 24) | low
-    numbers = [(whole >> shift) & 255 for shift in (24, 16, 8)[: parts - 1]] + [whole & (2 ** (8 * (5 - parts)) - 1)]
+    numbers = [(whole >> shift) & 255 for shift in (24, 16, 8)[: resources - 1]] + [
+        whole & (2 ** (8 * (5 - resources)) - 1)
+    ]
     host = ".".join(form % number for form, number in zip(forms, numbers, strict=False))
     try:
         socket.inet_aton(host)
@@ -175,7 +193,7 @@ def test_whatever_the_system_reads_as_an_address(low: int, parts: int, forms: li
         return
 
     async def resolve(host: str, port: int) -> list[str]:
-        return [PUBLIC]
+        return [PUBLIC_ADDRESS]
 
     with pytest.raises(OutboundRefused):
         asyncio.run(Outbound(resolve=resolve).resolve_allowed(host, 80))
@@ -191,20 +209,23 @@ def test_nothing_that_python_calls_private_is_ordinary(address: IPv4Address | IP
 
 async def test_the_system_resolver_keeps_the_scope(monkeypatch: pytest.MonkeyPatch):
     async def found(*args: Any, **named: Any) -> list[Any]:
-        return [(socket.AF_INET6, 1, 6, "", ("2606:4700::1", 80, 0, 3)), (socket.AF_INET, 1, 6, "", (PUBLIC, 80))]
+        return [
+            (socket.AF_INET6, 1, 6, "", ("2606:4700::1", 80, 0, 3)),
+            (socket.AF_INET, 1, 6, "", (PUBLIC_ADDRESS, 80)),
+        ]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found, raising=False)
-    assert await resolve_host("name.test", 80) == ["2606:4700::1%3", PUBLIC]
+    assert await resolve_host("name.test", 80) == ["2606:4700::1%3", PUBLIC_ADDRESS]
     with pytest.raises(OutboundRefused) as refused:
         await Outbound().resolve_allowed("name.test", 80)
     assert "one interface" in refused.value.reason
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-async def test_a_name_that_changes_its_mind(here: Place, monkeypatch: pytest.MonkeyPatch, kind: str):
+async def test_a_name_that_changes_its_mind(here: RecordingServer, monkeypatch: pytest.MonkeyPatch, kind: str):
     """Public when it is checked, inside when it is connected to: there is one resolution, and it is what is dialled."""
-    dialled = detour(monkeypatch, here)
-    answers = iter([[PUBLIC], ["127.0.0.1"], ["8.8.8.8"], ["169.254.169.254"]])
+    dialled = redirect_connections(monkeypatch, here)
+    answers = iter([[PUBLIC_ADDRESS], ["127.0.0.1"], ["8.8.8.8"], ["169.254.169.254"]])
 
     async def resolve(host: str, port: int) -> list[str]:
         return next(answers)
@@ -217,17 +238,17 @@ async def test_a_name_that_changes_its_mind(here: Place, monkeypatch: pytest.Mon
         assert (await client.get("http://turning.test/")).text == "hello"
         with pytest.raises(OutboundRefused):
             await client.get("http://turning.test/")
-    assert dialled == [(PUBLIC, 80), ("8.8.8.8", 80)]
+    assert dialled == [(PUBLIC_ADDRESS, 80), ("8.8.8.8", 80)]
     assert [one.headers["host"] for one in here.requests] == ["turning.test"] * 2
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
 async def test_clients_do_not_follow_and_followed_they_are_checked(
-    here: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+    here: RecordingServer, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
-    here.answer = lambda request: reply(status=302, location=f"http://127.0.0.1:{here.port}/inner")
-    detour(monkeypatch, here)
-    async with getattr(Outbound(resolve=names()), kind)() as client:
+    here.answer = lambda request: build_reply(status=302, location=f"http://127.0.0.1:{here.port}/inner")
+    redirect_connections(monkeypatch, here)
+    async with getattr(Outbound(resolve=build_resolver()), kind)() as client:
         assert (await client.get("http://name.test/")).status_code == 302
         with pytest.raises(OutboundRefused):
             await client.get("http://name.test/", follow_redirects=True)
@@ -235,25 +256,27 @@ async def test_clients_do_not_follow_and_followed_they_are_checked(
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-async def test_one_of_several_addresses_answers(here: Place, kind: str):
+async def test_one_of_several_addresses_answers(here: RecordingServer, kind: str):
     """127.0.0.3 refuses connections. The next address gets its turn."""
-    outbound = Outbound(("several.test",), names(several_test=["127.0.0.3", "127.0.0.1"]))
+    outbound = Outbound(("several.test",), build_resolver(several_test=["127.0.0.3", "127.0.0.1"]))
     assert (await get(outbound, kind, f"http://several.test:{here.port}/")).text == "hello"
 
 
 @pytest.mark.parametrize(("kind", "core"), [("create_client", httpcore), ("create_httpx2_client", httpcore2)])
-async def test_an_address_that_swallows_everything(here: Place, monkeypatch: pytest.MonkeyPatch, kind: str, core: Any):
-    detour(monkeypatch, here)
+async def test_an_address_that_swallows_everything(
+    here: RecordingServer, monkeypatch: pytest.MonkeyPatch, kind: str, core: Any
+):
+    redirect_connections(monkeypatch, here)
     turned = core.AnyIOBackend.connect_tcp
 
     async def swallow(self: Any, host: str, port: int, timeout: float, *args: Any) -> Any:
-        if host == PUBLIC:
+        if host == PUBLIC_ADDRESS:
             await asyncio.sleep(timeout)
             raise core.ConnectTimeout
         return await turned(self, host, port, timeout, *args)
 
     monkeypatch.setattr(core.AnyIOBackend, "connect_tcp", swallow)
-    outbound = Outbound(resolve=names(several_test=[PUBLIC, "8.8.8.8"]))
+    outbound = Outbound(resolve=build_resolver(several_test=[PUBLIC_ADDRESS, "8.8.8.8"]))
     began = time.monotonic()
     assert (await get(outbound, kind, "http://several.test/", timeout=1)).text == "hello"
     assert time.monotonic() - began < 0.9
@@ -269,7 +292,7 @@ async def test_names_that_are_not_known_or_take_too_long(kind: str, core: Any):
 
     async def slow(host: str, port: int) -> list[str]:
         await asyncio.sleep(30)
-        return [PUBLIC]
+        return [PUBLIC_ADDRESS]
 
     for resolve in (unknown, nothing):
         with pytest.raises(core.ConnectError):
@@ -312,15 +335,17 @@ async def test_no_unix_sockets(kind: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", CLIENTS)
-async def test_the_environment_has_no_say(here: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str):
+async def test_the_environment_has_no_say(
+    here: RecordingServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+):
     """Neither proxies, which would resolve names in our place, nor passwords of whoever runs this."""
     (tmp_path / "netrc").write_text("default login me password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    async with place() as proxy:
+    async with run_server() as proxy:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
         assert (await get(Outbound(("127.0.0.1",)), kind, here.url)).text == "hello"
-        assert proxy.connections == 0
+        assert proxy.connection_count == 0
     assert "authorization" not in here.requests[0].headers
 
 
@@ -328,17 +353,17 @@ async def test_the_environment_has_no_say(here: Place, monkeypatch: pytest.Monke
 async def test_tls_is_spoken_with_the_name(monkeypatch: pytest.MonkeyPatch, kind: str):
     """Dialled by address, the certificate is checked for the name, and the server is told the name."""
     server, pem = certificate("name.test")
-    async with place(tls=server) as there:
-        dialled = detour(monkeypatch, there)
-        outbound = Outbound(resolve=names())
+    async with run_server(tls=server) as there:
+        dialled = redirect_connections(monkeypatch, there)
+        outbound = Outbound(resolve=build_resolver())
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             await get(outbound, kind, "https://name.test/")
         load_tls_context().load_verify_locations(cadata=pem)
         assert (await get(outbound, kind, "https://name.test/")).text == "hello"
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             await get(outbound, kind, "https://other.test/")
-    assert set(dialled) == {(PUBLIC, 443)}
-    assert there.names == ["name.test", "name.test", "other.test"]
+    assert set(dialled) == {(PUBLIC_ADDRESS, 443)}
+    assert there.server_names == ["name.test", "name.test", "other.test"]
     assert there.requests[-1].headers["host"] == "name.test"
 
 
@@ -399,8 +424,8 @@ ALLOWED = [
 
 @pytest.mark.parametrize("kind", CLIENTS)
 @pytest.mark.parametrize(("entry", "host", "through"), ALLOWED)
-async def test_what_is_let_through(here: Place, kind: str, entry: str, host: str, through: bool):
-    resolve = names(
+async def test_what_is_let_through(here: RecordingServer, kind: str, entry: str, host: str, through: bool):
+    resolve = build_resolver(
         inner_test="127.0.0.1", inner_TEST="127.0.0.1", a_inner_test="127.0.0.1", other_test="127.0.0.1",
         localhost="127.0.0.1", both_test=["127.0.0.1", "10.0.0.1"],
     )  # fmt: skip
@@ -413,7 +438,7 @@ async def test_what_is_let_through(here: Place, kind: str, entry: str, host: str
             await get(outbound, kind, url)
     with pytest.raises(OutboundRefused):
         await get(outbound, kind, url, strict=True)
-    assert here.connections == through
+    assert here.connection_count == through
 
 
 async def test_entries_for_ipv6():
@@ -449,8 +474,8 @@ def test_entries_are_read():
     assert str(parsed("10.1.0.0/16:80").network) == "10.1.0.0/16"
 
 
-async def test_each_refusal_is_logged(here: Place):
-    outbound = Outbound(resolve=names(inner_test="10.0.0.9"))
+async def test_each_refusal_is_logged(here: RecordingServer):
+    outbound = Outbound(resolve=build_resolver(inner_test="10.0.0.9"))
     with capture_logs() as lines:
         for url in ("http://inner.test:81/", "http://127.1/", "http://localhost/"):
             with pytest.raises(OutboundRefused):
@@ -466,7 +491,7 @@ async def test_each_refusal_is_logged(here: Place):
 
 async def test_what_is_said_does_not_hold_the_address():
     with pytest.raises(OutboundRefused) as refused:
-        await Outbound(resolve=names(inner_test="10.0.0.9")).resolve_allowed("inner.test", 80)
+        await Outbound(resolve=build_resolver(inner_test="10.0.0.9")).resolve_allowed("inner.test", 80)
     assert "10.0.0.9" not in str(refused.value)
     assert (refused.value.host, refused.value.address) == ("inner.test", "10.0.0.9")
 

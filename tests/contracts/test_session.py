@@ -22,19 +22,25 @@ from infra.postgres.store import PostgresStore
 from infra.wiring import open_resources
 from scripts.release import set_tenant_plan
 from scripts.system import System
-from tests.conftest import running
-from tests.support.clients import tenant
-from tests.support.pgbouncer import Managed, managed, needs_pgbouncer, pgbouncer, without_the_role
+from tests.conftest import run_system
+from tests.support.clients import register_tenant
+from tests.support.pgbouncer import (
+    ManagedDatabase,
+    create_managed_database,
+    needs_pgbouncer,
+    run_pgbouncer,
+    run_role_dropping_proxy,
+)
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 TENANTS = ("one", "two", "three")
 
 
 @pytest.fixture(scope="module")
-async def elsewhere(system: System) -> AsyncIterator[Managed]:
+async def elsewhere(system: System) -> AsyncIterator[ManagedDatabase]:
     """A managed database, migrated by an owner who is no superuser, that holds three tenants with a user each."""
-    async with managed(system) as made:
-        await migrate_database(made.url())
+    async with create_managed_database(system) as made:
+        await migrate_database(made.build_url())
         server = await asyncpg.connect(made.superuser_url)
         for name in TENANTS:
             await server.execute("INSERT INTO tenants (id, plan, created_at) VALUES ($1, 'standard', $2)", name, NOW)
@@ -66,8 +72,8 @@ async def seen(store: PostgresStore, bound: str | None) -> set[str]:
         return {row["tenant_id"] for row in await raw.fetch("SELECT tenant_id FROM users")}
 
 
-async def test_a_dropped_role_shows_no_other_tenant(elsewhere: Managed) -> None:
-    async with without_the_role(elsewhere.server_url) as port, stored(elsewhere.url(port)) as store:
+async def test_a_dropped_role_shows_no_other_tenant(elsewhere: ManagedDatabase) -> None:
+    async with run_role_dropping_proxy(elsewhere.server_url) as port, stored(elsewhere.build_url(port)) as store:
         await store.check_health()
         assert await seen(store, "one") == {"one"}
         assert await seen(store, None) == set()
@@ -75,9 +81,9 @@ async def test_a_dropped_role_shows_no_other_tenant(elsewhere: Managed) -> None:
             assert await tx.queues.find_next_build(False) is None
 
 
-async def test_a_superuser_who_logs_in_is_held_too(elsewhere: Managed) -> None:
+async def test_a_superuser_who_logs_in_is_held_too(elsewhere: ManagedDatabase) -> None:
     parsed = urlsplit(elsewhere.superuser_url)
-    async with without_the_role(elsewhere.server_url) as port:
+    async with run_role_dropping_proxy(elsewhere.server_url) as port:
         netloc = f"{parsed.username}:{parsed.password}@127.0.0.1:{port}"
         async with stored(parsed._replace(netloc=netloc).geturl()) as store:
             await store.check_health()
@@ -86,7 +92,7 @@ async def test_a_superuser_who_logs_in_is_held_too(elsewhere: Managed) -> None:
 
 
 async def test_without_the_role_in_each_transaction_a_superuser_sees_all_and_health_says_so(
-    elsewhere: Managed, monkeypatch: pytest.MonkeyPatch
+    elsewhere: ManagedDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attack, with its guard taken away: what the opening statement is there for, and what the check is."""
     async with stored(elsewhere.superuser_url) as store:
@@ -101,9 +107,9 @@ async def test_without_the_role_in_each_transaction_a_superuser_sees_all_and_hea
         assert (caught.value.code, "work as 'paddock'" in caught.value.detail) == ("database_unsafe", True)
 
 
-async def test_the_owner_is_held_where_no_role_is_taken_on(elsewhere: Managed) -> None:
+async def test_the_owner_is_held_where_no_role_is_taken_on(elsewhere: ManagedDatabase) -> None:
     """The second fence: forced row-level security. Without it, the owner of the tables sees all."""
-    server, owner = await asyncpg.connect(elsewhere.superuser_url), await asyncpg.connect(elsewhere.url())
+    server, owner = await asyncpg.connect(elsewhere.superuser_url), await asyncpg.connect(elsewhere.build_url())
     try:
         assert await owner.fetch("SELECT * FROM users") == []
         await owner.execute("SELECT set_config('paddock.tenant_id', 'two', false)")
@@ -114,15 +120,15 @@ async def test_the_owner_is_held_where_no_role_is_taken_on(elsewhere: Managed) -
         await server.execute("ALTER TABLE users NO FORCE ROW LEVEL SECURITY")
         assert await owner.fetchval("SELECT count(*) FROM users") == 3
         # A table that a later migration left open, or a hand, is closed by the next one.
-        await migrate_database(elsewhere.url())
+        await migrate_database(elsewhere.build_url())
         assert await owner.fetch("SELECT * FROM users") == []
     finally:
         await owner.close()
         await server.close()
 
 
-async def test_the_owner_does_not_drop_a_partition_whose_rows_it_cannot_see(elsewhere: Managed) -> None:
-    server, owner = await asyncpg.connect(elsewhere.superuser_url), await asyncpg.connect(elsewhere.url())
+async def test_the_owner_does_not_drop_a_partition_whose_rows_it_cannot_see(elsewhere: ManagedDatabase) -> None:
+    server, owner = await asyncpg.connect(elsewhere.superuser_url), await asyncpg.connect(elsewhere.build_url())
     try:
         await server.execute("SELECT make_partitions('evaluations', '2020-01-15', 0)")
         await server.execute(
@@ -138,8 +144,8 @@ async def test_the_owner_does_not_drop_a_partition_whose_rows_it_cannot_see(else
         await server.close()
 
 
-async def test_a_partition_that_is_made_is_guarded_at_once(elsewhere: Managed) -> None:
-    async with stored(elsewhere.url()) as store, store.system_transaction() as tx:
+async def test_a_partition_that_is_made_is_guarded_at_once(elsewhere: ManagedDatabase) -> None:
+    async with stored(elsewhere.build_url()) as store, store.system_transaction() as tx:
         await tx.partitions.create_partitions(datetime(2031, 5, 1, tzinfo=UTC), 0)
     server = await asyncpg.connect(elsewhere.superuser_url)
     try:
@@ -163,7 +169,7 @@ async def test_a_partition_that_is_made_is_guarded_at_once(elsewhere: Managed) -
     ],
 )
 async def test_a_session_that_could_see_all_is_refused_at_connect_and_at_start(
-    elsewhere: Managed, system: System, made: str, said: str, monkeypatch: pytest.MonkeyPatch
+    elsewhere: ManagedDatabase, system: System, made: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     role = f"role_{secrets.token_hex(6)}"
     server = await asyncpg.connect(elsewhere.superuser_url)
@@ -173,13 +179,13 @@ async def test_a_session_that_could_see_all_is_refused_at_connect_and_at_start(
             await server.execute(made.format(role=role, login=elsewhere.login))
         except asyncpg.InvalidGrantOperationError:
             await server.execute(f"CREATE ROLE {role}")
-        async with stored(elsewhere.url()) as store:
+        async with stored(elsewhere.build_url()) as store:
             for _ in range(2):
                 with pytest.raises(DomainError) as caught:
                     async with store.tenant_transaction("one"):
                         pass
                 assert (caught.value.code, said in caught.value.detail) == ("database_unsafe", True), caught.value
-        settings = replace(system.settings, database_url=Secret(elsewhere.url()))
+        settings = replace(system.settings, database_url=Secret(elsewhere.build_url()))
         with pytest.raises(session.UnsafeSession, match=said):
             async with open_resources(settings, "tests"):
                 pass
@@ -189,13 +195,13 @@ async def test_a_session_that_could_see_all_is_refused_at_connect_and_at_start(
         await server.close()
 
 
-async def test_a_role_that_becomes_mighty_later_is_found_by_health(elsewhere: Managed) -> None:
+async def test_a_role_that_becomes_mighty_later_is_found_by_health(elsewhere: ManagedDatabase) -> None:
     server, role = await asyncpg.connect(elsewhere.superuser_url), f"role_{secrets.token_hex(6)}"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session, "APP_ROLE", role)
         try:
             await server.execute(f"CREATE ROLE {role}; GRANT {role} TO {elsewhere.login}")
-            async with stored(elsewhere.url()) as store:
+            async with stored(elsewhere.build_url()) as store:
                 await store.check_health()
                 await server.execute(f"ALTER ROLE {role} BYPASSRLS")
                 with pytest.raises(DomainError, match="NOSUPERUSER NOBYPASSRLS"):
@@ -205,16 +211,22 @@ async def test_a_role_that_becomes_mighty_later_is_found_by_health(elsewhere: Ma
             await server.close()
 
 
-async def test_an_operator_sets_a_plan_as_an_owner_who_is_held(elsewhere: Managed, system: System) -> None:
-    settings = replace(system.settings, database_owner_url=Secret(elsewhere.url()))
+async def test_an_operator_sets_a_plan_as_an_owner_who_is_held(elsewhere: ManagedDatabase, system: System) -> None:
+    settings = replace(system.settings, database_owner_url=Secret(elsewhere.build_url()))
     assert await set_tenant_plan(settings, "three", "premium") == 0
     assert await set_tenant_plan(settings, "nobody", "premium") == 1
 
 
-async def test_the_owner_dumps_all_of_it_as_the_page_on_operations_says(elsewhere: Managed) -> None:
+async def test_the_owner_dumps_all_of_it_as_the_page_on_operations_says(elsewhere: ManagedDatabase) -> None:
     def dumped(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(find_binaries() / "pg_dump"), "--data-only", "--table=users", f"--dbname={elsewhere.url()}", *args],
+            [
+                str(find_binaries() / "pg_dump"),
+                "--data-only",
+                "--table=users",
+                f"--dbname={elsewhere.build_url()}",
+                *args,
+            ],
             env={"PATH": "/usr/bin:/bin", **environment},
             capture_output=True,
             text=True,
@@ -229,12 +241,12 @@ async def test_the_owner_dumps_all_of_it_as_the_page_on_operations_says(elsewher
 
 
 @needs_pgbouncer
-async def test_many_tenants_through_few_sessions_of_pgbouncer_see_themselves_alone(elsewhere: Managed) -> None:
+async def test_many_tenants_through_few_sessions_of_pgbouncer_see_themselves_alone(elsewhere: ManagedDatabase) -> None:
     # Two processes' worth of clients: names of statements would meet in the sessions that they share.
     async with (
-        pgbouncer(elsewhere, size=2) as port,
-        stored(elsewhere.url(port), 8) as one,
-        stored(elsewhere.url(port), 8) as other,
+        run_pgbouncer(elsewhere, size=2) as port,
+        stored(elsewhere.build_url(port), 8) as one,
+        stored(elsewhere.build_url(port), 8) as other,
     ):
 
         async def look(number: int) -> None:
@@ -250,16 +262,20 @@ async def test_many_tenants_through_few_sessions_of_pgbouncer_see_themselves_alo
 
 @needs_pgbouncer
 async def test_the_whole_system_works_behind_pgbouncer_with_an_owner_who_is_no_superuser(system: System) -> None:
-    async with managed(system) as made, pgbouncer(made) as port:
-        settings = {"PADDOCK_DATABASE_URL": made.url(port), "PADDOCK_DATABASE_OWNER_URL": made.url(port)}
-        async with running(**settings) as pooled, tenant(pooled.url) as acme, tenant(pooled.url) as rival:
-            echo = await acme.deploy("def handle(p):\n    print('said')\n    return p\n")
-            runs = await asyncio.gather(*(acme.run(echo, {"n": number}) for number in range(12)))
+    async with create_managed_database(system) as made, run_pgbouncer(made) as port:
+        settings = {"PADDOCK_DATABASE_URL": made.build_url(port), "PADDOCK_DATABASE_OWNER_URL": made.build_url(port)}
+        async with (
+            run_system(**settings) as pooled,
+            register_tenant(pooled.url) as acme,
+            register_tenant(pooled.url) as rival,
+        ):
+            echo = await acme.deploy_agent("def handle(p):\n    print('said')\n    return p\n")
+            runs = await asyncio.gather(*(acme.run_agent(echo, {"n": number}) for number in range(12)))
             assert [(run["status"], run["result"]) for run in runs] == [("completed", {"n": n}) for n in range(12)]
             assert (await rival.http.get("/executions")).json()["total"] == 0
             assert (await rival.http.get(f"/executions/{runs[0]['id']}")).status_code == 404
-            key = await acme.key()
-            async with acme.with_key(key) as http:
+            key = await acme.create_key()
+            async with acme.open_client(key) as http:
                 record = {"prompt": "What is two and two?", "response": "Four.", "agent_name": "sums"}
                 made_record = await http.post("/evaluations", json=record)
                 assert made_record.status_code in (200, 201, 202), made_record.text

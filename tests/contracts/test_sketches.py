@@ -53,9 +53,9 @@ def test_the_slowest_of_a_few_shows() -> None:
     assert_near(of_hundred, 10.99)
 
 
-async def test_postgres_itself_tells_the_same(parts) -> None:
+async def test_postgres_itself_tells_the_same(resources) -> None:
     for values in ([7.0], [1.0, 1000.0], [3.0, 1.0, 2.0], [float(number**3) for number in range(1, 101)]):
-        async with parts.store.system_transaction() as tx:
+        async with resources.store.system_transaction() as tx:
             row = await tx._raw.fetchrow(
                 "SELECT percentile_cont($1::float8[]) WITHIN GROUP (ORDER BY v) AS found FROM unnest($2::float8[]) v",
                 list(RANKS),

@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from domain.shared.errors import DomainError
 from infra.postgres.db import Base, create_engine
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 WITH_TENANT = (
     *("tenants", "users", "invites", "sessions", "refresh_tokens", "api_keys", "agents", "agent_versions"),
@@ -30,7 +30,7 @@ async def application(system):
     await engine.dispose()
 
 
-async def test_the_role_can_bypass_nothing(application, acme: Tenant, home: Tenant) -> None:
+async def test_the_role_can_bypass_nothing(application, acme: TenantClient, shared_tenant: TenantClient) -> None:
     async with application.connect() as connection:
         role = (
             await connection.execute(
@@ -64,7 +64,7 @@ async def test_every_table_with_a_tenant_is_guarded(application) -> None:
     assert [row.relname for row in found if "bound" not in row.policies and not row.relispartition] == []
 
 
-async def test_partitions_are_reached_through_their_table_alone(application, home: Tenant) -> None:
+async def test_partitions_are_reached_through_their_table_alone(application, shared_tenant: TenantClient) -> None:
     async with application.connect() as connection:
         query = "SELECT c.relname, c.relrowsecurity FROM pg_class c WHERE c.relispartition AND c.relkind = 'r'"
         found = {row.relname: row.relrowsecurity for row in await connection.execute(text(query))}
@@ -76,23 +76,23 @@ async def test_partitions_are_reached_through_their_table_alone(application, hom
 
 
 async def test_bound_to_one_tenant_the_rows_of_others_cannot_be_written(
-    application, acme: Tenant, home: Tenant
+    application, acme: TenantClient, shared_tenant: TenantClient
 ) -> None:
     async with application.connect() as connection:
         await connection.execute(text("SELECT set_config('paddock.tenant_id', :t, false)"), {"t": acme.tenant_id})
         assert (await connection.execute(text("SELECT count(*) FROM users"))).scalar_one() == 1
         changed = await connection.execute(
-            text("UPDATE users SET full_name = 'x' WHERE tenant_id = :other"), {"other": home.tenant_id}
+            text("UPDATE users SET full_name = 'x' WHERE tenant_id = :other"), {"other": shared_tenant.tenant_id}
         )
         assert changed.rowcount == 0
         with pytest.raises(DBAPIError, match="row-level security"):
             await connection.execute(
                 text("INSERT INTO sessions SELECT gen_random_uuid(), :other, id, now() FROM users"),
-                {"other": home.tenant_id},
+                {"other": shared_tenant.tenant_id},
             )
 
 
-async def test_events_can_be_added_and_never_changed(application, home: Tenant) -> None:
+async def test_events_can_be_added_and_never_changed(application, shared_tenant: TenantClient) -> None:
     async with application.connect() as connection:
         for statement in ("UPDATE execution_events SET seq = 0", "DELETE FROM execution_events"):
             with pytest.raises(DBAPIError, match="permission denied"):
@@ -122,23 +122,23 @@ async def test_migrations_and_row_classes_agree(system) -> None:
     assert [one for one in real if "alembic_version" not in str(one)] == []
 
 
-async def test_nothing_is_rung_for_what_was_not_committed(parts, home: Tenant) -> None:
+async def test_nothing_is_rung_for_what_was_not_committed(resources, shared_tenant: TenantClient) -> None:
     from domain.shared.jobs import Job
 
-    before = await parts.queue.count_jobs("build")
+    before = await resources.queue.count_jobs("build")
     with pytest.raises(RuntimeError):
-        async with parts.store.tenant_transaction(home.tenant_id) as tx:
-            tx.ring_job(Job(lane="build", row_id="ver_x", tenant_id=home.tenant_id, attempt=0))
+        async with resources.store.tenant_transaction(shared_tenant.tenant_id) as tx:
+            tx.ring_job(Job(lane="build", row_id="ver_x", tenant_id=shared_tenant.tenant_id, attempt=0))
             raise RuntimeError
-    assert await parts.queue.count_jobs("build") == before
+    assert await resources.queue.count_jobs("build") == before
 
 
-async def test_errors_of_the_domain_roll_back(parts, home: Tenant) -> None:
+async def test_errors_of_the_domain_roll_back(resources, shared_tenant: TenantClient) -> None:
     from domain import agents
     from domain.agents import PatchAgent
 
     with pytest.raises(DomainError):
-        async with parts.store.tenant_transaction(home.tenant_id) as tx:
+        async with resources.store.tenant_transaction(shared_tenant.tenant_id) as tx:
             await agents.patch_agent(tx, "hello", PatchAgent(description="changed"))
             await agents.get_agent(tx, "no such agent")
-    assert (await home.http.get("/agents/hello")).json()["description"] != "changed"
+    assert (await shared_tenant.http.get("/agents/hello")).json()["description"] != "changed"

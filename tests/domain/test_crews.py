@@ -1,4 +1,4 @@
-"""Crews: the order of their tasks, and their YAML, which is read to the end whatever is wrong with it."""
+"""Test parsing of crews' YAML, which reports all problems at once, and the order of their tasks."""
 
 import json
 import textwrap
@@ -15,7 +15,7 @@ from domain.crews.roster import CrewTask
 from domain.crews.schema import MAX_CREW_AGENTS, CrewSettings
 from domain.shared import yaml_reader
 
-AGENTS = """\
+AGENTS_YAML = """\
 # Who does it.
 researcher:
   role: >
@@ -36,7 +36,7 @@ researcher:
 
 writer: {role: Writer, goal: Write, model: smollm2}
 """
-TASKS = """\
+TASKS_YAML = """\
 research:
   description: >
     Look into {topic}.
@@ -60,31 +60,31 @@ write:
 
 
 PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=10)
-JSON = st.recursive(
+JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9) | PRINTABLE,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PRINTABLE, inner, max_size=3),
     max_leaves=5,
 )
 
 
-def sent(agents: str | None = AGENTS, tasks: str | None = TASKS) -> CrewDocuments:
+def parse_crew(agents: str | None = AGENTS_YAML, tasks: str | None = TASKS_YAML) -> CrewDocuments:
     return parse_documents(CrewSettings(agents_yaml=agents, tasks_yaml=tasks))
 
 
-def mistakes(reading: CrewDocuments) -> list[tuple[str, int | None]]:
-    return [(one.field, one.line) for one in (*reading.agents.problems, *reading.tasks.problems)]
+def list_problems(documents: CrewDocuments) -> list[tuple[str, int | None]]:
+    return [(problem.field, problem.line) for problem in (*documents.agents.problems, *documents.tasks.problems)]
 
 
-def test_every_field_of_both_documents_is_read() -> None:
-    found = sent()
-    assert mistakes(found) == []
-    researcher, writer = found.agents.items["researcher"], found.agents.items["writer"]
+def test_every_field_of_both_documents_is_parsed() -> None:
+    documents = parse_crew()
+    assert list_problems(documents) == []
+    researcher, writer = documents.agents.items["researcher"], documents.agents.items["writer"]
     assert (researcher.role, researcher.backstory) == ("{topic} Senior Researcher", "You know a lot.")
     assert (researcher.llm, researcher.tools, researcher.temperature) == ("openai/gpt-4o", ["http_request"], 1.0)
     assert (researcher.allow_delegation, researcher.verbose) == (True, True)
     assert (researcher.max_iter, researcher.max_execution_time, researcher.max_tokens) == (7, 90, 300)
     assert (writer.model, writer.verbose, writer.tools) == ("smollm2", None, [])
-    research, write = found.tasks.items["research"], found.tasks.items["write"]
+    research, write = documents.tasks.items["research"], documents.tasks.items["write"]
     assert research.description == "Look into {topic}.\nAll of it."
     assert (research.async_execution, research.context) == (True, None)
     assert (write.name, write.context, write.tools) == ("The report", ["research"], ["filesystem_write"])
@@ -92,7 +92,7 @@ def test_every_field_of_both_documents_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "text", "field", "line", "words"),
+    ("document", "text", "field", "line", "message"),
     [
         (
             "agents",
@@ -127,17 +127,19 @@ def test_every_field_of_both_documents_is_read() -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_place(document: str, text: str, field: str, line: int | None, words: str) -> None:
-    found = sent(agents=text, tasks=None) if document == "agents" else sent(tasks=text)
-    (mistake,) = [*found.agents.problems, *found.tasks.problems]
-    assert mistake.field.startswith(field)
-    assert words in mistake.message
-    assert mistake.line is not None
-    assert line in (None, mistake.line)
-    assert mistake.field_error.field == f"{mistake.field} (line {mistake.line})"
+def test_problem_is_reported_with_field_and_line(
+    document: str, text: str, field: str, line: int | None, message: str
+) -> None:
+    documents = parse_crew(agents=text, tasks=None) if document == "agents" else parse_crew(tasks=text)
+    (problem,) = [*documents.agents.problems, *documents.tasks.problems]
+    assert problem.field.startswith(field)
+    assert message in problem.message
+    assert problem.line is not None
+    assert line in (None, problem.line)
+    assert problem.field_error.field == f"{problem.field} (line {problem.line})"
 
 
-def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
+def test_problems_of_both_documents_are_reported_together() -> None:
     agents = textwrap.dedent("""\
         a:
           role: 3
@@ -151,7 +153,7 @@ def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
           agent: [a]
         "[?]": {}
     """)
-    assert mistakes(sent(agents, tasks)) == [
+    assert list_problems(parse_crew(agents, tasks)) == [
         ("agents_yaml.a.role", 2),
         ("agents_yaml.a.colour", 3),
         ("agents_yaml.a.max_tokens", 4),
@@ -161,13 +163,13 @@ def test_all_mistakes_of_both_documents_are_told_at_once() -> None:
     ]
 
 
-def test_a_document_that_nobody_can_read_hides_no_mistake_of_the_other() -> None:
-    found = sent("a: {\n", "t:\n  colour: red\n")
-    assert found.agents.is_unreadable
-    assert [field for field, _ in mistakes(found)] == ["agents_yaml", "tasks_yaml.t.colour"]
+def test_unreadable_document_hides_no_problem_of_the_other() -> None:
+    documents = parse_crew("a: {\n", "t:\n  colour: red\n")
+    assert documents.agents.is_unreadable
+    assert [field for field, _ in list_problems(documents)] == ["agents_yaml", "tasks_yaml.t.colour"]
 
 
-def test_a_key_that_is_there_twice_hides_nothing_else() -> None:
+def test_duplicate_keys_hide_no_other_problem() -> None:
     tasks = textwrap.dedent("""\
         t:
           description: >
@@ -189,8 +191,8 @@ def test_a_key_that_is_there_twice_hides_nothing_else() -> None:
           agent: c
         v: {agent: 5, mood: fine}
     """)
-    found = sent(None, tasks)
-    assert mistakes(found) == [
+    documents = parse_crew(None, tasks)
+    assert list_problems(documents) == [
         ("tasks_yaml", 8),
         ("tasks_yaml", 13),
         ("tasks_yaml", 16),
@@ -200,53 +202,55 @@ def test_a_key_that_is_there_twice_hides_nothing_else() -> None:
         ("tasks_yaml.v.agent", 19),
         ("tasks_yaml.v.mood", 19),
     ]
-    assert (found.tasks.items["t"].description, found.tasks.items["u"].agent) == ("Of several lines", "a")
-    # With something besides that nobody can read, both are told.
-    assert mistakes(sent(None, "t: {x: 1}\nt: 2\nu: !!str x\n")) == [("tasks_yaml", 2), ("tasks_yaml", 3)]
+    assert (documents.tasks.items["t"].description, documents.tasks.items["u"].agent) == ("Of several lines", "a")
+    # If the rest cannot be read either, both problems are reported.
+    assert list_problems(parse_crew(None, "t: {x: 1}\nt: 2\nu: !!str x\n")) == [("tasks_yaml", 2), ("tasks_yaml", 3)]
 
 
-KEYS = st.text("abc", min_size=1, max_size=2)
-BLOCKS = st.dictionaries(KEYS, JSON, min_size=1, max_size=4)
+KEY_TEXTS = st.text("abc", min_size=1, max_size=2)
+MAPPINGS = st.dictionaries(KEY_TEXTS, JSON_VALUES, min_size=1, max_size=4)
 
 
-@given(BLOCKS, BLOCKS, st.booleans())
-def test_the_first_of_several_keys_stays(one: dict[str, Any], other: dict[str, Any], flow: bool) -> None:
+@given(MAPPINGS, MAPPINGS, st.booleans())
+def test_first_value_of_a_duplicate_key_is_kept(first: dict[str, Any], second: dict[str, Any], flow: bool) -> None:
     if flow:
-        items = [json.dumps({key: value})[1:-1] for part in (one, other) for key, value in part.items()]
+        items = [json.dumps({key: value})[1:-1] for mapping in (first, second) for key, value in mapping.items()]
         text = "{" + ", ".join(items) + "}"
     else:
-        text = yaml_reader.dump_yaml(one) + yaml_reader.dump_yaml(other)
+        text = yaml_reader.dump_yaml(first) + yaml_reader.dump_yaml(second)
     document = yaml_reader.read_yaml(text)
-    assert [duplicate.key for duplicate in document.duplicates] == [key for key in other if key in one]
-    assert document.value == {**other, **one}
+    assert [duplicate.key for duplicate in document.duplicates] == [key for key in second if key in first]
+    assert document.value == {**second, **first}
 
 
-def test_a_crew_is_not_endless() -> None:
+def test_crew_has_at_most_max_agents() -> None:
     many = "\n".join(f"a{number}: {{role: R, goal: G}}" for number in range(MAX_CREW_AGENTS + 1))
-    (mistake,) = sent(many, None).agents.problems
-    assert f"{MAX_CREW_AGENTS} are allowed" in mistake.message
+    (problem,) = parse_crew(many, None).agents.problems
+    assert f"{MAX_CREW_AGENTS} are allowed" in problem.message
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200), st.text(max_size=200))
-def test_any_text_is_read_or_told_about(agents: str, tasks: str) -> None:
-    found = sent(agents, tasks)
-    for document in (found.agents, found.tasks):
+def test_any_text_is_parsed_or_reported(agents: str, tasks: str) -> None:
+    documents = parse_crew(agents, tasks)
+    for document in (documents.agents, documents.tasks):
         assert not document.is_unreadable or document.problems
-        assert all(one.field.startswith(document.field) and one.message for one in document.problems)
+        assert all(problem.field.startswith(document.field) and problem.message for problem in document.problems)
 
 
-@given(st.dictionaries(st.text(max_size=10), st.dictionaries(st.text(max_size=10), JSON, max_size=3)))
-def test_any_value_in_any_field_is_read_or_told_about(value: dict[str, Any]) -> None:
+@pytest.mark.slow
+@given(st.dictionaries(st.text(max_size=10), st.dictionaries(st.text(max_size=10), JSON_VALUES, max_size=3)))
+def test_any_value_in_any_field_is_parsed_or_reported(value: dict[str, Any]) -> None:
     text = yaml.safe_dump(value, allow_unicode=True)
-    found = sent(text, text)
-    for document in (found.agents, found.tasks):
+    documents = parse_crew(text, text)
+    for document in (documents.agents, documents.tasks):
         assert document.is_unreadable or len(document.items) + len(document.problems) >= len(value)
 
 
-# the order of tasks
+# The order of tasks.
 
 
-def duty(key: str, asynchronous: bool = False, context: list[str] | None = None) -> CrewTask:
+def build_task(key: str, asynchronous: bool = False, context: list[str] | None = None) -> CrewTask:
     return CrewTask(
         key=key,
         path=f"tasks_yaml.{key}",
@@ -263,18 +267,27 @@ def duty(key: str, asynchronous: bool = False, context: list[str] | None = None)
     )
 
 
-def shown(*duties: CrewTask) -> dict[str, tuple[str, str]]:
-    return {key: (" ".join(one.depends_on), " ".join(one.context)) for key, one in order_tasks(duties).items()}
+def list_dependencies(*tasks: CrewTask) -> dict[str, tuple[str, str]]:
+    return {key: (" ".join(order.depends_on), " ".join(order.context)) for key, order in order_tasks(tasks).items()}
 
 
-def test_tasks_wait_for_one_another_as_crewai_has_it() -> None:
-    assert shown(duty("a"), duty("b"), duty("c", context=["a"]), duty("d", context=[])) == {
+def test_tasks_depend_on_each_other_as_in_crewai() -> None:
+    assert list_dependencies(
+        build_task("a"), build_task("b"), build_task("c", context=["a"]), build_task("d", context=[])
+    ) == {
         "a": ("", ""),
         "b": ("a", "a"),
         "c": ("a b", "a"),
         "d": ("c", ""),
     }
-    assert shown(duty("a"), duty("b", True), duty("c", True), duty("d"), duty("e", True), duty("f")) == {
+    assert list_dependencies(
+        build_task("a"),
+        build_task("b", True),
+        build_task("c", True),
+        build_task("d"),
+        build_task("e", True),
+        build_task("f"),
+    ) == {
         "a": ("", ""),
         "b": ("a", "a"),
         "c": ("a", "a"),
@@ -282,7 +295,7 @@ def test_tasks_wait_for_one_another_as_crewai_has_it() -> None:
         "e": ("d", "a b c d"),
         "f": ("e", "a b c d e"),
     }
-    assert shown(duty("a", True), duty("b", True, ["a"]), duty("c", context=["b"])) == {
+    assert list_dependencies(build_task("a", True), build_task("b", True, ["a"]), build_task("c", context=["b"])) == {
         "a": ("", ""),
         "b": ("a", "a"),
         "c": ("a b", "b"),
@@ -290,35 +303,35 @@ def test_tasks_wait_for_one_another_as_crewai_has_it() -> None:
 
 
 @st.composite
-def crews(draw: st.DrawFn) -> list[CrewTask]:
-    duties: list[CrewTask] = []
+def draw_tasks(draw: st.DrawFn) -> list[CrewTask]:
+    tasks: list[CrewTask] = []
     for number in range(draw(st.integers(0, 8))):
-        before = [one.key for one in duties]
-        named = st.lists(st.sampled_from(before), unique=True) if before else st.just(list[str]())
-        duties.append(duty(f"t{number}", draw(st.booleans()), draw(st.none() | named)))
-    return duties
+        earlier_keys = [task.key for task in tasks]
+        context_keys = st.lists(st.sampled_from(earlier_keys), unique=True) if earlier_keys else st.just(list[str]())
+        tasks.append(build_task(f"t{number}", draw(st.booleans()), draw(st.none() | context_keys)))
+    return tasks
 
 
-@given(crews())
-def test_the_order_of_tasks(duties: list[CrewTask]) -> None:
-    order = order_tasks(duties)
-    assert list(order) == [one.key for one in duties]
-    above: dict[str, set[str]] = {}
-    begun: list[str] = []
-    for one in duties:
-        here = order[one.key]
-        assert set(here.depends_on) <= set(begun)
-        above[one.key] = set(here.depends_on).union(*(above[other] for other in here.depends_on))
-        # What comes with it is there by then.
-        assert set(here.context) <= above[one.key]
-        if one.context is not None:
-            assert here.context == one.context
-        if not one.async_execution:
-            assert above[one.key] == set(begun)
-            assert one.context is not None or here.context == begun
-        begun.append(one.key)
-    for number, one in enumerate(duties):
-        if one.async_execution and one.context is None:
-            # It waits for nobody that was begun beside it.
-            last = max((place for place in range(number) if not duties[place].async_execution), default=-1)
-            assert above[one.key] == {other.key for other in duties[: last + 1]}
+@given(draw_tasks())
+def test_task_order_respects_context_and_asynchronous_tasks(tasks: list[CrewTask]) -> None:
+    order = order_tasks(tasks)
+    assert list(order) == [task.key for task in tasks]
+    ancestors: dict[str, set[str]] = {}
+    earlier_keys: list[str] = []
+    for task in tasks:
+        task_order = order[task.key]
+        assert set(task_order.depends_on) <= set(earlier_keys)
+        ancestors[task.key] = set(task_order.depends_on).union(*(ancestors[other] for other in task_order.depends_on))
+        # Its context is complete when it starts.
+        assert set(task_order.context) <= ancestors[task.key]
+        if task.context is not None:
+            assert task_order.context == task.context
+        if not task.async_execution:
+            assert ancestors[task.key] == set(earlier_keys)
+            assert task.context is not None or task_order.context == earlier_keys
+        earlier_keys.append(task.key)
+    for number, task in enumerate(tasks):
+        if task.async_execution and task.context is None:
+            # It waits for no task that was started beside it.
+            last = max((place for place in range(number) if not tasks[place].async_execution), default=-1)
+            assert ancestors[task.key] == {other.key for other in tasks[: last + 1]}

@@ -1,4 +1,4 @@
-"""Cron lines: ranges past the end, steps that nobody means, and what is said of what is not known."""
+"""Test the syntax of cron lines: ranges past the end, steps that are too long, and errors for unknown words."""
 
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -11,12 +11,12 @@ from domain.shared.errors import DomainError
 MONDAY = datetime(2030, 1, 7, tzinfo=UTC)
 
 
-def due(line: str, count: int = 8) -> list[datetime]:
-    found, at = [], MONDAY
+def list_due_times(line: str, count: int = 8) -> list[datetime]:
+    due_times, moment = [], MONDAY
     for _ in range(count):
-        at = cron.parse_cron(line).find_next(at, ZoneInfo("UTC")) or MONDAY
-        found.append(at)
-    return found
+        moment = cron.parse_cron(line).find_next(moment, ZoneInfo("UTC")) or MONDAY
+        due_times.append(moment)
+    return due_times
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def due(line: str, count: int = 8) -> list[datetime]:
         ("@DAILY", "0 0 * * *"),
     ],
 )
-def test_ranges_go_on_past_the_end(line: str, same: str) -> None:
-    assert due(line) == due(same)
+def test_ranges_wrap_around_the_end(line: str, same: str) -> None:
+    assert list_due_times(line) == list_due_times(same)
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "expected_words"),
     [
         ("0 9 ? * MON", ("day of month", "'?'", "write *")),
         ("0 9 15W * *", ("'15W'", "weekday")),
@@ -73,19 +73,19 @@ def test_ranges_go_on_past_the_end(line: str, same: str) -> None:
         ("٣ 9 * * *", ("minute", "'٣'")),
     ],
 )
-def test_what_is_not_known_is_named(line: str, words: tuple[str, ...]) -> None:
+def test_unsupported_syntax_is_named_with_an_alternative(line: str, expected_words: tuple[str, ...]) -> None:
     with pytest.raises(DomainError) as caught:
         cron.parse_cron(line)
     (error,) = caught.value.errors
     assert error.field == "cron_expression"
-    assert all(word in error.message for word in words), error.message
+    assert all(word in error.message for word in expected_words), error.message
 
 
 @pytest.mark.parametrize(
     "line", ["*/90 * * * *", "0 */36 * * *", "0 9 */40 * *", "0 9 1 */13 *", "0 9 * * */8", "0-30/70 * * * *"]
 )
-def test_steps_that_are_longer_than_their_field_are_refused_anew(line: str) -> None:
-    # What was kept before goes on.
+def test_steps_longer_than_their_field_are_refused_for_new_schedules(line: str) -> None:
+    # Schedules stored before this rule keep working.
     assert cron.parse_cron(line)
     with pytest.raises(DomainError, match="at most"):
         cron.refuse_long_steps(line)
@@ -94,6 +94,6 @@ def test_steps_that_are_longer_than_their_field_are_refused_anew(line: str) -> N
 @pytest.mark.parametrize(
     "line", ["*/60 * * * *", "*/45 * * * *", "0 */24 * * *", "0 9 L * 5L", "0 9 LW * MON#2", "@weekly"]
 )
-def test_what_stays_allowed(line: str) -> None:
+def test_usual_lines_are_accepted_for_new_schedules(line: str) -> None:
     assert cron.parse_cron(line)
     cron.refuse_long_steps(line)

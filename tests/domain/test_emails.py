@@ -1,4 +1,4 @@
-"""E-mail addresses that look alike are one."""
+"""Test that e-mail addresses that look alike are normalized to one address."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from domain.shared.errors import DomainError
 
 
 @pytest.mark.parametrize(
-    ("written", "one"),
+    ("written", "normalized"),
     [
         ("Ada@Example.COM", "ada@example.com"),
         ("ａｄａ@example.com", "ada@example.com"),
@@ -26,20 +26,20 @@ from domain.shared.errors import DomainError
         ("cafe\u0301@example.com", "café@example.com"),
         ("иван@пример.рф", "иван@пример.рф"),
         ("иван@xn--e1afmkfd.xn--p1ai", "иван@пример.рф"),
-        # What DNS would not have is left as it is, but folded.
+        # A domain that DNS does not allow is kept, but folded.
         ("ada@under_score.Example", "ada@under_score.example"),
         ("ada@localhost", "ada@localhost"),
         ("a+b.c@example.com", "a+b.c@example.com"),
     ],
 )
-def test_an_address_has_one_form(written: str, one: str) -> None:
-    assert check_email(written) == normalize_email(written) == one
-    assert read_login_name(Login(password="x", email=written)) == one
-    assert read_login_name(Login(password="x", username=written, email=one)) == one
+def test_spellings_of_an_address_are_normalized(written: str, normalized: str) -> None:
+    assert check_email(written) == normalize_email(written) == normalized
+    assert read_login_name(Login(password="x", email=written)) == normalized
+    assert read_login_name(Login(password="x", username=written, email=normalized)) == normalized
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "address",
     [
         *(
             "",
@@ -51,7 +51,7 @@ def test_an_address_has_one_form(written: str, one: str) -> None:
             "ada@exam ple.com",
             "a" * 65 + "@example.com",
         ),
-        # Invisible, or turned around.
+        # Invisible characters, or a change of direction.
         *(
             "ada\u200b@example.com",
             "ada\u00ad@example.com",
@@ -63,13 +63,13 @@ def test_an_address_has_one_form(written: str, one: str) -> None:
         *("аdа@example.com", "admin@ехample.com", "αda@example.com", "pаypal@example.com"),
     ],
 )
-def test_what_is_none_or_only_looks_like_one_is_refused(wrong: str) -> None:
+def test_invalid_and_lookalike_addresses_are_refused(address: str) -> None:
     with pytest.raises(DomainError) as error:
-        check_email(wrong)
+        check_email(address)
     assert error.value.errors[0].field == "email"
 
 
-def test_a_user_name_may_be_one_s_own_address_however_it_is_written() -> None:
+def test_username_may_be_the_users_own_address_in_any_spelling() -> None:
     assert check_username("ａda@example.com", "ada@example.com") == "ada@example.com"
     assert check_username("Ada@Example.com", "ada@example.com") == "Ada@Example.com"
     with pytest.raises(DomainError):
@@ -77,5 +77,5 @@ def test_a_user_name_may_be_one_s_own_address_however_it_is_written() -> None:
 
 
 @given(st.emails() | st.text(max_size=30))
-def test_the_form_is_its_own_form(text: str) -> None:
+def test_normalization_is_idempotent(text: str) -> None:
     assert normalize_email(normalize_email(text)) == normalize_email(text)

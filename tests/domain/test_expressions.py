@@ -1,4 +1,4 @@
-"""Expressions and templates of plans: what they say, what they may not, and that they always end."""
+"""Test expressions and templates of plans: their values, what they refuse, and the bounds on their work."""
 
 import subprocess
 import sys
@@ -21,9 +21,17 @@ from domain.expressions import (
 from domain.expressions.compiler import call_cel, compile_expression, load_cel
 from domain.expressions.evaluator import MAX_RESULT_BYTES
 
-FILES = [{"name": "a.py", "size": 3}, {"name": "b.py", "size": 30}, {"name": "c.md", "size": 300}]
-SCOPE: dict[str, Any] = {
-    "inputs": {"files": FILES, "x": {"y": 1}, "name": "Ada", "n": 2, "f": 1.5, "none": None, "numbers": [3, 1, 2]},
+EXAMPLE_FILES = [{"name": "a.py", "size": 3}, {"name": "b.py", "size": 30}, {"name": "c.md", "size": 300}]
+EXAMPLE_SCOPE: dict[str, Any] = {
+    "inputs": {
+        "files": EXAMPLE_FILES,
+        "x": {"y": 1},
+        "name": "Ada",
+        "n": 2,
+        "f": 1.5,
+        "none": None,
+        "numbers": [3, 1, 2],
+    },
     "steps": {
         "a": {"outputs": {"content": "hi", "y": [0, 1, {"z": 7}]}, "status": "completed", "error": None},
         "a-b": {"outputs": {"ok": True}},
@@ -33,13 +41,13 @@ SCOPE: dict[str, Any] = {
 }
 
 
-def refused(source: str, scope: Any = None) -> str:
+def refuse_expression(source: str, scope: Any = None) -> str:
     with pytest.raises(BadExpression) as caught:
         check_expression(source) if scope is None else evaluate_expression(source, scope)
     return caught.value.message
 
 
-def native(source: str, scope: Any) -> Any:
+def evaluate_with_cel(source: str, scope: Any) -> Any:
     return load_cel().compile(source).execute(scope)
 
 
@@ -67,7 +75,7 @@ def native(source: str, scope: Any) -> Any:
         ("steps.a.error == null", True),
         ("inputs.files.map(f, f.name)", ["a.py", "b.py", "c.md"]),
         ("inputs.files.map(f, f.size > 5, f.name)", ["b.py", "c.md"]),
-        ("inputs.files.filter(f, f.size > 5)", FILES[1:]),
+        ("inputs.files.filter(f, f.size > 5)", EXAMPLE_FILES[1:]),
         ("inputs.files.filter(f, f.size > 5).map(f, f.name)[0]", "b.py"),
         ("(inputs.files + inputs.files).map(f, f.size).size()", 6),
         ("inputs.files.filter(f, f.name.endsWith('.py')).size() == 2", True),
@@ -92,8 +100,8 @@ def native(source: str, scope: Any) -> Any:
         ("[]", []),
     ],
 )
-def test_answers(source: str, value: Any) -> None:
-    assert evaluate_expression(source, SCOPE) == value
+def test_expression_is_evaluated(source: str, value: Any) -> None:
+    assert evaluate_expression(source, EXAMPLE_SCOPE) == value
 
 
 @pytest.mark.parametrize(
@@ -109,13 +117,13 @@ def test_answers(source: str, value: Any) -> None:
         ("{'inputs': item.steps.nope}", [], ["item"]),
     ],
 )
-def test_what_is_used(source: str, steps: list[str], names: list[str]) -> None:
+def test_referenced_steps_and_names_are_listed(source: str, steps: list[str], names: list[str]) -> None:
     for uses in (check_expression(source), check_template({"a": [f"x {{{{ {source} }}}}"]})):
         assert (uses.steps, uses.names) == (set(steps), set(names))
 
 
 @pytest.mark.parametrize(
-    ("source", "about"),
+    ("source", "words"),
     [
         ("", "missing"),
         ("  \n", "missing"),
@@ -186,13 +194,13 @@ def test_what_is_used(source: str, steps: list[str], names: list[str]) -> None:
         ("99999999999999999999", "int literal"),
     ],
 )
-def test_what_may_not_be_said(source: str, about: str) -> None:
-    assert about in refused(source)
-    assert about in refused(source, SCOPE)
+def test_forbidden_syntax_is_refused_with_a_reason(source: str, words: str) -> None:
+    assert words in refuse_expression(source)
+    assert words in refuse_expression(source, EXAMPLE_SCOPE)
 
 
 @pytest.mark.parametrize(
-    ("source", "about"),
+    ("source", "words"),
     [
         ("inputs.nope", "There is no `inputs.nope`"),
         ("inputs.x.z.y", "There is no `inputs.x.z`"),
@@ -224,41 +232,42 @@ def test_what_may_not_be_said(source: str, about: str) -> None:
         ("inputs.files.map(f, f.nope)", "There is no `f.nope`"),
     ],
 )
-def test_what_has_no_answer(source: str, about: str) -> None:
+def test_failed_evaluation_explains_what_is_missing(source: str, words: str) -> None:
     check_expression(source)
-    message = refused(source, SCOPE)
-    assert about in message
+    message = refuse_expression(source, EXAMPLE_SCOPE)
+    assert words in message
     assert message.startswith(f"`{source}`: ")
 
 
-def test_outside_of_a_mapped_step_there_is_no_item() -> None:
+def test_item_and_index_exist_only_in_mapped_steps() -> None:
     for source in ("item", "item.name", "item == 1", "[1].map(x, item)", "[1].map(x, x + index)"):
-        assert "There is no `i" in refused(source, {"inputs": {}, "steps": {}})
+        assert "There is no `i" in refuse_expression(source, {"inputs": {}, "steps": {}})
 
 
-def test_conditions_are_true_or_false() -> None:
-    assert evaluate_condition("inputs.n > 1", SCOPE) is True
-    assert evaluate_condition("steps.a.status != 'completed'", SCOPE) is False
+def test_condition_must_be_true_or_false() -> None:
+    assert evaluate_condition("inputs.n > 1", EXAMPLE_SCOPE) is True
+    assert evaluate_condition("steps.a.status != 'completed'", EXAMPLE_SCOPE) is False
     for source in ("inputs.n", "inputs.name", "null", "[true]"):
         with pytest.raises(BadExpression, match="true or false"):
-            evaluate_condition(source, SCOPE)
+            evaluate_condition(source, EXAMPLE_SCOPE)
 
 
-NAMES = st.sampled_from(["a", "b", "in_", "size", "map", "if", "_x", "a-b", "x y", "é", "0", "", "'", "}}"])
-VALUES = st.recursive(
+KEY_NAMES = st.sampled_from(["a", "b", "in_", "size", "map", "if", "_x", "a-b", "x y", "é", "0", "", "'", "}}"])
+JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEY_NAMES, inner, max_size=4),
     max_leaves=12,
 )
 
 
-@given(VALUES, st.lists(NAMES | st.integers(0, 3), max_size=4), st.booleans())
+@pytest.mark.slow
+@given(JSON_VALUES, st.lists(KEY_NAMES | st.integers(0, 3), max_size=4), st.booleans())
 @settings(max_examples=500)
-def test_a_plain_path_is_what_cel_says(value: Any, keys: list[str | int], bracketed: bool) -> None:
+def test_plain_path_evaluates_as_in_cel(value: Any, keys: list[str | int], bracketed: bool) -> None:
     source = "inputs"
     for key in keys:
         if isinstance(key, int):
@@ -271,43 +280,48 @@ def test_a_plain_path_is_what_cel_says(value: Any, keys: list[str | int], bracke
     scope = {"inputs": value}
     assert compile_expression(source).last.path is not None
     try:
-        wanted = native(source, scope)
+        expected = evaluate_with_cel(source, scope)
     except Exception:
-        refused(source, scope)
+        refuse_expression(source, scope)
     else:
-        assert evaluate_expression(source, scope) == wanted
-        # And so it is for CEL with no more than it needs of the scope.
-        assert evaluate_expression(f"[{source}]", scope) == [wanted]
-        assert evaluate_expression(f"[1].map(x, {source})", scope) == [wanted]
+        assert evaluate_expression(source, scope) == expected
+        # CEL gives the same value with only the needed part of the scope.
+        assert evaluate_expression(f"[{source}]", scope) == [expected]
+        assert evaluate_expression(f"[1].map(x, {source})", scope) == [expected]
 
 
-LISTS = st.sampled_from(["inputs.a", "inputs.b", "[1, 2, 3]", "(inputs.a + inputs.b)", "inputs.c.d", "[]", "inputs.no"])
-BODIES = st.sampled_from(["x", "x > 1", "x > 1 && x < 4", "x + 1", "x == inputs.n", "x.k", "inputs.no", "1 / x > 0"])
-LOOPS = st.sampled_from(["map", "filter", "all", "exists", "exists_one"])
+LIST_EXPRESSIONS = st.sampled_from(
+    ["inputs.a", "inputs.b", "[1, 2, 3]", "(inputs.a + inputs.b)", "inputs.c.d", "[]", "inputs.no"]
+)
+LOOP_BODIES = st.sampled_from(
+    ["x", "x > 1", "x > 1 && x < 4", "x + 1", "x == inputs.n", "x.k", "inputs.no", "1 / x > 0"]
+)
+LOOP_MACROS = st.sampled_from(["map", "filter", "all", "exists", "exists_one"])
 
 
+@pytest.mark.slow
 @given(
-    LISTS,
-    st.lists(st.tuples(LOOPS, BODIES), min_size=1, max_size=3),
+    LIST_EXPRESSIONS,
+    st.lists(st.tuples(LOOP_MACROS, LOOP_BODIES), min_size=1, max_size=3),
     st.sampled_from(
         ["{}", "[{}]", "size({})", "!{}", "has(inputs.no) && {}", "has(inputs.n) || {}", "[{0}, {0}]", "{} == {}"]
     ),
 )
 @example("inputs.a", [("exists", "1 / x > 0")], "{}")
 @settings(max_examples=500)
-def test_loops_are_what_cel_says(over: str, chain: list[tuple[str, str]], around: str) -> None:
-    one = over + "".join(f".{kind}(x, {body})" for kind, body in chain)
-    source = around.format(one, one)
+def test_loops_evaluate_as_in_cel(list_expression: str, chain: list[tuple[str, str]], pattern: str) -> None:
+    loop = list_expression + "".join(f".{kind}(x, {body})" for kind, body in chain)
+    source = pattern.format(loop, loop)
     scope = {"inputs": {"a": [1, 2, 0], "b": [5], "c": {"d": [{"k": 1}, {"k": 2}]}, "n": 2}}
     try:
-        wanted = native(source, scope)
+        expected = evaluate_with_cel(source, scope)
     except Exception:
-        refused(source, scope)
+        refuse_expression(source, scope)
     else:
-        assert evaluate_expression(source, scope) == wanted
+        assert evaluate_expression(source, scope) == expected
 
 
-WORDS = st.sampled_from(
+SYNTAX_PIECES = st.sampled_from(
     [
         "inputs",
         "steps",
@@ -349,15 +363,15 @@ WORDS = st.sampled_from(
 )
 
 
-@given(st.text(max_size=100) | st.lists(WORDS, max_size=40).map("".join))
+@given(st.text(max_size=100) | st.lists(SYNTAX_PIECES, max_size=40).map("".join))
 @settings(max_examples=400)
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_evaluated_or_refused(text: str) -> None:
     for call in (
         lambda: check_expression(text),
-        lambda: evaluate_expression(text, SCOPE),
+        lambda: evaluate_expression(text, EXAMPLE_SCOPE),
         lambda: check_template(text),
-        lambda: render_template(text, SCOPE),
-        lambda: render_template("{{" + text + "}}", SCOPE),
+        lambda: render_template(text, EXAMPLE_SCOPE),
+        lambda: render_template("{{" + text + "}}", EXAMPLE_SCOPE),
     ):
         try:
             call()
@@ -387,13 +401,14 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("has(inputs.no) && item.all(x, x in item)", {"inputs": {}, "item": list(range(20_000))}),
     ],
 )
-def test_work_is_bounded(source: str, scope: Any) -> None:
+def test_expensive_expressions_are_refused(source: str, scope: Any) -> None:
     check_expression(source.replace("inputs.no", "inputs.yes"))
-    message = refused(source, scope)
+    message = refuse_expression(source, scope)
     assert "too much work" in message or "larger than" in message
 
 
-def test_what_is_long_and_plain_is_fine() -> None:
+@pytest.mark.slow
+def test_simple_loops_over_long_lists_are_allowed() -> None:
     long = {"item": [{"ok": n % 2 == 0, "name": f"n{n}", "more": "x" * 50} for n in range(10_000)]}
     assert evaluate_expression("item", long) is long["item"]
     assert len(evaluate_expression("item.filter(x, x.ok)", long)) == 5_000
@@ -404,49 +419,50 @@ def test_what_is_long_and_plain_is_fine() -> None:
     ]
 
 
-def test_values_deeper_than_cel_should_go_are_refused() -> None:
+def test_values_nested_too_deep_for_cel_are_refused() -> None:
     deep: Any = 1
     for _ in range(2_000):
         deep = [deep]
-    assert "nested deeper" in refused("item == 1", {"item": deep})
-    assert "nested deeper" in refused("[1].map(x, item == 1)", {"item": deep})
+    assert "nested deeper" in refuse_expression("item == 1", {"item": deep})
+    assert "nested deeper" in refuse_expression("[1].map(x, item == 1)", {"item": deep})
     assert evaluate_expression("item[0][0]", {"item": deep}) is deep[0][0]
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**70, "\ud800", [{"a": "\udfff"}], {"\ud800": 1}])
-def test_values_that_cel_would_alter_are_refused(value: Any) -> None:
+def test_values_that_cel_would_change_are_refused(value: Any) -> None:
     for source in ("[item]", "[1].map(x, [item])", "[[item]].map(x, x[0] == 1)", "item == 1"):
-        refused(source, {"item": value})
+        refuse_expression(source, {"item": value})
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"])).filter(
+PLAIN_TEXTS = st.text(st.characters(exclude_categories=["Cs"])).filter(
     lambda text: not any(m in text for m in ("{{", "{%", "{#"))
 )
 
 
-@given(TEXTS)
+@given(PLAIN_TEXTS)
 @example("}} { } %} #}")
-def test_plain_text_is_rendered_as_it_is(text: str) -> None:
+def test_plain_text_is_rendered_unchanged(text: str) -> None:
     assert check_template(text) == ExpressionReferences()
     assert render_template(text, {}) == text
 
 
-@given(TEXTS, TEXTS)
-def test_text_around_and_within_stays_as_it_is(before: str, within: str) -> None:
+@given(PLAIN_TEXTS, PLAIN_TEXTS)
+def test_inserted_text_is_not_rendered_again(before: str, inserted: str) -> None:
     assume(not before.endswith("{"))
     assert (
-        render_template(before + "{{ inputs.t }}{{ inputs.t }}", {"inputs": {"t": within}}) == before + within + within
+        render_template(before + "{{ inputs.t }}{{ inputs.t }}", {"inputs": {"t": inserted}})
+        == before + inserted + inserted
     )
-    # What comes of an expression is never read as a template again.
-    evil = within + "{{ inputs.secret }}{% x %}"
-    assert render_template("{{ inputs.t }}!", {"inputs": {"t": evil, "secret": 1}}) == evil + "!"
-    assert render_template("{{ inputs.t }}", {"inputs": {"t": evil, "secret": 1}}) == evil
+    # The value of an expression is never read as a template again.
+    malicious = inserted + "{{ inputs.secret }}{% x %}"
+    assert render_template("{{ inputs.t }}!", {"inputs": {"t": malicious, "secret": 1}}) == malicious + "!"
+    assert render_template("{{ inputs.t }}", {"inputs": {"t": malicious, "secret": 1}}) == malicious
 
 
 @pytest.mark.parametrize(
-    ("value", "made"),
+    ("value", "rendered"),
     [
-        ("{{ inputs.files }}", FILES),
+        ("{{ inputs.files }}", EXAMPLE_FILES),
         ("{{inputs.n}}", 2),
         ("\n  {{ inputs.x }}\n", {"y": 1}),
         ("Hello {{ inputs.name }}, {{ inputs.n }}!", "Hello Ada, 2!"),
@@ -462,13 +478,13 @@ def test_text_around_and_within_stays_as_it_is(before: str, within: str) -> None
         (1.5, 1.5),
     ],
 )
-def test_templates(value: Any, made: Any) -> None:
+def test_template_is_rendered(value: Any, rendered: Any) -> None:
     check_template(value)
-    assert render_template(value, SCOPE) == made
+    assert render_template(value, EXAMPLE_SCOPE) == rendered
 
 
 @pytest.mark.parametrize(
-    ("value", "place", "about"),
+    ("value", "place", "words"),
     [
         ("{% for x in y %}", "", "Statements are not part of templates"),
         ("{% import os %}", "", "Statements"),
@@ -491,17 +507,17 @@ def test_templates(value: Any, made: Any) -> None:
         ("{{ " + "1 + " * 400 + "1 }}", "", "not closed"),
     ],
 )
-def test_templates_that_are_refused(value: Any, place: str, about: str) -> None:
-    for call in (lambda: check_template(value), lambda: render_template(value, SCOPE)):
+def test_invalid_template_is_refused_with_its_path(value: Any, place: str, words: str) -> None:
+    for call in (lambda: check_template(value), lambda: render_template(value, EXAMPLE_SCOPE)):
         with pytest.raises(BadExpression) as caught:
             call()
         assert caught.value.path == place
-        assert about in caught.value.message
+        assert words in caught.value.message
 
 
-def test_what_cannot_be_rendered_is_named_by_its_place() -> None:
+def test_rendering_error_names_its_path() -> None:
     with pytest.raises(BadExpression) as caught:
-        render_template({"a": [1, "{{ inputs.nope }}"]}, SCOPE)
+        render_template({"a": [1, "{{ inputs.nope }}"]}, EXAMPLE_SCOPE)
     assert caught.value.path == ".a[1]"
     deep: Any = "x"
     for _ in range(100):
@@ -510,40 +526,40 @@ def test_what_cannot_be_rendered_is_named_by_its_place() -> None:
         check_template(deep)
 
 
-def test_rendering_makes_no_more_than_its_bound() -> None:
+def test_rendered_size_and_work_are_bounded() -> None:
     scope = {"inputs": {"t": "a" * 1_000_000, "l": ["a" * 1_000] * 1_000}}
     assert len(render_template("{{ inputs.t }}!" * 4, scope)) == 4_000_004
     for value in ("{{ inputs.t }}!" * 5, ["{{ inputs.t }}"] * 5, ["{{ inputs.l }}"] * 5, ["{{ inputs.t }}!"] * 5):
         with pytest.raises(BadExpression, match="larger than"):
             render_template(value, scope)
-    # Each of them is within what one may take, and all together are not.
+    # Each expression stays below the limit of one, but all together exceed it.
     with pytest.raises(BadExpression, match="too much work"):
         render_template(["{{ size(inputs.t + '') > 0 }}"] * 1_000, scope)
 
 
-def test_a_panic_of_the_library_is_an_error_and_no_more() -> None:
+def test_panic_of_the_cel_library_becomes_an_error() -> None:
     class PanicException(BaseException):  # as pyo3 has it
         pass
 
-    def panic(kind: type[BaseException]) -> None:
+    def raise_panic(kind: type[BaseException]) -> None:
         raise kind
 
     with pytest.raises(RuntimeError, match="panic"):
-        call_cel(panic, PanicException)
+        call_cel(raise_panic, PanicException)
     with pytest.raises(KeyboardInterrupt):
-        call_cel(panic, KeyboardInterrupt)
+        call_cel(raise_panic, KeyboardInterrupt)
 
 
-def test_programs_are_used_from_any_thread() -> None:
-    assert evaluate_expression("inputs.n + 40", SCOPE) == 42
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(evaluate_expression("inputs.n + 40", SCOPE)))
+def test_compiled_expression_runs_in_another_thread() -> None:
+    assert evaluate_expression("inputs.n + 40", EXAMPLE_SCOPE) == 42
+    values: list[Any] = []
+    thread = threading.Thread(target=lambda: values.append(evaluate_expression("inputs.n + 40", EXAMPLE_SCOPE)))
     thread.start()
     thread.join()
-    assert found == [42]
+    assert values == [42]
 
 
-def test_the_command_line_of_the_library_is_not_imported() -> None:
+def test_cel_command_line_is_not_imported() -> None:
     code = (
         "import sys; from domain.expressions import evaluate_expression; assert 'cel' not in sys.modules;"
         "assert evaluate_expression('[1, 2].map(x, x + inputs.n)', {'inputs': {'n': 1}}) == [2, 3];"

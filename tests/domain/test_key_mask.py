@@ -1,4 +1,4 @@
-"""A provider's key does not come back in its answers, wherever their pieces end."""
+"""Test that a provider's key is masked in its answers, wherever their pieces end."""
 
 from collections.abc import AsyncGenerator
 
@@ -19,66 +19,70 @@ from domain.llms import (
 from domain.shared.secrets import Secret
 from infra.llm.key_mask import KeyMask, stream_masked
 
-KEY = "abcabcabd"
+PROVIDER_KEY = "abcabcabd"
 
 
-def ask(key: str | None) -> ModelCall:
+def build_call(key: str | None) -> ModelCall:
     target = ModelTarget(name="m", provider="p", model="m", api_key=None if key is None else Secret(key))
     return ModelCall(target=target, messages=(ChatMessage(role="user", content="x"),))
 
 
-@given(st.lists(st.sampled_from(["abc", "abcabc", "abd", KEY, "a", "b", "c", "d", "x", ""]), max_size=20))
-def test_pieces_together_are_the_text_with_stars(pieces: list[str]) -> None:
-    mask = KeyMask(KEY)
-    got = [mask.mask_piece(piece) for piece in pieces]
-    assert "".join([*got, mask.flush_text()]) == "".join(pieces).replace(KEY, "***")
+@given(st.lists(st.sampled_from(["abc", "abcabc", "abd", PROVIDER_KEY, "a", "b", "c", "d", "x", ""]), max_size=20))
+def test_masked_pieces_join_to_the_masked_text(pieces: list[str]) -> None:
+    mask = KeyMask(PROVIDER_KEY)
+    parts_received = [mask.mask_piece(piece) for piece in pieces]
+    assert "".join([*parts_received, mask.flush_text()]) == "".join(pieces).replace(PROVIDER_KEY, "***")
 
 
 async def collect(key: str | None, *parts: ReplyPart) -> list[ReplyPart]:
-    async def stream(_: ModelCall) -> AsyncGenerator[ReplyPart, None]:
+    async def stream_parts(_: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         for part in parts:
             yield part
 
-    return [part async for part in stream_masked(ask(key), stream)]
+    return [part async for part in stream_masked(build_call(key), stream_parts)]
 
 
-def answer(text: str, arguments: str) -> ModelReply:
+def build_reply(text: str, arguments: str) -> ModelReply:
     call = ModelToolCall(id="1", name="f", arguments=arguments)
     return ModelReply(
         message=ChatMessage(role="assistant", content=text, tool_calls=(call,)), finish="stop", usage=None
     )
 
 
-async def test_no_part_and_no_reply_holds_the_key() -> None:
+async def test_no_part_and_no_reply_contains_the_key() -> None:
     parts: list[ReplyPart] = []
-    for character in f"my key is {KEY}!":
+    for character in f"my key is {PROVIDER_KEY}!":
         parts += [ReasoningDelta(character), TextDelta(character)]
     parts.append(ToolCallDelta(index=0, id="1", name="f"))
-    parts += [ToolCallDelta(index=0, arguments=character) for character in f'{{"k": "{KEY}"}}']
-    got = await collect(KEY, *parts, answer(f"my key is {KEY}!", f'{{"k": "{KEY}"}}'))
-    assert "".join(one.text for one in got if isinstance(one, TextDelta)) == "my key is ***!"
-    assert "".join(one.text for one in got if isinstance(one, ReasoningDelta)) == "my key is ***!"
-    assert "".join(one.arguments for one in got if isinstance(one, ToolCallDelta)) == '{"k": "***"}'
-    reply = got[-1]
+    parts += [ToolCallDelta(index=0, arguments=character) for character in f'{{"k": "{PROVIDER_KEY}"}}']
+    parts_received = await collect(
+        PROVIDER_KEY, *parts, build_reply(f"my key is {PROVIDER_KEY}!", f'{{"k": "{PROVIDER_KEY}"}}')
+    )
+    assert "".join(part.text for part in parts_received if isinstance(part, TextDelta)) == "my key is ***!"
+    assert "".join(part.text for part in parts_received if isinstance(part, ReasoningDelta)) == "my key is ***!"
+    assert "".join(part.arguments for part in parts_received if isinstance(part, ToolCallDelta)) == '{"k": "***"}'
+    reply = parts_received[-1]
     assert isinstance(reply, ModelReply)
     assert (reply.message.content, reply.message.tool_calls[0].arguments) == ("my key is ***!", '{"k": "***"}')
 
 
-async def test_what_may_have_become_the_key_comes_before_the_end() -> None:
-    got = await collect(KEY, TextDelta("so abcabc"), answer("so abcabc", "{}"))
-    assert got[:2] == [TextDelta("so "), TextDelta("abcabc")]
-    assert isinstance(got[-1], ModelReply)
+async def test_withheld_prefix_of_the_key_is_sent_before_the_reply() -> None:
+    parts_received = await collect(PROVIDER_KEY, TextDelta("so abcabc"), build_reply("so abcabc", "{}"))
+    assert parts_received[:2] == [TextDelta("so "), TextDelta("abcabc")]
+    assert isinstance(parts_received[-1], ModelReply)
 
 
-async def test_without_a_key_and_with_a_word_for_one_answers_are_as_they_come() -> None:
+async def test_answers_are_unchanged_without_a_real_key() -> None:
     for key in (None, "ollama"):
-        parts = [TextDelta("ollama"), answer("ollama", "{}")]
+        parts = [TextDelta("ollama"), build_reply("ollama", "{}")]
         assert await collect(key, *parts) == parts
 
 
-async def test_names_and_ids_of_calls_do_not_hold_the_key() -> None:
-    call = ModelToolCall(id=f"call-{KEY}", name=KEY, arguments="{}")
+async def test_names_and_ids_of_tool_calls_are_masked() -> None:
+    call = ModelToolCall(id=f"call-{PROVIDER_KEY}", name=PROVIDER_KEY, arguments="{}")
     reply = ModelReply(message=ChatMessage(role="assistant", tool_calls=(call,)), finish="tool_calls", usage=None)
-    got = await collect(KEY, ToolCallDelta(index=0, id=f"call-{KEY}", name=KEY, arguments="{}"), reply)
-    assert got[0] == ToolCallDelta(index=0, id="call-***", name="***", arguments="{}")
-    assert KEY not in str(got)
+    parts_received = await collect(
+        PROVIDER_KEY, ToolCallDelta(index=0, id=f"call-{PROVIDER_KEY}", name=PROVIDER_KEY, arguments="{}"), reply
+    )
+    assert parts_received[0] == ToolCallDelta(index=0, id="call-***", name="***", arguments="{}")
+    assert PROVIDER_KEY not in str(parts_received)

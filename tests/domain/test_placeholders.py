@@ -1,4 +1,4 @@
-r"""One grammar for places in texts: what is one, what is left, what is told of, and how to write braces themselves."""
+r"""Test the grammar of placeholders in texts: which are filled, which are left or reported, and how to escape braces."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from domain.shared.placeholders import create_filler, escape_placeholders, find_
 from domain.workspaces import fill_path
 
 VALUES = {"name": "Ada", "age": 36, "target-audience": "kids", "имя": "Аня", "नाम": "राम", "größe": 1, "x": "{name}"}
-# Whatever a reader of braces can lose its place over.
+# Pieces that a parser of braces may misread.
 _PIECES = ("{name}", "{x}", "{", "}", "\\", "$", "{{", "}}", "name", "{age}", " ", "{task}")
 _TEXTS = st.lists(st.sampled_from(_PIECES), max_size=10).map("".join)
 
 
 @pytest.mark.parametrize(
-    ("text", "found", "filled"),
+    ("text", "placeholders", "filled"),
     [
         ("{name} {target-audience} {имя} {नाम} {größe}", ["name", "target-audience", "имя", "नाम", "größe"], None),
         ('{"a": {age}, "b": {"c": "{name}"}}', ["age", "name"], '{"a": 36, "b": {"c": "Ada"}}'),
@@ -27,13 +27,13 @@ _TEXTS = st.lists(st.sampled_from(_PIECES), max_size=10).map("".join)
         ("{x}", ["x"], "{name}"),
     ],
 )
-def test_places_are_filled(text: str, found: list[str], filled: str | None) -> None:
-    assert (find_placeholders(text), find_unfilled(text)) == (found, ["{a b}"] if "a b" in text else [])
+def test_placeholders_are_filled(text: str, placeholders: list[str], filled: str | None) -> None:
+    assert (find_placeholders(text), find_unfilled(text)) == (placeholders, ["{a b}"] if "a b" in text else [])
     assert create_filler(VALUES, "inputs")(text) == (filled or "Ada kids Аня राम 1")
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "unfilled"),
     [
         ("{{name}}", ["{{name}}"]),
         ("{{{name}}} {{{{name}}}}", ["{{{name}}}", "{{{{name}}}}"]),
@@ -45,13 +45,13 @@ def test_places_are_filled(text: str, found: list[str], filled: str | None) -> N
         ('{"title": "…", "n": 1} { a: 1, b: 2 }', []),
     ],
 )
-def test_what_is_no_place_is_left_whole(text: str, told: list[str]) -> None:
-    assert (find_placeholders(text), find_unfilled(text)) == ([], told)
+def test_other_braces_are_unchanged_and_lookalikes_reported(text: str, unfilled: list[str]) -> None:
+    assert (find_placeholders(text), find_unfilled(text)) == ([], unfilled)
     assert create_filler(VALUES, "inputs")(text) == text
 
 
 @given(_TEXTS)
-def test_a_text_that_is_escaped_is_filled_to_itself(text: str) -> None:
+def test_escaped_text_is_filled_to_itself(text: str) -> None:
     assert (
         create_filler({"name": "no", "x": "no", "age": "no", "task": "no"}, "inputs")(escape_placeholders(text)) == text
     )
@@ -59,13 +59,13 @@ def test_a_text_that_is_escaped_is_filled_to_itself(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["{task}", "\\{task}", "Ada", "{{task}}", "\\"])
 @pytest.mark.parametrize("text", ["{name}", "a {name} b", r"\\{name}", r"\{name}", r"{other} \{other} {task}"])
-def test_filling_in_two_turns_fills_no_value(text: str, value: str) -> None:
+def test_filling_in_two_steps_never_fills_inserted_values(text: str, value: str) -> None:
     first = create_filler({"name": value}, "inputs", keep_escapes=True)(text)
     expected = create_filler({"name": value, "task": "T"}, "inputs")(text)
     assert create_filler({"task": "T"}, "inputs")(first) == expected
 
 
-def test_nested_values_hold_places_of_the_next_turn() -> None:
+def test_nested_values_may_hold_placeholders_of_the_next_step() -> None:
     first = create_filler({"who": "{audience}"}, "variables", keep_escapes=True, allow_nested=True)(
         r"For {who}, \{who} as it stands"
     )
@@ -89,7 +89,7 @@ def test_nested_values_hold_places_of_the_next_turn() -> None:
         ("{a}{a}", {"a": "."}, None),
     ],
 )
-def test_paths_are_filled_and_then_checked(path: str, values: dict[str, Any], filled: str | None) -> None:
+def test_filled_paths_are_validated(path: str, values: dict[str, Any], filled: str | None) -> None:
     if filled is not None:
         assert fill_path(path, values) == filled
         return
@@ -97,11 +97,11 @@ def test_paths_are_filled_and_then_checked(path: str, values: dict[str, Any], fi
         fill_path(path, values)
 
 
-def test_of_a_path_it_is_told_what_it_may_not_hold() -> None:
+def test_invalid_path_error_says_what_is_forbidden() -> None:
     with pytest.raises(Exception, match="without `..`, backslashes or line breaks"):
         fill_path("out/{a}.md", {"a": "b\\c"})
 
 
-def test_a_path_is_bounded_as_texts_are() -> None:
+def test_filled_path_has_a_maximum_length() -> None:
     with pytest.raises(DomainError):
         fill_path("{a}" * 5, {"a": "x" * 1_000_000})

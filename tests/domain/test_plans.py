@@ -1,4 +1,4 @@
-"""Stepping through plans: any plan, with any interleaving of finishes, failures, retries, cancels and crashes."""
+"""Test the plan engine with random plans and any interleaving of finishes, failures, retries, cancels and crashes."""
 
 import copy
 from datetime import UTC, datetime, timedelta
@@ -20,12 +20,12 @@ from domain.plans.schema import (
     StepRun,
 )
 
-T0 = datetime(2026, 1, 1, tzinfo=UTC)
+START_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
-    """Plans without circles: a step depends on such as come before it, and then they are shuffled."""
+def draw_plan(draw: st.DrawFn) -> Plan:
+    """Draw a plan without cycles: a step depends on steps before it, and then all steps are shuffled."""
     count = draw(st.integers(1, 8))
     steps: list[PlanStep] = []
     for number in range(count):
@@ -47,7 +47,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(kind="workflow", name="p", steps=draw(st.permutations(steps)))
 
 
-class Judge:
+class FakeEvaluator:
     def evaluate_condition(self, step: PlanStep) -> bool:
         if step.when == "broken":
             raise StepFailed("bad_expression", "broken")
@@ -59,77 +59,79 @@ class Judge:
         return int(str(step.map))
 
 
-class World:
-    """A plan, what is written down of it, and the children that run. A crash loses what is not written down."""
+class PlanSimulation:
+    """Simulate a plan, its stored rows and its running children. A crash loses what is not stored."""
 
     def __init__(self, plan: Plan, runs: list[StepRun] | None = None) -> None:
-        self.plan, self.now = plan, T0
+        self.plan, self.now = plan, START_TIME
         self.rows = {(run.step, run.item): run for run in (create_runs(plan) if runs is None else runs)}
         self.children: dict[int, tuple[str, int]] = {}
-        self.ended: dict[int, str | None] = {}
-        self.starts: dict[tuple[str, int], list[int]] = {}
-        self.recorded: set[tuple[str, int]] = set()
+        self.ended_children: dict[int, str | None] = {}
+        self.attempts: dict[tuple[str, int], list[int]] = {}
+        self.recorded_steps: set[tuple[str, int]] = set()
         self.outcome: Any = None
-        self.order: list[tuple[str, int]] = []
+        self.start_order: list[tuple[str, int]] = []
 
-    def turn(self, crash: bool) -> None:
-        """One transaction: it is written down as a whole, or not at all."""
-        board = PlanState(self.plan, copy.deepcopy(list(self.rows.values())))
-        taken: list[tuple[str, int]] = []
+    def advance_plan(self, crash: bool) -> None:
+        """Run one transaction: all of it is stored, or nothing."""
+        state = PlanState(self.plan, copy.deepcopy(list(self.rows.values())))
+        completed_steps: list[tuple[str, int]] = []
         for child, key in self.children.items():
-            if child in self.ended:
-                error = self.ended[child]
-                board.end_try(key, error, None if error is None else "it failed", self.now)
-                taken.append(key) if error is None else None
+            if child in self.ended_children:
+                error = self.ended_children[child]
+                state.end_try(key, error, None if error is None else "it failed", self.now)
+                completed_steps.append(key) if error is None else None
         starts: list[StepRun] = []
         before = -1
-        while board.change_count != before:
-            before = board.change_count
+        while state.change_count != before:
+            before = state.change_count
             starts += [
-                *board.advance_steps(board.list_ready_steps(self.now), Judge(), self.now),
-                *board.advance_mapped_steps(self.now),
+                *state.advance_steps(state.list_ready_steps(self.now), FakeEvaluator(), self.now),
+                *state.advance_mapped_steps(self.now),
             ]
-        again = PlanState(self.plan, copy.deepcopy(list(board.runs.values())))
+        second_state = PlanState(self.plan, copy.deepcopy(list(state.runs.values())))
         assert [
-            *again.advance_steps(again.list_ready_steps(self.now), Judge(), self.now),
-            *again.advance_mapped_steps(self.now),
+            *second_state.advance_steps(second_state.list_ready_steps(self.now), FakeEvaluator(), self.now),
+            *second_state.advance_mapped_steps(self.now),
         ] == []
-        assert not again.changed_runs, "it stopped while there was more to do"
+        assert not second_state.changed_runs, "the engine stopped before all ready steps were started"
         if crash:
             return
         for run in starts:
-            self._check(run, board)
-        self.recorded |= set(taken)
-        self.children = {child: key for child, key in self.children.items() if child not in self.ended}
+            self._check_start(run, state)
+        self.recorded_steps |= set(completed_steps)
+        self.children = {child: key for child, key in self.children.items() if child not in self.ended_children}
         for run in starts:
             key = run.step, run.item
-            number = sum(len(one) for one in self.starts.values())
-            self.starts.setdefault(key, []).append(number)
+            number = sum(len(numbers) for numbers in self.attempts.values())
+            self.attempts.setdefault(key, []).append(number)
             self.children[number] = key
-            self.order.append(key)
-        self.rows |= copy.deepcopy(board.changed_runs)
-        self.outcome = board.outcome
+            self.start_order.append(key)
+        self.rows |= copy.deepcopy(state.changed_runs)
+        self.outcome = state.outcome
 
-    def _check(self, run: StepRun, board: PlanState) -> None:
-        step, key = board.steps[run.step], (run.step, run.item)
-        assert key not in self.recorded, "run again after a recorded result"
-        assert len(self.starts.get(key, [])) <= step.retry.attempts, "more tries than allowed"
+    def _check_start(self, run: StepRun, state: PlanState) -> None:
+        step, key = state.steps[run.step], (run.step, run.item)
+        assert key not in self.recorded_steps, "step was started again after its result was recorded"
+        assert len(self.attempts.get(key, [])) <= step.retry.attempts, (
+            "step was started more often than its retries allow"
+        )
         for other in step.depends_on:
-            before = board.runs[other, WHOLE_STEP]
-            assert before.status in ("completed", "skipped") or (
-                before.status == "failed" and board.steps[other].continue_on_failure
-            ), "started before what it depends on"
+            above = state.runs[other, WHOLE_STEP]
+            assert above.status in ("completed", "skipped") or (
+                above.status == "failed" and state.steps[other].continue_on_failure
+            ), "step was started before its dependencies ended"
         if step.requires_approval:
-            assert board.runs[run.step, WHOLE_STEP].approved is True
+            assert state.runs[run.step, WHOLE_STEP].approved is True
 
     def cancel(self) -> None:
-        board = PlanState(self.plan, copy.deepcopy(list(self.rows.values())))
-        board.cancel_runs(self.now)
-        self.rows |= board.changed_runs
+        state = PlanState(self.plan, copy.deepcopy(list(self.rows.values())))
+        state.cancel_runs(self.now)
+        self.rows |= state.changed_runs
         self.children, self.outcome = {}, "cancelled"
 
 
-EVENTS = st.lists(
+SIMULATION_EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["finish", "fail", "final", "turn", "crash", "approve", "reject", "later", "cancel_child"]),
         st.integers(0, 30),
@@ -138,166 +140,172 @@ EVENTS = st.lists(
 )
 
 
-def _happen(world: World, event: str, which: int) -> None:
-    running = [child for child in world.children if child not in world.ended]
+def apply_event(simulation: PlanSimulation, event: str, choice: int) -> None:
+    running = [child for child in simulation.children if child not in simulation.ended_children]
     if event in ("finish", "fail", "final", "cancel_child") and running:
         errors = {
             "finish": None,
             "fail": "ValueError",
-            "final": sorted(FINAL_ERROR_TYPES)[which % len(FINAL_ERROR_TYPES)],
+            "final": sorted(FINAL_ERROR_TYPES)[choice % len(FINAL_ERROR_TYPES)],
         }
-        world.ended[running[which % len(running)]] = errors.get(event, "cancelled")
+        simulation.ended_children[running[choice % len(running)]] = errors.get(event, "cancelled")
     elif event in ("approve", "reject"):
-        waiting = [run for run in world.rows.values() if run.status == "waiting"]
+        waiting = [run for run in simulation.rows.values() if run.status == "waiting"]
         if waiting:
-            board = PlanState(world.plan, copy.deepcopy(list(world.rows.values())))
-            chosen = waiting[which % len(waiting)].step
-            assert board.decide_step(chosen, event == "approve", "user", None, world.now)
-            world.rows |= board.changed_runs
+            state = PlanState(simulation.plan, copy.deepcopy(list(simulation.rows.values())))
+            chosen = waiting[choice % len(waiting)].step
+            assert state.decide_step(chosen, event == "approve", "user", None, simulation.now)
+            simulation.rows |= state.changed_runs
     elif event == "later":
-        world.now += timedelta(seconds=which)
+        simulation.now += timedelta(seconds=choice)
     elif event == "turn":
-        world.turn(crash=False)
+        simulation.advance_plan(crash=False)
     elif event == "crash":
-        world.turn(crash=True)
+        simulation.advance_plan(crash=True)
 
 
-def _to_its_end(world: World) -> None:
-    """Everything that runs ends well, everybody approves, time goes on: nothing hangs."""
+def run_to_end(simulation: PlanSimulation) -> None:
+    """Complete every child, approve every step and advance time until the plan ends."""
     for _ in range(400):
-        if world.outcome is not None:
+        if simulation.outcome is not None:
             return
-        for child in world.children:
-            world.ended.setdefault(child, None)
-        _happen(world, "approve", 0)
-        world.now += timedelta(seconds=30)
-        world.turn(crash=False)
-    raise AssertionError(f"it hangs: {world.rows}")
+        for child in simulation.children:
+            simulation.ended_children.setdefault(child, None)
+        apply_event(simulation, "approve", 0)
+        simulation.now += timedelta(seconds=30)
+        simulation.advance_plan(crash=False)
+    raise AssertionError(f"the plan does not end: {simulation.rows}")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
-@given(plan=plans(), events=EVENTS)
-def test_any_plan_comes_to_one_end_whatever_happens(plan: Plan, events: list[tuple[str, int]]) -> None:
-    world = World(plan)
-    world.turn(crash=False)
-    for event, which in events:
-        if world.outcome is None:
-            _happen(world, event, which)
-    _to_its_end(world)
-    assert all(run.status in ENDED_STEP_STATUSES for run in world.rows.values())
-    assert not [child for child in world.children if child not in world.ended], "something runs after the end"
+@given(plan=draw_plan(), events=SIMULATION_EVENTS)
+def test_any_plan_ends_once_after_any_events(plan: Plan, events: list[tuple[str, int]]) -> None:
+    simulation = PlanSimulation(plan)
+    simulation.advance_plan(crash=False)
+    for event, choice in events:
+        if simulation.outcome is None:
+            apply_event(simulation, event, choice)
+    run_to_end(simulation)
+    assert all(run.status in ENDED_STEP_STATUSES for run in simulation.rows.values())
+    assert not [child for child in simulation.children if child not in simulation.ended_children], (
+        "a child runs after the plan ended"
+    )
     failed = [
         run
-        for run in world.rows.values()
+        for run in simulation.rows.values()
         if run.item == WHOLE_STEP
         and run.status == "failed"
         and not next(step for step in plan.steps if step.id == run.step).continue_on_failure
     ]
-    assert (world.outcome.error_type is not None) == bool(failed)
+    assert (simulation.outcome.error_type is not None) == bool(failed)
     if not failed:
-        assert all(run.status != "cancelled" for run in world.rows.values() if run.item == WHOLE_STEP)
-    before = copy.deepcopy(world.rows)
-    world.turn(crash=False)
-    assert world.rows == before, "it went on after its end"
+        assert all(run.status != "cancelled" for run in simulation.rows.values() if run.item == WHOLE_STEP)
+    before = copy.deepcopy(simulation.rows)
+    simulation.advance_plan(crash=False)
+    assert simulation.rows == before, "the plan changed after its end"
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
-@given(plan=plans(), events=EVENTS)
-def test_run_again_from_where_it_failed_keeps_what_is_completed(plan: Plan, events: list[tuple[str, int]]) -> None:
-    first = World(plan)
-    first.turn(crash=False)
-    for event, which in events:
+@given(plan=draw_plan(), events=SIMULATION_EVENTS)
+def test_resumed_plan_runs_no_completed_step_again(plan: Plan, events: list[tuple[str, int]]) -> None:
+    first = PlanSimulation(plan)
+    first.advance_plan(crash=False)
+    for event, choice in events:
         if first.outcome is None:
-            _happen(first, event, which)
+            apply_event(first, event, choice)
     if first.outcome is None:
         first.cancel()
-    done = {key for key, run in first.rows.items() if run.status in ("completed", "skipped")}
-    again = World(plan, resume_runs(plan, copy.deepcopy(list(first.rows.values()))))
-    again.turn(crash=False)
-    _to_its_end(again)
-    assert not done & set(again.order), "what was completed was run again"
+    completed_before = {key for key, run in first.rows.items() if run.status in ("completed", "skipped")}
+    resumed = PlanSimulation(plan, resume_runs(plan, copy.deepcopy(list(first.rows.values()))))
+    resumed.advance_plan(crash=False)
+    run_to_end(resumed)
+    assert not completed_before & set(resumed.start_order), "a completed step was run again"
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
-@given(plan=plans(), events=EVENTS, at=st.integers(0, 60))
-def test_nothing_runs_after_a_cancel(plan: Plan, events: list[tuple[str, int]], at: int) -> None:
-    world = World(plan)
-    world.turn(crash=False)
-    for event, which in events[:at]:
-        if world.outcome is None:
-            _happen(world, event, which)
-    world.cancel()
-    before = len(world.order)
-    for event, which in events[at:]:
-        _happen(world, event, which)
-    world.turn(crash=False)
-    assert len(world.order) == before
-    assert all(run.status in ENDED_STEP_STATUSES for run in world.rows.values())
+@given(plan=draw_plan(), events=SIMULATION_EVENTS, at=st.integers(0, 60))
+def test_cancelled_plan_starts_nothing(plan: Plan, events: list[tuple[str, int]], at: int) -> None:
+    simulation = PlanSimulation(plan)
+    simulation.advance_plan(crash=False)
+    for event, choice in events[:at]:
+        if simulation.outcome is None:
+            apply_event(simulation, event, choice)
+    simulation.cancel()
+    before = len(simulation.start_order)
+    for event, choice in events[at:]:
+        apply_event(simulation, event, choice)
+    simulation.advance_plan(crash=False)
+    assert len(simulation.start_order) == before
+    assert all(run.status in ENDED_STEP_STATUSES for run in simulation.rows.values())
 
 
-def test_a_step_that_failed_is_tried_again_after_longer_and_longer_pauses() -> None:
+def test_failed_step_is_retried_with_backoff() -> None:
     retry = RetryPolicy(attempts=3, delay=1, factor=2, max_delay=3)
     assert [retry.compute_delay(tries) for tries in (1, 2, 3, 4)] == [1, 2, 3, 3]
     plan = Plan(kind="workflow", name="p", steps=[PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=retry)])
-    board, now = PlanState(plan, create_runs(plan)), T0
+    state, now = PlanState(plan, create_runs(plan)), START_TIME
     for pause in (1, 2, 3):
-        assert [run.step for run in board.advance_steps(board.list_ready_steps(now), Judge(), now)] == ["a"]
-        board.end_try(("a", WHOLE_STEP), "ValueError", "no", now)
-        assert board.runs["a", WHOLE_STEP].due_at == now + timedelta(seconds=pause)
-        assert board.list_ready_steps(now + timedelta(seconds=pause - 0.001)) == []
+        assert [run.step for run in state.advance_steps(state.list_ready_steps(now), FakeEvaluator(), now)] == ["a"]
+        state.end_try(("a", WHOLE_STEP), "ValueError", "no", now)
+        assert state.runs["a", WHOLE_STEP].due_at == now + timedelta(seconds=pause)
+        assert state.list_ready_steps(now + timedelta(seconds=pause - 0.001)) == []
         now += timedelta(seconds=pause)
-    board.advance_steps(board.list_ready_steps(now), Judge(), now)
-    board.end_try(("a", WHOLE_STEP), "ValueError", "no", now)
-    board.advance_mapped_steps(now)
-    assert board.outcome is not None
-    assert (board.outcome.error_type, board.runs["a", WHOLE_STEP].tries) == ("ValueError", 4)
+    state.advance_steps(state.list_ready_steps(now), FakeEvaluator(), now)
+    state.end_try(("a", WHOLE_STEP), "ValueError", "no", now)
+    state.advance_mapped_steps(now)
+    assert state.outcome is not None
+    assert (state.outcome.error_type, state.runs["a", WHOLE_STEP].tries) == ("ValueError", 4)
 
 
 @pytest.mark.parametrize("kind", sorted(FINAL_ERROR_TYPES))
-def test_what_trying_again_would_not_change_is_not_tried_again(kind: str) -> None:
+def test_final_errors_are_not_retried(kind: str) -> None:
     step = PlanStep(id="a", name="a", work=AgentWork(name="a"), retry=RetryPolicy(attempts=5, delay=0))
     plan = Plan(kind="workflow", name="p", steps=[step])
-    board = PlanState(plan, create_runs(plan))
-    board.advance_steps(board.list_ready_steps(T0), Judge(), T0)
-    assert board.end_try(("a", WHOLE_STEP), kind, "no", T0)
-    assert board.runs["a", WHOLE_STEP].status == "failed"
+    state = PlanState(plan, create_runs(plan))
+    state.advance_steps(state.list_ready_steps(START_TIME), FakeEvaluator(), START_TIME)
+    assert state.end_try(("a", WHOLE_STEP), kind, "no", START_TIME)
+    assert state.runs["a", WHOLE_STEP].status == "failed"
 
 
-def test_what_is_ready_comes_in_the_order_of_the_plan() -> None:
+def test_ready_steps_are_listed_in_plan_order() -> None:
     steps = [
-        PlanStep(id=one, name=one, work=AgentWork(name="a"), depends_on=["z"] if one != "z" else []) for one in "cbaz"
+        PlanStep(id=step_id, name=step_id, work=AgentWork(name="a"), depends_on=["z"] if step_id != "z" else [])
+        for step_id in "cbaz"
     ]
     plan = Plan(kind="workflow", name="p", steps=steps)
-    board = PlanState(plan, create_runs(plan))
-    assert [step.id for step in board.list_ready_steps(T0)] == ["z"]
-    board.advance_steps(board.list_ready_steps(T0), Judge(), T0)
-    assert board.list_ready_steps(T0) == []
-    board.end_try(("z", WHOLE_STEP), None, None, T0)
-    assert [step.id for step in board.list_ready_steps(T0)] == ["c", "b", "a"]
+    state = PlanState(plan, create_runs(plan))
+    assert [step.id for step in state.list_ready_steps(START_TIME)] == ["z"]
+    state.advance_steps(state.list_ready_steps(START_TIME), FakeEvaluator(), START_TIME)
+    assert state.list_ready_steps(START_TIME) == []
+    state.end_try(("z", WHOLE_STEP), None, None, START_TIME)
+    assert [step.id for step in state.list_ready_steps(START_TIME)] == ["c", "b", "a"]
 
 
-def test_a_plan_has_so_many_steps_and_items_in_all() -> None:
+def test_number_of_steps_and_items_is_bounded() -> None:
     steps = [PlanStep(id=f"s{n}", name="s", work=AgentWork(name="a"), map="1000", max_parallel=1) for n in range(21)]
     plan = Plan(kind="workflow", name="p", steps=steps)
-    board = PlanState(plan, create_runs(plan))
-    for step in board.list_ready_steps(T0):
-        board.advance_steps([step], Judge(), T0)
-    assert len(board.runs) <= MAX_STEP_RUNS
-    assert board.runs["s19", WHOLE_STEP].error_type == "map_too_large"
+    state = PlanState(plan, create_runs(plan))
+    for step in state.list_ready_steps(START_TIME):
+        state.advance_steps([step], FakeEvaluator(), START_TIME)
+    assert len(state.runs) <= MAX_STEP_RUNS
+    assert state.runs["s19", WHOLE_STEP].error_type == "map_too_large"
 
 
-def test_run_again_what_comes_after_a_failure_that_did_not_matter_is_judged_anew() -> None:
-    def step(step_id: str, *above: str, **more: Any) -> PlanStep:
+def test_resuming_reevaluates_steps_after_a_tolerated_failure() -> None:
+    def build_step(step_id: str, *above: str, **more: Any) -> PlanStep:
         return PlanStep(id=step_id, name=step_id, work=AgentWork(name="a"), depends_on=list(above), **more)
 
     steps = [
-        step("a", continue_on_failure=True),
-        step("b", "a"),
-        step("m", "a", map="3"),
-        step("o"),
-        step("p", map="3"),
+        build_step("a", continue_on_failure=True),
+        build_step("b", "a"),
+        build_step("m", "a", map="3"),
+        build_step("o"),
+        build_step("p", map="3"),
     ]
-    plan = Plan(kind="workflow", name="p", steps=[*steps, step("k", "a")])
+    plan = Plan(kind="workflow", name="p", steps=[*steps, build_step("k", "a")])
     before = [
         *(StepRun(step="a", status="failed", execution_id="e"), StepRun(step="b", status="skipped")),
         *(StepRun(step="m", status="failed"), StepRun(step="m", item=0, status="completed")),
@@ -305,8 +313,8 @@ def test_run_again_what_comes_after_a_failure_that_did_not_matter_is_judged_anew
         *(StepRun(step="p", status="failed"), StepRun(step="p", item=0, status="completed")),
         StepRun(step="p", item=1, status="failed", execution_id="f"),
     ]
-    found = {(run.step, run.item): (run.status, run.execution_id) for run in resume_runs(plan, before)}
-    assert found == {
+    resumed = {(run.step, run.item): (run.status, run.execution_id) for run in resume_runs(plan, before)}
+    assert resumed == {
         ("a", WHOLE_STEP): ("pending", "e"),
         ("b", WHOLE_STEP): ("pending", None),
         ("m", WHOLE_STEP): ("pending", None),

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from infra.embedded.leftovers import end_leftovers, find_leftovers
 from infra.embedded.postgres import find_binaries
 from infra.embedded.seaweedfs import ACCESS_KEY
-from tests.support.folder_holder import SECRET, parts
+from tests.support.folder_holder import TEST_SECRET, create_servers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,7 +110,7 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
                 os.kill(first, signal.SIGKILL)
             process.kill()
             await process.wait()
-            again = parts(tmp_path)
+            again = create_servers(tmp_path)
             again[0].leftover_grace_seconds = 2.0
             starting = asyncio.gather(*(part.start() for part in again))
             most = 0
@@ -139,7 +139,7 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
 
 
 async def test_a_lock_file_that_names_a_stranger_does_not_keep_postgres_from_starting(tmp_path: Path) -> None:
-    (postgres, *_) = parts(tmp_path)
+    (postgres, *_) = create_servers(tmp_path)
     await postgres.start()
     await postgres.stop()
     data = tmp_path / "postgres" / "data"
@@ -155,9 +155,9 @@ async def test_a_lock_file_that_names_a_stranger_does_not_keep_postgres_from_sta
 
 async def test_a_server_that_somebody_else_runs_on_the_folder_is_ended_before_ours_starts(tmp_path: Path) -> None:
     """By hand, with other words on its command line: it is known by its program and where it works."""
-    (postgres, *_) = parts(tmp_path)
+    (postgres, *_) = create_servers(tmp_path)
     await postgres.start()
-    other, (own,) = parts(tmp_path)[0], masters(tmp_path / "postgres" / "data")
+    other, (own,) = create_servers(tmp_path)[0], masters(tmp_path / "postgres" / "data")
     assert own == postgres.child.process.pid
     await other.start()
     try:
@@ -191,14 +191,14 @@ def test_postgres_is_looked_for_under_its_name() -> None:
 
 async def test_objects_outlive_a_kill(tmp_path: Path) -> None:
     async with held(tmp_path) as (process, urls):
-        given = {"region_name": "auto", "aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET}
+        given = {"region_name": "auto", "aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": TEST_SECRET}
         async with get_session().create_client("s3", endpoint_url=urls[2], **given) as client:
             await client.create_bucket(Bucket="paddock")
             await client.put_object(Bucket="paddock", Key="kept", Body=b"1" * 100_000)
         with stopped(find_leftovers(tmp_path / "seaweedfs", "weed")):
             process.kill()
             await process.wait()
-            again = parts(tmp_path)[2]
+            again = create_servers(tmp_path)[2]
             await again.start()
     try:
         async with get_session().create_client("s3", endpoint_url=again.endpoint_url, **given) as client:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 TOOLS = Path(__file__).parents[2] / ".clients"
 SOURCE = "def handle(payload):\n    return {'hello': payload['name']}\n"
@@ -114,8 +114,8 @@ async def document(system, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def arguments(system, acme: Tenant) -> tuple[str, str, str]:
-    return system.url, await acme.key(), await acme.deploy(SOURCE)
+async def arguments(system, acme: TenantClient) -> tuple[str, str, str]:
+    return system.url, await acme.create_key(), await acme.deploy_agent(SOURCE)
 
 
 async def test_openapi_python_client(document: Path, arguments: tuple[str, str, str]) -> None:

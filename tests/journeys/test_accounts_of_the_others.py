@@ -69,7 +69,7 @@ async def test_agentops(system: System) -> None:
 
 
 async def test_kasal(system: System, acme) -> None:
-    key = await acme.key()
+    key = await acme.create_key()
     async with httpx.AsyncClient(base_url=acme.http.base_url) as client:
         bearer = {"Authorization": f"Bearer {key}"}
         answer = await client.get("/agents?limit=20&offset=0", headers=bearer)

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from scripts.system import System
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 SENT: dict[str, Any] = {
     "prompt": "What is the capital of France?",
@@ -33,13 +33,13 @@ METRICS = ("semantic_drift", "uncertainty", "factual_support", "hallucination_pr
 BARE = {"prompt": SENT["prompt"], "response": SENT["response"]}
 
 
-async def evaluate(owner: Tenant, **fields: Any) -> dict[str, Any]:
+async def evaluate(owner: TenantClient, **fields: Any) -> dict[str, Any]:
     answer = await owner.http.post("/evaluations", json={**SENT, **fields})
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
-async def got(owner: Tenant, path: str) -> Any:
+async def got(owner: TenantClient, path: str) -> Any:
     answer = await owner.http.get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -54,7 +54,7 @@ async def soon(look: Callable[[], Awaitable[Any]]) -> Any:
     raise AssertionError("it never came true")
 
 
-async def judged(owner: Tenant, evaluation_id: str) -> dict[str, Any]:
+async def judged(owner: TenantClient, evaluation_id: str) -> dict[str, Any]:
     """The evaluation once nothing of it is pending."""
 
     async def look() -> Any:
@@ -119,7 +119,7 @@ async def test_the_whole_document(system: System) -> None:
         assert stats["by_agent"] == {"qa_assistant": 2}
 
 
-async def test_metrics_left_out_are_computed_in_the_background(acme: Tenant) -> None:
+async def test_metrics_left_out_are_computed_in_the_background(acme: TenantClient) -> None:
     docs = ["Paris is the capital and largest city of France."]
     made = await acme.http.post("/evaluations", json={**BARE, "retrieved_docs": docs})
     assert made.status_code == 201
@@ -147,7 +147,7 @@ async def test_metrics_left_out_are_computed_in_the_background(acme: Tenant) -> 
     assert off["id"] in [one["id"] for one in hallucinated]
 
 
-async def test_metrics_that_were_sent_stay_as_they_were_sent(acme: Tenant) -> None:
+async def test_metrics_that_were_sent_stay_as_they_were_sent(acme: TenantClient) -> None:
     partly = {**BARE, "uncertainty": 0.875, "hallucinated": True, "semantic_drift": 0.0}
     told = await judged(acme, (await acme.http.post("/evaluations", json=partly)).json()["id"])
     assert {name: told[name] for name in partly} == partly
@@ -156,7 +156,7 @@ async def test_metrics_that_were_sent_stay_as_they_were_sent(acme: Tenant) -> No
     assert (whole["metrics"], whole["hallucinated"]) == ("sent", False)
 
 
-async def test_a_batch_is_stored_in_its_order(acme: Tenant) -> None:
+async def test_a_batch_is_stored_in_its_order(acme: TenantClient) -> None:
     rows = [{**SENT, "session_id": f"s{number % 2}", "latency_sec": float(number)} for number in range(1000)]
     answer = await acme.http.post("/evaluations/batch", json={"evaluations": rows})
     assert answer.status_code == 201, answer.text
@@ -171,7 +171,7 @@ async def test_a_batch_is_stored_in_its_order(acme: Tenant) -> None:
     assert (await got(acme, "/evaluations?session_id=s1&limit=1"))["total"] == 500
 
 
-async def test_exports_hold_what_the_list_holds(acme: Tenant) -> None:
+async def test_exports_hold_what_the_list_holds(acme: TenantClient) -> None:
     text = 'He said "no",\r\nthen; =left\t✓'
     await evaluate(
         acme, response=text, metadata={"a": [1, {"b": None}]}, retrieved_docs=["x", "y, z"], session_id="one"
@@ -209,7 +209,7 @@ async def test_exports_hold_what_the_list_holds(acme: Tenant) -> None:
     assert (await acme.http.get("/evaluations/export")).headers["content-type"].startswith("text/csv")
 
 
-async def test_exports_go_on_beyond_a_page(acme: Tenant) -> None:
+async def test_exports_go_on_beyond_a_page(acme: TenantClient) -> None:
     rows = [{**SENT, "session_id": str(number)} for number in range(700)]
     for _ in range(2):
         assert (await acme.http.post("/evaluations/batch", json=rows)).status_code == 201
@@ -219,7 +219,7 @@ async def test_exports_go_on_beyond_a_page(acme: Tenant) -> None:
     assert [one["created_at"] for one in found] == sorted((one["created_at"] for one in found), reverse=True)
 
 
-async def test_artifacts_are_exported_with_the_filters_of_their_list(acme: Tenant) -> None:
+async def test_artifacts_are_exported_with_the_filters_of_their_list(acme: TenantClient) -> None:
     for name in ("a", "b"):
         body = {"kurral_id": name, "environment": name, "tags": {"team": "x"}, "semantic_buckets": ["s, t", '"u"']}
         assert (await acme.http.post("/artifacts/upload", json=body)).status_code == 201
@@ -236,8 +236,8 @@ async def test_artifacts_are_exported_with_the_filters_of_their_list(acme: Tenan
     assert (cells["kurral_id"], json.loads(cells["semantic_buckets"])) == ("a", listed["semantic_buckets"])
 
 
-async def test_a_tenant_sees_and_counts_its_own_alone(acme: Tenant, rival: Tenant) -> None:
-    mine, theirs = await evaluate(acme), await evaluate(rival, hallucinated=True)
+async def test_a_tenant_sees_and_counts_its_own_alone(acme: TenantClient, other_tenant: TenantClient) -> None:
+    mine, theirs = await evaluate(acme), await evaluate(other_tenant, hallucinated=True)
     assert [one["id"] for one in (await got(acme, "/evaluations"))["items"]] == [mine["id"]]
     for path in (f"/evaluations/{theirs['id']}",):
         assert (await acme.http.get(path)).status_code == 404
@@ -246,38 +246,38 @@ async def test_a_tenant_sees_and_counts_its_own_alone(acme: Tenant, rival: Tenan
     assert sum(one["count"] for one in (await got(acme, "/evaluations/timeseries"))["items"]) == 1
     exported = (await acme.http.get("/evaluations/export?format=jsonl")).content.splitlines()
     assert [json.loads(line)["id"] for line in exported] == [mine["id"]]
-    assert (await got(rival, f"/evaluations/{theirs['id']}"))["tenant_id"] == rival.tenant_id
-    await rival.http.post("/artifacts/upload", json={"kurral_id": "theirs"})
+    assert (await got(other_tenant, f"/evaluations/{theirs['id']}"))["tenant_id"] == other_tenant.tenant_id
+    await other_tenant.http.post("/artifacts/upload", json={"kurral_id": "theirs"})
     refused = await acme.http.post("/evaluations", json={**SENT, "artifact_id": "theirs"})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "artifact_id")
 
 
-async def test_an_evaluation_is_linked_to_its_execution_and_artifact(home: Tenant) -> None:
-    run = await home.run("hello", {"name": "Ada"})
-    assert (await home.http.post("/artifacts/upload", json={"kurral_id": "linked"})).status_code in (201, 409)
-    both = await evaluate(home, execution_id=run["id"], artifact_id="linked")
+async def test_an_evaluation_is_linked_to_its_execution_and_artifact(shared_tenant: TenantClient) -> None:
+    run = await shared_tenant.run_agent("hello", {"name": "Ada"})
+    assert (await shared_tenant.http.post("/artifacts/upload", json={"kurral_id": "linked"})).status_code in (201, 409)
+    both = await evaluate(shared_tenant, execution_id=run["id"], artifact_id="linked")
     assert (both["execution_id"], both["artifact_id"]) == (run["id"], "linked")
-    (found,) = (await got(home, f"/evaluations?execution_id={run['id']}"))["items"]
+    (found,) = (await got(shared_tenant, f"/evaluations?execution_id={run['id']}"))["items"]
     assert found == both
-    assert both["id"] in [one["id"] for one in (await got(home, "/evaluations?artifact_id=linked"))["items"]]
-    assert (await got(home, f"/evaluations/stats?execution_id={run['id']}"))["total_evaluations"] == 1
-    before = (await got(home, "/evaluations/stats"))["total_evaluations"]
+    assert both["id"] in [one["id"] for one in (await got(shared_tenant, "/evaluations?artifact_id=linked"))["items"]]
+    assert (await got(shared_tenant, f"/evaluations/stats?execution_id={run['id']}"))["total_evaluations"] == 1
+    before = (await got(shared_tenant, "/evaluations/stats"))["total_evaluations"]
     for field, value in (
         ("execution_id", "exec_01k00000000000000000000000"),
         ("execution_id", "nonsense"),
         ("execution_id", run["agent_id"]),
         ("artifact_id", "nothing"),
     ):
-        refused = await home.http.post("/evaluations", json={**SENT, field: value})
+        refused = await shared_tenant.http.post("/evaluations", json={**SENT, field: value})
         assert refused.status_code == 422, refused.text
         assert [one["field"] for one in refused.json()["errors"]] == [field]
         rows = [SENT, {**SENT, field: value}]
-        refused = await home.http.post("/evaluations/batch", json=rows)
+        refused = await shared_tenant.http.post("/evaluations/batch", json=rows)
         assert [one["field"] for one in refused.json()["errors"]] == [f"evaluations[1].{field}"]
-    assert (await got(home, "/evaluations/stats"))["total_evaluations"] == before
+    assert (await got(shared_tenant, "/evaluations/stats"))["total_evaluations"] == before
 
 
-async def test_the_series_counts_late_records_where_they_belong(acme: Tenant) -> None:
+async def test_the_series_counts_late_records_where_they_belong(acme: TenantClient) -> None:
     now = datetime.now(UTC)
     for days, latency in ((0, 1.0), (2, 3.0), (2, 5.0), (40, 7.0)):
         await evaluate(acme, created_at=(now - timedelta(days=days)).isoformat(), latency_sec=latency)
@@ -294,7 +294,7 @@ async def test_the_series_counts_late_records_where_they_belong(acme: Tenant) ->
     assert (await got(acme, "/evaluations/stats"))["total_evaluations"] == 4
 
 
-async def test_a_series_is_narrowed_by_times_as_well(acme: Tenant) -> None:
+async def test_a_series_is_narrowed_by_times_as_well(acme: TenantClient) -> None:
     """A parameter that is taken does something."""
     now = datetime.now(UTC)
     for days in (0, 2):
@@ -309,10 +309,10 @@ async def test_a_series_is_narrowed_by_times_as_well(acme: Tenant) -> None:
         assert answer.status_code == 422 or sum(one["count"] for one in answer.json()["items"]) == 1, path
 
 
-async def test_what_agentops_client_sends_is_stored(system: System, acme: Tenant) -> None:
+async def test_what_agentops_client_sends_is_stored(system: System, acme: TenantClient) -> None:
     # As `agentops-client` 0.2.2 posts it, whatever of the two its `api_url` is.
     sent = {**SENT, "retrieved_docs": ["Paris is in France."], "session_id": None}
-    headers = {"X-API-Key": await acme.key()}
+    headers = {"X-API-Key": await acme.create_key()}
     async with httpx.AsyncClient(timeout=5.0) as client:
         for number, api_url in enumerate((system.url, f"{system.url}/api/v1"), 1):
             answer = await client.post(f"{api_url}/metrics", json=sent, headers=headers)

@@ -132,10 +132,10 @@ async def _runs(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
     assert [entry["metadata"]["status"] for entry in lines][-1] == "completed"
 
 
-async def test_cancel_of_a_running_one_answers_cancelled(home, system) -> None:
-    agent_id = await home.deploy("import time\ndef handle(p):\n    time.sleep(30)\n")
-    execution = await home.start(agent_id)
-    cancelled = await home.http.post(f"/runtime/executions/{execution['id']}/cancel")
+async def test_cancel_of_a_running_one_answers_cancelled(shared_tenant, system) -> None:
+    agent_id = await shared_tenant.deploy_agent("import time\ndef handle(p):\n    time.sleep(30)\n")
+    execution = await shared_tenant.start_execution(agent_id)
+    cancelled = await shared_tenant.http.post(f"/runtime/executions/{execution['id']}/cancel")
     assert cancelled.status_code == 200
     assert cancelled.json()["status"] == "cancelled"
 
@@ -151,8 +151,8 @@ async def test_common_errors_carry_a_detail(acme) -> None:
     missing = await acme.http.get("/agents/agent_01k00000000000000000000000")
     assert missing.status_code == 404
     assert "agent" in missing.json()["detail"]
-    agent = await acme.agent()
-    refused = await acme.upload(agent["id"], b"this is no archive")
+    agent = await acme.create_agent()
+    refused = await acme.upload_archive(agent["id"], b"this is no archive")
     assert refused.status_code == 400
     assert "File must be a .tar.gz archive" in refused.json()["detail"]
     async with httpx.AsyncClient(base_url=acme.http.base_url) as nobody:

@@ -16,8 +16,8 @@ import pytest
 
 from infra.embedded.child_process import find_free_ports
 from scripts.system import System
-from tests.conftest import FAST, running
-from tests.support.clients import Tenant, archive, tenant
+from tests.conftest import FAST_SETTINGS, run_system
+from tests.support.clients import TenantClient, pack_archive, register_tenant
 
 ROOT = Path(__file__).resolve().parents[2]
 ECHO = "def handle(p):\n    print('said')\n    return p\n"
@@ -27,7 +27,7 @@ async def paddock(*args: str) -> tuple[int, str]:
     ran = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "scripts.cli", *args),
         cwd=ROOT,
-        env={**os.environ, **FAST},
+        env={**os.environ, **FAST_SETTINGS},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -39,7 +39,7 @@ async def paddock(*args: str) -> tuple[int, str]:
 @asynccontextmanager
 async def on(data: Path) -> AsyncIterator[System]:
     before = dict(os.environ)
-    os.environ.update(FAST)
+    os.environ.update(FAST_SETTINGS)
     try:
         system = System(data, find_free_ports(1)[0], 1, lambda line: None)
         async with system.run():
@@ -49,7 +49,7 @@ async def on(data: Path) -> AsyncIterator[System]:
         os.environ.update(before)
 
 
-async def load(owner: Tenant, agent_id: str, accepted: dict[str, list[str]], stop: asyncio.Event) -> None:
+async def load(owner: TenantClient, agent_id: str, accepted: dict[str, list[str]], stop: asyncio.Event) -> None:
     """Records, runs and uploads, for as long as it is wanted."""
     number = 0
     while not stop.is_set():
@@ -62,8 +62,8 @@ async def load(owner: Tenant, agent_id: str, accepted: dict[str, list[str]], sto
             assert answer.status_code in (200, 201, 202), answer.text
             accepted.setdefault("/evaluations" if "eval" in path else "/executions", []).append(answer.json()["id"])
         if number % 5 == 0:
-            other = await owner.agent()
-            made = await owner.upload(other["id"], archive({"agent.py": ECHO}))
+            other = await owner.create_agent()
+            made = await owner.upload_archive(other["id"], pack_archive({"agent.py": ECHO}))
             assert made.status_code == 201, made.text
             accepted.setdefault("versions", []).append(f"/agents/{other['id']}/versions/{made.json()['id']}")
             await owner.http.delete(f"/executions/{accepted['/executions'][0]}")
@@ -72,12 +72,12 @@ async def load(owner: Tenant, agent_id: str, accepted: dict[str, list[str]], sto
 async def test_a_backup_under_load_restores_what_was_accepted_before_it_began() -> None:
     with tempfile.TemporaryDirectory(prefix="paddock-backup-") as name:
         folder, stop = Path(name), asyncio.Event()
-        async with running() as system:
+        async with run_system() as system:
             refused = await paddock("restore", str(folder / "none"), "--data", str(folder / "x"))
             assert (refused[0], "is no backup" in refused[1]) == (1, True)
-            async with tenant(system.url) as owner:
-                key = await owner.key()
-                agent_id = await owner.deploy(ECHO)
+            async with register_tenant(system.url) as owner:
+                key = await owner.create_key()
+                agent_id = await owner.deploy_agent(ECHO)
                 accepted: dict[str, list[str]] = {}
                 loading = [asyncio.create_task(load(owner, agent_id, accepted, stop)) for _ in range(2)]
                 await asyncio.sleep(4)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.clients import MANIFEST, Tenant, archive
+from tests.support.clients import DEFAULT_MANIFEST, TenantClient, pack_archive
 
 
 def _tar(*members: tuple[tarfile.TarInfo, bytes], mode: str = "w:gz") -> bytes:
@@ -48,7 +48,7 @@ def _many() -> bytes:
     return buffer.getvalue()
 
 
-GOOD = archive({"agent.py": "def handle(p): return p\n"})
+GOOD = pack_archive({"agent.py": "def handle(p): return p\n"})
 DEEP = "/".join("d" for _ in range(40)) + "/x"
 # name → what is uploaded, and what the build says of it
 CASES: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -68,95 +68,101 @@ CASES: dict[str, tuple[Callable[[], bytes], str]] = {
     "file as folder": (lambda: _tar((_member("a"), b"1"), (_member("a/b"), b"2")), "cannot be unpacked"),
     "too deep": (lambda: _tar((_member(DEEP), b"x")), "deeper than"),
     "a hundred thousand": (_many, "more than 10000 entries"),
-    "no manifest": (lambda: archive({"agent.py": ""}, None), "no agent.yaml or anymind.yaml"),
-    "broken YAML": (lambda: archive({"agent.py": ""}, "name: [\n"), "agent.yaml, line"),
-    "manifest not UTF-8": (lambda: archive({"agent.yaml": b"name: \xff"}, None), "not UTF-8"),
-    "missing module": (lambda: archive({"other.py": ""}), "ModuleNotFoundError"),
-    "missing function": (lambda: archive({"agent.py": "x = 1\n"}), "AttributeError"),
-    "not callable": (lambda: archive({"agent.py": "handle = 1\n"}), "cannot be called"),
-    "does not compile": (lambda: archive({"agent.py": "def handle(:\n"}), "SyntaxError"),
-    "raises at import": (lambda: archive({"agent.py": "raise RuntimeError('not today')\n"}), "not today"),
-    "exits at import": (lambda: archive({"agent.py": "import os\nos._exit(0)\n"}), "before it returned"),
+    "no manifest": (lambda: pack_archive({"agent.py": ""}, None), "no agent.yaml or anymind.yaml"),
+    "broken YAML": (lambda: pack_archive({"agent.py": ""}, "name: [\n"), "agent.yaml, line"),
+    "manifest not UTF-8": (lambda: pack_archive({"agent.yaml": b"name: \xff"}, None), "not UTF-8"),
+    "missing module": (lambda: pack_archive({"other.py": ""}), "ModuleNotFoundError"),
+    "missing function": (lambda: pack_archive({"agent.py": "x = 1\n"}), "AttributeError"),
+    "not callable": (lambda: pack_archive({"agent.py": "handle = 1\n"}), "cannot be called"),
+    "does not compile": (lambda: pack_archive({"agent.py": "def handle(:\n"}), "SyntaxError"),
+    "raises at import": (lambda: pack_archive({"agent.py": "raise RuntimeError('not today')\n"}), "not today"),
+    "exits at import": (lambda: pack_archive({"agent.py": "import os\nos._exit(0)\n"}), "before it returned"),
     "prints a gigabyte": (
-        lambda: archive({"agent.py": "for _ in range(1024): print('x' * (1 << 20))\ndef handle(p): return 1\n"}),
+        lambda: pack_archive({"agent.py": "for _ in range(1024): print('x' * (1 << 20))\ndef handle(p): return 1\n"}),
         "printed more than 16777216 bytes",
     ),
     "unknown requirement": (
-        lambda: archive({"agent.py": "def handle(p): return 1\n", "requirements.txt": "no-such-thing-paddock==1\n"}),
+        lambda: pack_archive(
+            {"agent.py": "def handle(p): return 1\n", "requirements.txt": "no-such-thing-paddock==1\n"}
+        ),
         "cannot be installed",
     ),
     "requirement by path": (
-        lambda: archive({"agent.py": "def handle(p): return 1\n", "requirements.txt": "-r /etc/passwd\n"}),
+        lambda: pack_archive({"agent.py": "def handle(p): return 1\n", "requirements.txt": "-r /etc/passwd\n"}),
         "requirements.txt, line 1",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_bad_archive(home: Tenant, case: str) -> None:
+async def test_bad_archive(shared_tenant: TenantClient, case: str) -> None:
     make, told = CASES[case]
-    agent = await home.agent()
-    version = await home.built(agent["id"], make())
+    agent = await shared_tenant.create_agent()
+    version = await shared_tenant.build_version(agent["id"], make())
     assert version["status"] == "failed", version
     assert told in version["build_log"], version["build_log"]
     assert told in version["error_message"] or "\n" in version["error_message"]
-    assert (await home.http.get(f"/agents/{agent['id']}")).json()["status"] == "failed"
-    refused = await home.http.post(f"/agents/{agent['id']}/execute", json={})
+    assert (await shared_tenant.http.get(f"/agents/{agent['id']}")).json()["status"] == "failed"
+    refused = await shared_tenant.http.post(f"/agents/{agent['id']}/execute", json={})
     assert refused.status_code == 409
     assert refused.json()["error"] == "version_not_ready"
 
 
-async def test_sleeping_for_ever_at_import_ends_with_the_import_s_limit(home: Tenant) -> None:
-    agent = await home.agent()
-    version = await home.built(agent["id"], archive({"agent.py": "import time\ntime.sleep(10**6)\n"}))
+async def test_sleeping_for_ever_at_import_ends_with_the_import_s_limit(shared_tenant: TenantClient) -> None:
+    agent = await shared_tenant.create_agent()
+    version = await shared_tenant.build_version(
+        agent["id"], pack_archive({"agent.py": "import time\ntime.sleep(10**6)\n"})
+    )
     assert version["status"] == "failed"
     assert "longer than 30 s" in version["build_log"]
 
 
-async def test_what_is_no_gzip_is_refused_at_the_door(home: Tenant) -> None:
-    agent = await home.agent()
+async def test_what_is_no_gzip_is_refused_at_the_door(shared_tenant: TenantClient) -> None:
+    agent = await shared_tenant.create_agent()
     for data in (b"PK\x03\x04zip", b"\x1f", b"x" * 100_000):
-        refused = await home.upload(agent["id"], data)
+        refused = await shared_tenant.upload_archive(agent["id"], data)
         if data == b"\x1f":
             continue
         assert refused.status_code == 400
         actual = "a zip file" if data[:2] == b"PK" else "not gzip"
         assert f".tar.gz archive: this one is {actual}." in refused.json()["detail"]
         assert "tar -czf" in refused.json()["detail"]
-    assert (await home.http.post(f"/uploads/agent/{agent['id']}", files={"other": ("x", GOOD)})).status_code == 422
+    assert (
+        await shared_tenant.http.post(f"/uploads/agent/{agent['id']}", files={"other": ("x", GOOD)})
+    ).status_code == 422
     twice = [("file", ("a", GOOD)), ("file", ("b", GOOD))]
-    assert (await home.http.post(f"/uploads/agent/{agent['id']}", files=twice)).status_code == 422
-    empty = await home.upload(agent["id"], b"")
+    assert (await shared_tenant.http.post(f"/uploads/agent/{agent['id']}", files=twice)).status_code == 422
+    empty = await shared_tenant.upload_archive(agent["id"], b"")
     assert empty.status_code == 422
     assert empty.json()["errors"][0]["field"] == "file"
-    plain = await home.http.post(f"/uploads/agent/{agent['id']}", json={})
+    plain = await shared_tenant.http.post(f"/uploads/agent/{agent['id']}", json={})
     assert plain.status_code == 400
 
 
-async def test_a_version_is_not_executed_before_it_is_ready(home: Tenant) -> None:
-    agent = await home.agent()
-    slow = archive({"agent.py": "import time\ntime.sleep(1)\ndef handle(p): return 1\n"})
-    version = (await home.upload(agent["id"], slow)).json()
-    early = await home.http.post(f"/agents/{agent['id']}/execute", json={"agent_version_id": version["id"]})
+async def test_a_version_is_not_executed_before_it_is_ready(shared_tenant: TenantClient) -> None:
+    agent = await shared_tenant.create_agent()
+    slow = pack_archive({"agent.py": "import time\ntime.sleep(1)\ndef handle(p): return 1\n"})
+    version = (await shared_tenant.upload_archive(agent["id"], slow)).json()
+    early = await shared_tenant.http.post(f"/agents/{agent['id']}/execute", json={"agent_version_id": version["id"]})
     assert early.status_code == 409
     assert early.json()["error"] == "version_not_ready"
 
 
-async def test_a_single_folder_and_the_other_manifest_s_name_work(home: Tenant) -> None:
-    agent = await home.agent()
-    nested = archive({"x/anymind.yaml": MANIFEST, "x/agent.py": "def handle(p): return 'nested'\n"}, None)
-    version = await home.built(agent["id"], nested)
+async def test_a_single_folder_and_the_other_manifest_s_name_work(shared_tenant: TenantClient) -> None:
+    agent = await shared_tenant.create_agent()
+    nested = pack_archive({"x/anymind.yaml": DEFAULT_MANIFEST, "x/agent.py": "def handle(p): return 'nested'\n"}, None)
+    version = await shared_tenant.build_version(agent["id"], nested)
     assert version["status"] == "ready", version["build_log"]
-    assert (await home.run(agent["id"]))["output_data"] == "nested"
+    assert (await shared_tenant.run_agent(agent["id"]))["output_data"] == "nested"
 
 
-async def test_nothing_that_was_there_is_lost_by_a_bad_version(home: Tenant) -> None:
-    agent_id = await home.deploy("def handle(p): return 'v1'\n")
-    bad = await home.built(agent_id, archive({"agent.py": "raise 1\n"}))
+async def test_nothing_that_was_there_is_lost_by_a_bad_version(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent("def handle(p): return 'v1'\n")
+    bad = await shared_tenant.build_version(agent_id, pack_archive({"agent.py": "raise 1\n"}))
     assert bad["status"] == "failed"
-    agent = (await home.http.get(f"/agents/{agent_id}")).json()
+    agent = (await shared_tenant.http.get(f"/agents/{agent_id}")).json()
     assert agent["status"] == "ready"
-    assert (await home.run(agent_id))["output_data"] == "v1"
+    assert (await shared_tenant.run_agent(agent_id))["output_data"] == "v1"
 
 
 @pytest.mark.parametrize(
@@ -179,28 +185,30 @@ async def test_nothing_that_was_there_is_lost_by_a_bad_version(home: Tenant) -> 
         ),
     ],
 )
-async def test_bad_results(home: Tenant, source: str, error_type: str, told: str) -> None:
-    agent_id = await home.deploy(source)
-    ended = await home.run(agent_id, timeout=2)
+async def test_bad_results(shared_tenant: TenantClient, source: str, error_type: str, told: str) -> None:
+    agent_id = await shared_tenant.deploy_agent(source)
+    ended = await shared_tenant.run_agent(agent_id, timeout=2)
     assert (ended["status"], ended["attempt"]) == ("failed", 1), ended
     assert ended["error_type"] == error_type, ended
     assert told in ended["error_message"]
     assert ended["output_data"] is None
 
 
-async def test_async_entrypoints_and_big_numbers_and_text(home: Tenant) -> None:
-    agent_id = await home.deploy("async def handle(p): return {**p, 'big': 2**200, 'nul': '\\0', 'e': '\\u20ac'}\n")
-    ended = await home.run(agent_id, {"a": 10**30})
+async def test_async_entrypoints_and_big_numbers_and_text(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent(
+        "async def handle(p): return {**p, 'big': 2**200, 'nul': '\\0', 'e': '\\u20ac'}\n"
+    )
+    ended = await shared_tenant.run_agent(agent_id, {"a": 10**30})
     assert ended["output_data"] == {"a": 10**30, "big": 2**200, "nul": "\0", "e": "€"}
 
 
-async def test_logs_appear_while_the_agent_runs(home: Tenant) -> None:
-    agent_id = await home.deploy(
+async def test_logs_appear_while_the_agent_runs(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent(
         "import sys, time\ndef handle(p):\n    print('first', flush=True)\n    print('WARNING: hot', file=sys.stderr)\n    time.sleep(20)\n"
     )
-    execution = await home.start(agent_id)
+    execution = await shared_tenant.start_execution(agent_id)
     for _ in range(400):
-        lines = [one for one in await home.events(execution["id"]) if one["metadata"]["type"] == "log"]
+        lines = [one for one in await shared_tenant.list_events(execution["id"]) if one["metadata"]["type"] == "log"]
         if len(lines) == 2:
             break
         await asyncio.sleep(0.05)
@@ -208,7 +216,7 @@ async def test_logs_appear_while_the_agent_runs(home: Tenant) -> None:
         ("first", "INFO", "stdout"),
         ("WARNING: hot", "WARNING", "stderr"),
     }
-    assert (await home.http.post(f"/executions/{execution['id']}/cancel")).json()["status"] == "cancelled"
+    assert (await shared_tenant.http.post(f"/executions/{execution['id']}/cancel")).json()["status"] == "cancelled"
 
 
 def test_this_process_could_not_have_been_harmed() -> None:

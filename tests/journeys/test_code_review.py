@@ -4,14 +4,14 @@ from typing import Any
 
 from scripts import demo
 from scripts.demo_workflows import CODE_REVIEW_FOLDER, REVIEWED_CODE, REVIEWED_TESTS, show_code_review
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, model, until
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, create_model_agent, wait_for_status
 
 YAML = {"Content-Type": "application/yaml"}
 
 
-async def test_the_demo_of_it_on_the_local_model(acme: Tenant, capsys: Any) -> None:
+async def test_the_demo_of_it_on_the_local_model(acme: TenantClient, capsys: Any) -> None:
     checker = demo.pack_example("code_review/checker")
     for _ in range(2):
         # The second time everything is there already.
@@ -27,21 +27,21 @@ async def test_the_demo_of_it_on_the_local_model(acme: Tenant, capsys: Any) -> N
         assert line in shown, shown
 
 
-async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
-    checker = await acme.agent("checker")
-    await acme.built(checker["id"], demo.pack_example("code_review/checker"))
-    reviewer = await agent(acme, await model(acme, provider, "reviewing"), name="reviewer")
+async def test_what_it_comes_to(acme: TenantClient, provider: FakeProvider) -> None:
+    checker = await acme.create_agent("checker")
+    await acme.build_version(checker["id"], demo.pack_example("code_review/checker"))
+    reviewer = await create_model_agent(acme, await create_model(acme, provider, "reviewing"), name="reviewer")
     made = await acme.http.post("/workflows", content=(CODE_REVIEW_FOLDER / "workflow.yaml").read_text(), headers=YAML)
     assert made.status_code == 201, made.text
 
     async def review(**inputs: Any) -> dict[str, Any]:
         started = await acme.http.post("/workflows/code-review/execute", json={"inputs": {"file": "a.py", **inputs}})
-        execution = await until(acme, started.json()["id"], "waiting")
+        execution = await wait_for_status(acme, started.json()["id"], "waiting")
         assert [call["call_id"] for call in execution["waiting_for"]] == ["report"]
         await acme.http.post(f"/executions/{execution['id']}/approve")
-        return await acme.ended(execution["id"])
+        return await acme.wait_for_end(execution["id"])
 
-    provider.say("Mend the default first.", to="reviewing")
+    provider.queue_text("Mend the default first.", to="reviewing")
     bad = await review(code=REVIEWED_CODE, tests=REVIEWED_TESTS)
     assert bad["status"] == "completed", bad
     assert [one["rule"] for one in bad["result"]["problems"]] == ["unused-import", "mutable-default", "none-equality"]
@@ -50,14 +50,14 @@ async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
     assert "a.py:4: mutable-default" in report
     assert "the second call remembers the first" in report
     assert report.rstrip().endswith("Mend the default first.")
-    assert "a.py:4: mutable-default" in provider.requests[-1].said()
+    assert "a.py:4: mutable-default" in provider.requests[-1].get_last_text()
 
     good = await review(code="def one():\n    return 1\n", tests="assert one() == 1", priority="low")
     assert good["result"] == {"file": "a.py", "problems": [], "tests_passed": True, "report": "report.md"}
     assert "review" not in good["results"], "nobody was asked"
-    provider.fail(400, to="reviewing")
-    provider.fail(400, to="reviewing")
-    provider.fail(400, to="reviewing")
+    provider.queue_failure(400, to="reviewing")
+    provider.queue_failure(400, to="reviewing")
+    provider.queue_failure(400, to="reviewing")
     without = await review(code="def one(:")
     assert without["status"] == "completed", "a second opinion is not needed"
     assert [one["rule"] for one in without["result"]["problems"]] == ["syntax"]
@@ -67,9 +67,9 @@ async def test_what_it_comes_to(acme: Tenant, provider: Wire) -> None:
     assert reviewer["id"]
 
 
-async def test_the_checker_finds_what_it_looks_for(acme: Tenant) -> None:
-    checker = await acme.agent("checker")
-    await acme.built(checker["id"], demo.pack_example("code_review/checker"))
+async def test_the_checker_finds_what_it_looks_for(acme: TenantClient) -> None:
+    checker = await acme.create_agent("checker")
+    await acme.build_version(checker["id"], demo.pack_example("code_review/checker"))
     ways = "".join(f"    if x == {number}:\n        x += 1\n" for number in range(11))
     code = f"""\
 import os, json
@@ -92,14 +92,14 @@ def risky(command):
         pass
     return command is "x" or command != None
 """
-    found = (await acme.run(checker["id"], {"file": "x.py", "code": code}))["result"]
+    found = (await acme.run_agent(checker["id"], {"file": "x.py", "code": code}))["result"]
     assert [(one["line"], one["rule"]) for one in found["problems"]] == [
         *((1, "unused-import"), (2, "unused-import"), (5, "complex"), (5, "mutable-default"), (5, "shadowed-builtin")),
         *((29, "unreachable"), (33, "eval"), (34, "shell"), (35, "bare-except"), (39, "silent-except")),
         *((41, "literal-identity"), (41, "none-equality")),
     ]
     assert (found["lines"], found["functions"]) == (41, 2)
-    clean = (await acme.run(checker["id"], {"code": "import json\n\n\ndef f(x):\n    return json.dumps(x)\n"}))[
+    clean = (await acme.run_agent(checker["id"], {"code": "import json\n\n\ndef f(x):\n    return json.dumps(x)\n"}))[
         "result"
     ]
     assert (clean["problems"], clean["summary"]) == ([], "Nothing was found.")

@@ -14,7 +14,7 @@ from infra.sandbox.proc import list_descendants
 from scripts.demo import pack_example
 from scripts.supervisor import SupervisedProcess
 from scripts.system import System
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 SLEEPER = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"
 
@@ -36,11 +36,11 @@ async def _kill(system: System, name: str) -> None:
     raise AssertionError(f"{name} was not started again")
 
 
-async def _settled_once(owner: Tenant, executions: list[dict[str, Any]], status: str = "completed") -> None:
+async def _settled_once(owner: TenantClient, executions: list[dict[str, Any]], status: str = "completed") -> None:
     for execution in executions:
-        ended = await owner.ended(execution["id"])
+        ended = await owner.wait_for_end(execution["id"])
         assert ended["status"] == status, ended
-        events = await owner.events(execution["id"])
+        events = await owner.list_events(execution["id"])
         statuses = [event["metadata"]["status"] for event in events if event["metadata"]["type"] == "status"]
         assert [one for one in statuses if one in ("completed", "failed", "cancelled")] == [status]
         assert statuses[-1] == status
@@ -48,11 +48,11 @@ async def _settled_once(owner: Tenant, executions: list[dict[str, Any]], status:
 
 
 @pytest.fixture(scope="module")
-async def sleeper(home: Tenant) -> str:
-    return await home.deploy(SLEEPER)
+async def sleeper(shared_tenant: TenantClient) -> str:
+    return await shared_tenant.deploy_agent(SLEEPER)
 
 
-async def _until(owner: Tenant, execution_id: str, status: str) -> None:
+async def _until(owner: TenantClient, execution_id: str, status: str) -> None:
     for _ in range(200):
         if (await owner.http.get(f"/executions/{execution_id}")).json()["status"] == status:
             return
@@ -60,18 +60,18 @@ async def _until(owner: Tenant, execution_id: str, status: str) -> None:
     raise AssertionError(f"{execution_id} did not become {status}")
 
 
-async def test_a_killed_run_worker_costs_an_attempt_and_nothing_else(system, home, sleeper) -> None:
-    executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(4)]
-    await _until(home, executions[0]["id"], "running")
+async def test_a_killed_run_worker_costs_an_attempt_and_nothing_else(system, shared_tenant, sleeper) -> None:
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 1.0, "n": n}) for n in range(4)]
+    await _until(shared_tenant, executions[0]["id"], "running")
     await _kill(system, "run")
-    await _settled_once(home, executions)
-    assert (await home.ended(executions[0]["id"]))["attempt"] == 2
+    await _settled_once(shared_tenant, executions)
+    assert (await shared_tenant.wait_for_end(executions[0]["id"]))["attempt"] == 2
 
 
-async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, home, sleeper) -> None:
-    executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(2)]
+async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, shared_tenant, sleeper) -> None:
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 1.0, "n": n}) for n in range(2)]
     for execution in executions:
-        await _until(home, execution["id"], "running")
+        await _until(shared_tenant, execution["id"], "running")
     await asyncio.sleep(0.3)
     worker = _process(system, "run").pid
     servers = [
@@ -79,26 +79,26 @@ async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, ho
     ]
     assert len(servers) == 1
     os.kill(servers[0], signal.SIGKILL)
-    await _settled_once(home, executions)
-    assert [(await home.ended(one["id"]))["attempt"] for one in executions] == [2, 2]
+    await _settled_once(shared_tenant, executions)
+    assert [(await shared_tenant.wait_for_end(one["id"]))["attempt"] for one in executions] == [2, 2]
     assert _process(system, "run").pid == worker
 
 
-async def test_an_execution_whose_workers_all_die_fails_and_says_so(system, home, sleeper) -> None:
-    execution = await home.start(sleeper, {"for": 60}, max_attempts=1, timeout=120)
-    await _until(home, execution["id"], "running")
+async def test_an_execution_whose_workers_all_die_fails_and_says_so(system, shared_tenant, sleeper) -> None:
+    execution = await shared_tenant.start_execution(sleeper, {"for": 60}, max_attempts=1, timeout=120)
+    await _until(shared_tenant, execution["id"], "running")
     await _kill(system, "run")
-    ended = await home.ended(execution["id"])
+    ended = await shared_tenant.wait_for_end(execution["id"])
     assert (ended["status"], ended["error_type"]) == ("failed", "worker_lost")
     assert "attempt 1 of 1" in ended["error_message"]
 
 
 async def test_a_killed_build_worker_builds_again(system, acme) -> None:
     slow = "import time\ntime.sleep(1.5)\ndef handle(p): return 1\n"
-    agent = await acme.agent()
-    from tests.support.clients import archive
+    agent = await acme.create_agent()
+    from tests.support.clients import pack_archive
 
-    version = (await acme.upload(agent["id"], archive({"agent.py": slow}))).json()
+    version = (await acme.upload_archive(agent["id"], pack_archive({"agent.py": slow}))).json()
     path = f"/agents/{agent['id']}/versions/{version['id']}"
     for _ in range(100):
         if (await acme.http.get(path)).json()["status"] == "building":
@@ -109,28 +109,28 @@ async def test_a_killed_build_worker_builds_again(system, acme) -> None:
     assert (built["status"], built["attempt"]) == ("ready", 2)
 
 
-async def test_flushing_redis_loses_nothing(system, home, sleeper) -> None:
-    executions = [await home.start(sleeper, {"for": 0.3, "n": n}) for n in range(24)]
+async def test_flushing_redis_loses_nothing(system, shared_tenant, sleeper) -> None:
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 0.3, "n": n}) for n in range(24)]
     redis = Redis.from_url(system.settings.redis_url.reveal())
     await redis.flushall()
     await redis.aclose()
-    await _settled_once(home, executions)
+    await _settled_once(shared_tenant, executions)
 
 
-async def test_redis_killed_while_work_is_submitted(system, home, sleeper) -> None:
+async def test_redis_killed_while_work_is_submitted(system, shared_tenant, sleeper) -> None:
     valkey = system.services[1]
     assert valkey is not None
     assert valkey.child is not None
     old = valkey.child.process.pid
     os.kill(old, signal.SIGKILL)
-    executions = [await home.start(sleeper, {"for": 0.1, "n": n}) for n in range(8)]
-    await _settled_once(home, executions)
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 0.1, "n": n}) for n in range(8)]
+    await _settled_once(shared_tenant, executions)
     assert valkey.child.process.pid != old
 
 
-async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
-    executions = [await home.start(sleeper, {"for": 1.0, "n": n}) for n in range(6)]
-    await _until(home, executions[0]["id"], "running")
+async def test_postgres_stopped_and_started(system, shared_tenant, sleeper) -> None:
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 1.0, "n": n}) for n in range(6)]
+    await _until(shared_tenant, executions[0]["id"], "running")
     postgres = system.services[0]
     assert postgres is not None
     assert postgres.child is not None
@@ -138,7 +138,7 @@ async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
     os.kill(old, signal.SIGINT)
     refused = 0
     for _ in range(200):
-        answer = await home.http.get("/agents")
+        answer = await shared_tenant.http.get("/agents")
         if answer.status_code == 503:
             refused += 1
             assert answer.json()["error"] == "unavailable"
@@ -146,17 +146,17 @@ async def test_postgres_stopped_and_started(system, home, sleeper) -> None:
             break
         await asyncio.sleep(0.02)
     assert postgres.child.process.pid != old
-    await _settled_once(home, executions)
+    await _settled_once(shared_tenant, executions)
 
 
 async def test_storage_away_while_builds_wait(system, acme) -> None:
-    agent = await acme.agent()
+    agent = await acme.create_agent()
     seaweed = system.services[2]
     assert seaweed is not None
     assert seaweed.child is not None
-    version = (await acme.upload(agent["id"], pack_example("hello"))).json()
+    version = (await acme.upload_archive(agent["id"], pack_example("hello"))).json()
     os.kill(seaweed.child.process.pid, signal.SIGKILL)
-    refused = await acme.upload(agent["id"], pack_example("hello"))
+    refused = await acme.upload_archive(agent["id"], pack_example("hello"))
     assert refused.status_code in (201, 503)
     if refused.status_code == 503:
         assert refused.json()["error"] == "storage_unavailable"
@@ -168,8 +168,8 @@ async def test_storage_away_while_builds_wait(system, acme) -> None:
     assert built["status"] == "ready", built["build_log"]
 
 
-async def test_the_api_killed_while_clients_wait(system, home, sleeper) -> None:
-    executions = [await home.start(sleeper, {"for": 0.5, "n": n}) for n in range(3)]
+async def test_the_api_killed_while_clients_wait(system, shared_tenant, sleeper) -> None:
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 0.5, "n": n}) for n in range(3)]
     await _kill(system, "api")
     for _ in range(200):
         try:
@@ -178,29 +178,29 @@ async def test_the_api_killed_while_clients_wait(system, home, sleeper) -> None:
             break
         except httpx.TransportError:
             await asyncio.sleep(0.05)
-    await _settled_once(home, executions)
+    await _settled_once(shared_tenant, executions)
 
 
-async def test_upkeep_killed_comes_back_and_keeps_up(system, home, sleeper) -> None:
+async def test_upkeep_killed_comes_back_and_keeps_up(system, shared_tenant, sleeper) -> None:
     await _kill(system, "upkeep")
-    executions = [await home.start(sleeper, {"for": 0.1})]
+    executions = [await shared_tenant.start_execution(sleeper, {"for": 0.1})]
     redis = Redis.from_url(system.settings.redis_url.reveal())
     await redis.flushall()
     await redis.aclose()
-    await _settled_once(home, executions)
+    await _settled_once(shared_tenant, executions)
 
 
-async def test_two_hundred_at_once(system, home) -> None:
-    hello = (await home.http.get("/agents/hello")).json()["id"]
+async def test_two_hundred_at_once(system, shared_tenant) -> None:
+    hello = (await shared_tenant.http.get("/agents/hello")).json()["id"]
     answers = await asyncio.gather(
-        *(home.http.post(f"/agents/{hello}/execute", json={"payload": {"name": str(n)}}) for n in range(200))
+        *(shared_tenant.http.post(f"/agents/{hello}/execute", json={"payload": {"name": str(n)}}) for n in range(200))
     )
     executions = [answer.json() for answer in answers]
     assert {answer.status_code for answer in answers} == {201}
     looked = 0
     while True:
         # Responsive meanwhile: the list answers, page after page, while everything runs.
-        listed = await home.http.get(f"/executions?agent_id={hello}&limit=200&status=completed")
+        listed = await shared_tenant.http.get(f"/executions?agent_id={hello}&limit=200&status=completed")
         assert listed.status_code == 200
         looked += 1
         if {one["id"] for one in executions} <= {one["id"] for one in listed.json()["items"]}:
@@ -208,6 +208,6 @@ async def test_two_hundred_at_once(system, home) -> None:
         assert looked < 2000
         await asyncio.sleep(0.05)
     for execution in executions:
-        ended = await home.ended(execution["id"])
+        ended = await shared_tenant.wait_for_end(execution["id"])
         assert ended["output_data"] == {"result": f"Hello, {execution['input_data']['name']}!"}
         assert ended["attempt"] == 1

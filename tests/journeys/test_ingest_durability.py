@@ -18,8 +18,8 @@ from infra.embedded.child_process import EmbeddedServiceError
 from infra.wiring import Resources
 from scripts.supervisor import SupervisedProcess
 from scripts.system import System
-from tests.conftest import running
-from tests.support.clients import Tenant, tenant
+from tests.conftest import run_system
+from tests.support.clients import TenantClient, register_tenant
 
 WRITERS = 8
 SCORES = {"semantic_drift": 0.5, "uncertainty": 0.25, "factual_support": 0.125, "hallucination_probability": 0.4,
@@ -110,7 +110,7 @@ async def _kill_part(system: System, number: int) -> None:
     raise AssertionError(f"{part.child.name} was not started again")
 
 
-async def _lines(owner: Tenant, path: str) -> list[dict[str, Any]]:
+async def _lines(owner: TenantClient, path: str) -> list[dict[str, Any]]:
     answer = await owner.http.get(f"{path}/export?format=jsonl")
     assert answer.status_code == 200
     return [json.loads(line) for line in answer.content.splitlines()]
@@ -143,7 +143,7 @@ async def _soon(look: Callable[[], Awaitable[Any]], patience: int = 2400) -> Any
 
 
 async def test_nothing_answered_is_lost_and_nothing_is_stored_twice() -> None:
-    async with running(PADDOCK_LOG_LEVEL="WARNING") as system, tenant(system.url) as owner:
+    async with run_system(PADDOCK_LOG_LEVEL="WARNING") as system, register_tenant(system.url) as owner:
         told = asyncio.Event()
         writers = [Writer(owner.http, number) for number in range(WRITERS)]
         writing = [asyncio.create_task(one.write(told)) for one in writers]
@@ -176,7 +176,7 @@ async def test_nothing_answered_is_lost_and_nothing_is_stored_twice() -> None:
         await _all_there_once(owner, writers)
 
 
-async def _all_there_once(owner: Tenant, writers: list[Writer]) -> None:
+async def _all_there_once(owner: TenantClient, writers: list[Writer]) -> None:
     answered = {name: one for writer in writers for name, one in writer.evaluations.items()}
     for writer in writers:
         for name, ids in writer.batches.items():
@@ -221,8 +221,10 @@ async def _all_there_once(owner: Tenant, writers: list[Writer]) -> None:
     }  # fmt: skip
 
 
-async def test_two_slow_uploads_hold_up_nobody_else(system: System, acme: Tenant, rival: Tenant) -> None:
-    key, slow = await acme.key(), []
+async def test_two_slow_uploads_hold_up_nobody_else(
+    system: System, acme: TenantClient, other_tenant: TenantClient
+) -> None:
+    key, slow = await acme.create_key(), []
     for _ in range(2):
         _, writer = await asyncio.open_connection("127.0.0.1", system.port)
         slow.append(writer)
@@ -232,15 +234,15 @@ async def test_two_slow_uploads_hold_up_nobody_else(system: System, acme: Tenant
     try:
         for path, body in (("/artifacts/upload", {}), ("/evaluations/batch", [{"prompt": "p", "response": "r"}])):
             for _ in range(10):
-                answer = await rival.http.post(path, json=body, timeout=15)
+                answer = await other_tenant.http.post(path, json=body, timeout=15)
                 assert answer.status_code == 201, answer.text
     finally:
         for writer in slow:
             writer.close()
 
 
-async def _place(parts: Resources, owner: Tenant, name: str) -> service.ArtifactBody:
-    async with parts.store.tenant_transaction(owner.tenant_id) as tx:
+async def _place(resources: Resources, owner: TenantClient, name: str) -> service.ArtifactBody:
+    async with resources.store.tenant_transaction(owner.tenant_id) as tx:
         return await service.get_artifact_body(tx, name)
 
 
@@ -267,7 +269,7 @@ async def _away(system: System, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 async def test_storage_away_loses_no_artifact(
-    system: System, parts: Resources, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+    system: System, resources: Resources, acme: TenantClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def upload(name: str) -> None:
         answer = await acme.http.post("/artifacts/upload", json={"kurral_id": name, "inputs": name * 1000})
@@ -278,11 +280,11 @@ async def test_storage_away_loses_no_artifact(
         return answer.status_code == 200 and answer.json()["inputs"] == name * 1000
 
     async def moved(name: str) -> bool:
-        return (await _place(parts, acme, name)).packed_body is None
+        return (await _place(resources, acme, name)).packed_body is None
 
     await upload("before")
     await _soon(lambda: moved("before"))
-    stored = await _place(parts, acme, "before")
+    stored = await _place(resources, acme, "before")
     names = [f"while-{number}" for number in range(40)]
     async with _away(system, monkeypatch):
         await asyncio.gather(*map(upload, names))
@@ -301,7 +303,7 @@ async def test_storage_away_loses_no_artifact(
 
     async def gone() -> bool:
         try:
-            await parts.blobs.read_object(stored.key)
+            await resources.blobs.read_object(stored.key)
         except DomainError as error:
             return error.code == "not_found"
         return False

@@ -1,8 +1,8 @@
 """Kasal's agents, as seeds/kasal.md shows them, and one run of theirs."""
 
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import fresh, model
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, generate_name
 
 AGENT = {
     "name": "Research Agent",
@@ -16,7 +16,7 @@ AGENT = {
 }
 
 
-async def test_agents_as_kasal_shows_them(acme: Tenant) -> None:
+async def test_agents_as_kasal_shows_them(acme: TenantClient) -> None:
     unknown = await acme.http.post("/agents", json=AGENT)
     assert [one["field"] for one in unknown.json()["errors"]] == ["tools[0]", "tools[1]"]
     for name in ("Search Tool", "browser_tool"):
@@ -38,11 +38,11 @@ async def test_agents_as_kasal_shows_them(acme: Tenant) -> None:
     assert (await acme.http.get(f"/agents/{agent['id']}")).status_code == 404
 
 
-async def test_an_execution_with_another_model_as_kasal_shows_it(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
+async def test_an_execution_with_another_model_as_kasal_shows_it(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
     agent = {**AGENT, "tools": []}
     assert (await acme.http.post("/agents", json=agent)).status_code == 201
-    provider.say("Detailed research report...", to=name)
+    provider.queue_text("Detailed research report...", to=name)
     body = {"agent_id": "Research Agent", "inputs": {"topic": "AI developments in 2024"}, "model": name}
     started = await acme.http.post("/executions", json=body)
     assert started.status_code == 201, started.text
@@ -50,10 +50,10 @@ async def test_an_execution_with_another_model_as_kasal_shows_it(acme: Tenant, p
     assert begun["status"] == "pending"
     assert begun["message"]
     assert begun["run_name"].startswith("Research Agent-")
-    ended = await acme.ended(begun["execution_id"])
+    ended = await acme.wait_for_end(begun["execution_id"])
     assert (ended["status"], ended["result"]) == ("completed", {"content": "Detailed research report..."})
     asked = next(one for one in provider.requests if one.model == name)
-    assert asked.said("system").startswith("You are Senior Researcher.")
-    assert "AI developments in 2024" in asked.said()
+    assert asked.get_last_text("system").startswith("You are Senior Researcher.")
+    assert "AI developments in 2024" in asked.get_last_text()
     logs = (await acme.http.get(f"/execution-logs/{ended['id']}")).json()["items"]
     assert any("AI developments in 2024" in one["message"] for one in logs), "verbose"

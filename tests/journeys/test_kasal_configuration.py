@@ -1,11 +1,11 @@
 """The Models, API keys and Tools parts of seeds/kasal.md, with the bodies it shows, as api.md settles them."""
 
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 OPENAI = "sk-proj-0123456789abcdefWXYZ"
 
 
-async def test_keys_for_outside_services(acme: Tenant, parts) -> None:
+async def test_keys_for_outside_services(acme: TenantClient, resources) -> None:
     web = acme.http
     made = await web.post("/provider-keys", json={"name": "OpenAI API Key", "service": "openai", "key": OPENAI})
     assert made.status_code == 201
@@ -24,16 +24,16 @@ async def test_keys_for_outside_services(acme: Tenant, parts) -> None:
     assert changed.status_code == 200
     assert (changed.json()["name"], changed.json()["slug"]) == ("Updated OpenAI Key", "updated_openai_key")
     assert (changed.json()["last_four"], changed.json()["service"]) == ("efgh", "openai")
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         sealed = await tx.provider_keys.find_sealed("updated_openai_key")
-    assert parts.keyring.open(sealed).decode() == "sk-new-key-0123456789efgh"
+    assert resources.keyring.open(sealed).decode() == "sk-new-key-0123456789efgh"
     assert b"sk-new" not in sealed
     assert (await web.get("/provider-keys/openai_api_key")).status_code == 404
     assert (await web.delete("/provider-keys/updated_openai_key")).status_code == 204
     assert (await web.get(f"/provider-keys/{key['id']}")).status_code == 404
 
 
-async def test_models(acme: Tenant) -> None:
+async def test_models(acme: TenantClient) -> None:
     web = acme.http
     there = (await web.get("/models")).json()["items"]
     assert [(model["name"], model["provider"], model["model"]) for model in there] == [("smollm2", "local", "smollm2")]
@@ -61,7 +61,7 @@ async def test_models(acme: Tenant) -> None:
     assert [one["name"] for one in (await web.get("/models?provider=openai")).json()["items"]] == ["custom-gpt-4"]
 
 
-async def test_tools(acme: Tenant) -> None:
+async def test_tools(acme: TenantClient) -> None:
     web = acme.http
     body = {
         "name": "Custom Search Tool",

@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from tests.support.clients import Tenant
-from tests.support.model_fixtures import agent, fresh
+from tests.support.clients import TenantClient
+from tests.support.model_agents import create_model_agent, generate_name
 
 AGENTS_YAML = """\
 research_agent:
@@ -53,12 +53,12 @@ CREW = {
 }
 
 
-async def search_tool(acme: Tenant) -> None:
+async def search_tool(acme: TenantClient) -> None:
     tool = {"name": "search_tool", "tool_type": "custom", "configuration": {"api_endpoint": "https://api.example.com"}}
     assert (await acme.http.post("/tools", json=tool)).status_code == 201
 
 
-async def made(acme: Tenant, path: str, **body: Any) -> dict[str, Any]:
+async def made(acme: TenantClient, path: str, **body: Any) -> dict[str, Any]:
     answer = await acme.http.post(path, json=body)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
@@ -72,11 +72,11 @@ def fields(answer: Any) -> list[str]:
 # tasks
 
 
-async def test_tasks_as_kasal_shows_them(acme: Tenant) -> None:
+async def test_tasks_as_kasal_shows_them(acme: TenantClient) -> None:
     web = acme.http
     assert fields(await web.post("/tasks", json=TASK)) == ["agent", "tools[0]"]
     await search_tool(acme)
-    await agent(acme, "smollm2", name="Research Agent")
+    await create_model_agent(acme, "smollm2", name="Research Agent")
     task = await made(acme, "/tasks", **TASK)
     assert {name: task[name] for name in TASK} == TASK
     assert (task["slug"], task["context"], task["async_execution"]) == ("research_task", None, False)
@@ -102,7 +102,7 @@ async def test_tasks_as_kasal_shows_them(acme: Tenant) -> None:
     assert (await web.get(f"/tasks/{task['id']}")).status_code == 404
 
 
-async def test_what_is_wrong_with_a_task_is_told_at_once(acme: Tenant) -> None:
+async def test_what_is_wrong_with_a_task_is_told_at_once(acme: TenantClient) -> None:
     body = {
         "name": "t",
         "description": "D",
@@ -122,7 +122,7 @@ async def test_what_is_wrong_with_a_task_is_told_at_once(acme: Tenant) -> None:
     assert (await acme.http.patch("/tasks/Other", json={"name": "One Task"})).status_code == 409
 
 
-async def test_tasks_that_need_one_another(acme: Tenant) -> None:
+async def test_tasks_that_need_one_another(acme: TenantClient) -> None:
     web = acme.http
     first = await made(acme, "/tasks", name="first", description="D")
     second = await made(acme, "/tasks", name="second", description="D", context=["first", first["id"]])
@@ -139,7 +139,7 @@ async def test_tasks_that_need_one_another(acme: Tenant) -> None:
 # crews
 
 
-async def test_crews_as_kasal_shows_them(acme: Tenant) -> None:
+async def test_crews_as_kasal_shows_them(acme: TenantClient) -> None:
     web = acme.http
     crew = await made(acme, "/crews", **CREW)
     assert {name: crew[name] for name in CREW} == CREW, "the texts too, as they were sent"
@@ -157,7 +157,7 @@ async def test_crews_as_kasal_shows_them(acme: Tenant) -> None:
     assert (await web.get(f"/crews/{crew['id']}")).status_code == 404
 
 
-async def test_a_crew_without_a_mistake_shows_what_it_comes_to(acme: Tenant) -> None:
+async def test_a_crew_without_a_mistake_shows_what_it_comes_to(acme: TenantClient) -> None:
     answer = await acme.http.post("/crews/debug", json={"agents_yaml": AGENTS_YAML, "tasks_yaml": TASKS_YAML})
     assert answer.status_code == 200
     found = answer.json()
@@ -224,7 +224,7 @@ publish:
 """
 
 
-async def test_debug_finds_every_mistake_at_once(acme: Tenant) -> None:
+async def test_debug_finds_every_mistake_at_once(acme: TenantClient) -> None:
     body = {
         "agents_yaml": WRONG_AGENTS,
         "tasks_yaml": WRONG_TASKS,
@@ -268,7 +268,7 @@ async def test_debug_finds_every_mistake_at_once(acme: Tenant) -> None:
     assert warned == {"agents_yaml.idle": 10, "tasks_yaml.research.expected_output": 1}
 
 
-async def test_documents_that_cannot_be_read_are_told_of_both(acme: Tenant) -> None:
+async def test_documents_that_cannot_be_read_are_told_of_both(acme: TenantClient) -> None:
     bomb = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
     for broken in (bomb, "a: !!python/object/apply:os.system [ls]\n", "a:\n\tb: c\n", "a: {\n", "a: 1\n---\nb: 2\n"):
         answer = await acme.http.post("/crews/debug", json={"agents_yaml": broken, "tasks_yaml": broken})
@@ -280,7 +280,7 @@ async def test_documents_that_cannot_be_read_are_told_of_both(acme: Tenant) -> N
         assert all(" (line " in field for field in fields(refused))
 
 
-async def test_a_crew_with_mistakes_is_not_let_in(acme: Tenant) -> None:
+async def test_a_crew_with_mistakes_is_not_let_in(acme: TenantClient) -> None:
     web = acme.http
     wrong = TASKS_YAML.replace("agent: writer", "agent: nobody").replace("[research]", "[gossip]")
     refused = await web.post("/crews", json={**CREW, "tasks_yaml": wrong})
@@ -311,7 +311,7 @@ async def test_a_crew_with_mistakes_is_not_let_in(acme: Tenant) -> None:
         assert fields(await web.post("/crews", json=body)) == [field], body
 
 
-async def test_a_crew_does_not_name_tools_without_end(acme: Tenant) -> None:
+async def test_a_crew_does_not_name_tools_without_end(acme: TenantClient) -> None:
     agents = "".join(
         f"a{n}: {{role: R, goal: G, llm: smollm2, tools: [{', '.join(f't{n}_{m}' for m in range(60))}]}}\n"
         for n in range(17)
@@ -321,10 +321,10 @@ async def test_a_crew_does_not_name_tools_without_end(acme: Tenant) -> None:
     assert [one["message"].split(";")[0] for one in found["errors"]] == ["the crew names 1020 tools"]
 
 
-async def test_crews_of_what_is_in_the_catalogue(acme: Tenant) -> None:
+async def test_crews_of_what_is_in_the_catalogue(acme: TenantClient) -> None:
     web = acme.http
     await search_tool(acme)
-    searcher = await agent(
+    searcher = await create_model_agent(
         acme,
         "gpt-4",
         name="Research Agent",
@@ -394,8 +394,8 @@ async def test_crews_of_what_is_in_the_catalogue(acme: Tenant) -> None:
     ]
 
 
-async def test_crews_of_what_is_in_the_catalogue_that_do_not_hold_together(acme: Tenant) -> None:
-    await agent(acme, "smollm2", name="worker")
+async def test_crews_of_what_is_in_the_catalogue_that_do_not_hold_together(acme: TenantClient) -> None:
+    await create_model_agent(acme, "smollm2", name="worker")
     await made(acme, "/tasks", name="lonely", description="D")
     first = await made(acme, "/tasks", name="first", description="D", agent="worker")
     second = await made(acme, "/tasks", name="second", description="D", agent="worker", context=["first"])
@@ -415,7 +415,7 @@ async def test_crews_of_what_is_in_the_catalogue_that_do_not_hold_together(acme:
     assert fields(await acme.http.post("/crews", json={"name": "x", "tasks": ["first"]})) == ["tasks[0].agent"]
 
 
-async def test_lists_of_crews_leave_out_long_texts(acme: Tenant) -> None:
+async def test_lists_of_crews_leave_out_long_texts(acme: TenantClient) -> None:
     long = AGENTS_YAML + "#" * 17_000
     crew = await made(acme, "/crews", **{**CREW, "agents_yaml": long})
     (listed,) = (await acme.http.get("/crews")).json()["items"]
@@ -423,8 +423,8 @@ async def test_lists_of_crews_leave_out_long_texts(acme: Tenant) -> None:
     assert (await acme.http.get(f"/crews/{crew['id']}")).json()["agents_yaml"] == long
 
 
-async def test_a_crew_is_created_once_for_a_key(acme: Tenant) -> None:
-    name = fresh("crew")
+async def test_a_crew_is_created_once_for_a_key(acme: TenantClient) -> None:
+    name = generate_name("crew")
     headers = {"Idempotency-Key": name}
     first = await acme.http.post("/crews", json={**CREW, "name": name}, headers=headers)
     second = await acme.http.post("/crews", json={**CREW, "name": name}, headers=headers)

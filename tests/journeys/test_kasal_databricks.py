@@ -17,8 +17,8 @@ import websockets
 
 from scripts.system import System
 from tests.attacks.test_accounts import SLOW, read_until_shut_out
-from tests.conftest import running
-from tests.support.clients import Tenant, api_beside
+from tests.conftest import run_system
+from tests.support.clients import TenantClient, run_second_api
 
 CREDENTIAL = f"dapi{secrets.token_hex(16)}"
 
@@ -26,7 +26,7 @@ CREDENTIAL = f"dapi{secrets.token_hex(16)}"
 @pytest.fixture(scope="module")
 async def app() -> AsyncIterator[System]:
     """A system behind a trusted proxy."""
-    async with running(
+    async with run_system(
         PADDOCK_TRUSTED_PROXIES="127.0.0.1", PADDOCK_PROXY_LOGIN="databricks", PADDOCK_RATE_LIMIT_AUTHENTICATED="100000"
     ) as system:
         yield system
@@ -219,7 +219,7 @@ async def test_without_a_workspace_nobody_is_let_in(app: System) -> None:
     answer = await Person(None).ask(app.url, "GET", "/auth/me")
     assert answer.status_code == 401
     assert "X-Databricks-Org-Id" in answer.json()["detail"]
-    async with api_beside(app, DATABRICKS_WORKSPACE_ID="77") as url:
+    async with run_second_api(app, DATABRICKS_WORKSPACE_ID="77") as url:
         assert (await Person(None).me(url))["tenant_id"] == "workspace-77"
         assert (await Person("77").me(url))["tenant_id"] == "workspace-77"
         other = await Person("78").ask(url, "GET", "/auth/me")
@@ -230,7 +230,7 @@ async def test_without_a_workspace_nobody_is_let_in(app: System) -> None:
 async def test_limits_count_for_the_user(app: System) -> None:
     workspace = fresh_workspace()
     ada, bob = Person(workspace), Person(workspace)
-    async with api_beside(app, PADDOCK_RATE_LIMIT_PER_MINUTE="3", PADDOCK_RATE_LIMIT_AUTHENTICATED="0") as url:
+    async with run_second_api(app, PADDOCK_RATE_LIMIT_PER_MINUTE="3", PADDOCK_RATE_LIMIT_AUTHENTICATED="0") as url:
         answers = [await ada.ask(url, "GET", "/auth/me") for _ in range(8)]
         # The minute may turn once in between.
         assert 1 <= [one.status_code for one in answers].count(429) <= 5
@@ -249,7 +249,7 @@ async def test_forged_headers_sign_nobody_in_and_change_no_answer(app: System, s
     workspace = fresh_workspace()
     known = Person(workspace)
     await known.me(app.url)
-    async with api_beside(app, **settings) as url, httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
+    async with run_second_api(app, **settings) as url, httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
         plain = await http.get("/auth/me", headers={"X-Request-ID": "r"})
         assert plain.status_code == 401
         for person in (known, Person(workspace), Person(None), Person(workspace, email="nonsense")):
@@ -282,9 +282,9 @@ async def test_streams_end_when_the_user_is_shut_out(app: System) -> None:
     await admin.me(app.url)
     user_id = (await member.me(app.url))["id"]
     async with httpx.AsyncClient(base_url=f"{app.url}/api/v1", headers=admin.headers, timeout=90) as http:
-        owner = Tenant(http, await admin.me(app.url), "")
-        agent = await owner.deploy(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
-        run = await owner.start(agent)
+        owner = TenantClient(http, await admin.me(app.url), "")
+        agent = await owner.deploy_agent(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
+        run = await owner.start_execution(agent)
         async with read_until_shut_out(owner, run["id"], member.headers):
             shut = await http.patch(f"/users/{user_id}", json={"is_active": False})
             assert shut.status_code == 200, shut.text
@@ -298,8 +298,8 @@ async def test_streams_end_when_the_user_is_shut_out(app: System) -> None:
 async def test_a_websocket_starts_runs_for_the_user(app: System) -> None:
     person = Person(fresh_workspace())
     async with httpx.AsyncClient(base_url=f"{app.url}/api/v1", headers=person.headers, timeout=90) as http:
-        owner = Tenant(http, await person.me(app.url), "")
-        agent = await owner.deploy("def handle(p):\n    return 1\n")
+        owner = TenantClient(http, await person.me(app.url), "")
+        agent = await owner.deploy_agent("def handle(p):\n    return 1\n")
         path = f"{app.url.replace('http://', 'ws://')}/api/v1/agents/{agent}/stream"
         async with websockets.connect(path, additional_headers=person.headers) as socket:
             await socket.send('{"payload": {}}')
@@ -316,9 +316,9 @@ async def test_the_credential_for_databricks_is_nowhere(app: System) -> None:
     )
     person = Person(fresh_workspace())
     async with httpx.AsyncClient(base_url=f"{app.url}/api/v1", headers=person.headers, timeout=90) as http:
-        owner = Tenant(http, await person.me(app.url), "")
-        agent = await owner.deploy(source)
-        run = await owner.run(agent, {"a": 1})
+        owner = TenantClient(http, await person.me(app.url), "")
+        agent = await owner.deploy_agent(source)
+        run = await owner.run_agent(agent, {"a": 1})
         answers = [
             (await http.get(path)).text
             for path in (
@@ -326,7 +326,7 @@ async def test_the_credential_for_databricks_is_nowhere(app: System) -> None:
                 *(f"/executions/{run['id']}", f"/execution-logs/{run['id']}", f"/logs/{agent}", "/artifacts"),
             )
         ]
-        answers.append(str(await owner.events(run["id"])))
+        answers.append(str(await owner.list_events(run["id"])))
         answers.append((await http.post("/agents", content=b"{")).text)
         answers.append((await http.get(f"{app.url}/metrics")).text)
     assert not [text for text in answers if CREDENTIAL in text]

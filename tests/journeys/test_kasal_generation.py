@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, events, fresh, model, until
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, create_model_agent, generate_name, stream_events, wait_for_status
 
 SERVICE = "Create a customer service agent that can handle inquiries and escalate complex issues"
 FEEDBACK = "Create a task for analyzing customer feedback data"
@@ -21,27 +21,27 @@ AGENT = {
 }
 
 
-async def tool(acme: Tenant, name: str) -> None:
+async def tool(acme: TenantClient, name: str) -> None:
     configuration = {"api_endpoint": "https://api.example.com", "parameters": {}}
     made = await acme.http.post("/tools", json={"name": name, "configuration": configuration})
     assert made.status_code == 201, made.text
 
 
-async def thinker(acme: Tenant, provider: Wire, *answers: Any) -> str:
+async def thinker(acme: TenantClient, provider: FakeProvider, *answers: Any) -> str:
     """A model that answers this, one after the other; its name."""
-    name = await model(acme, provider, fresh())
+    name = await create_model(acme, provider, generate_name())
     for answer in answers:
-        provider.say(answer if isinstance(answer, str) else json.dumps(answer), to=name)
+        provider.queue_text(answer if isinstance(answer, str) else json.dumps(answer), to=name)
     return name
 
 
-async def create(acme: Tenant, path: str, body: Any) -> dict[str, Any]:
+async def create(acme: TenantClient, path: str, body: Any) -> dict[str, Any]:
     made = await acme.http.post(path, json=body)
     assert made.status_code == 201, made.text
     return dict(made.json())
 
 
-async def local(acme: Tenant, kind: str, description: str) -> dict[str, Any]:
+async def local(acme: TenantClient, kind: str, description: str) -> dict[str, Any]:
     """What the local model thinks up, on however busy a machine."""
     made = await acme.http.post(f"/{kind}-generation/generate", json={"description": description})
     assert made.status_code == 200, made.text
@@ -55,7 +55,7 @@ async def local(acme: Tenant, kind: str, description: str) -> dict[str, Any]:
 # The local model, which comes with Paddock
 
 
-async def test_the_local_model_thinks_up_an_agent(acme: Tenant) -> None:
+async def test_the_local_model_thinks_up_an_agent(acme: TenantClient) -> None:
     answer = await local(acme, "agent", SERVICE)
     assert set(answer["agent"]) == {"name", "role", "goal", "backstory", "tools", "model"}
     assert answer["agent"]["model"] == "smollm2"
@@ -63,14 +63,14 @@ async def test_the_local_model_thinks_up_an_agent(acme: Tenant) -> None:
     assert (created["kind"], created["status"]) == ("llm", "ready")
 
 
-async def test_the_local_model_thinks_up_a_task(acme: Tenant) -> None:
+async def test_the_local_model_thinks_up_a_task(acme: TenantClient) -> None:
     task = (await local(acme, "task", FEEDBACK))["task"]
     assert set(task) == {"name", "description", "expected_output", "agent", "tools"}
     created = await create(acme, "/tasks", task)
     assert created["description"] == task["description"]
 
 
-async def test_the_local_model_thinks_up_a_crew(acme: Tenant) -> None:
+async def test_the_local_model_thinks_up_a_crew(acme: TenantClient) -> None:
     answer = await local(acme, "crew", CREW)
     assert len(answer["agents"]) in (2, 3)
     assert len(answer["tasks"]) in (2, 3)
@@ -86,7 +86,7 @@ async def test_the_local_model_thinks_up_a_crew(acme: Tenant) -> None:
         await create(acme, "/tasks", one)
 
 
-async def test_the_local_model_names_a_run(acme: Tenant) -> None:
+async def test_the_local_model_names_a_run(acme: TenantClient) -> None:
     body = {
         "agents_yaml": "researcher:\n  role: Senior Researcher\n",
         "tasks_yaml": "find:\n  description: Find bees\n",
@@ -96,7 +96,7 @@ async def test_the_local_model_names_a_run(acme: Tenant) -> None:
     name = made.json()["name"]
     assert len(name) <= 60
     assert 2 <= len(name.replace("-", " ").split()) <= 6
-    worker = await agent(acme, "smollm2", max_tokens=3)
+    worker = await create_model_agent(acme, "smollm2", max_tokens=3)
     ran = await acme.http.post(f"/agents/{worker['id']}/execute", json={"task": "Hello", "run_name": name})
     assert ran.json()["run_name"] == name
 
@@ -104,7 +104,7 @@ async def test_the_local_model_names_a_run(acme: Tenant) -> None:
 # Others
 
 
-async def test_an_agent_as_kasal_shows_it(acme: Tenant, provider: Wire) -> None:
+async def test_an_agent_as_kasal_shows_it(acme: TenantClient, provider: FakeProvider) -> None:
     for name in ("email_tool", "knowledge_base_tool"):
         await tool(acme, name)
     name = await thinker(acme, provider, AGENT)
@@ -134,7 +134,7 @@ async def test_an_agent_as_kasal_shows_it(acme: Tenant, provider: Wire) -> None:
         assert (await acme.http.get(f"/{path}-generation/{answer['execution_id']}")).status_code == 404
 
 
-async def test_tools_to_choose_among(acme: Tenant, provider: Wire) -> None:
+async def test_tools_to_choose_among(acme: TenantClient, provider: FakeProvider) -> None:
     await tool(acme, "Email Tool")
     name = await thinker(
         acme, provider, {**AGENT, "tools": ["email_tool", "email_tool"]}, {**AGENT, "tools": ["python"]}
@@ -147,7 +147,7 @@ async def test_tools_to_choose_among(acme: Tenant, provider: Wire) -> None:
     # One that was not offered is none that it may choose.
     other = await acme.http.post("/agent-generation/generate", json=body)
     assert (other.status_code, other.json()["errors"][0]["field"]) == (422, "model")
-    provider.say(json.dumps({name: AGENT[name] for name in AGENT if name != "tools"}), to=name)
+    provider.queue_text(json.dumps({name: AGENT[name] for name in AGENT if name != "tools"}), to=name)
     none = await acme.http.post("/agent-generation/generate", json={**body, "tools": []})
     assert none.json()["agent"]["tools"] == []
     assert "tools" not in provider.requests[-1].body["response_format"]["json_schema"]["schema"]["properties"]
@@ -156,8 +156,8 @@ async def test_tools_to_choose_among(acme: Tenant, provider: Wire) -> None:
     assert (await acme.http.get(f"/agent-generation/{chosen['execution_id']}")).json()["agent"]["tools"] == []
 
 
-async def test_a_task_for_an_agent_that_there_is(acme: Tenant, provider: Wire) -> None:
-    analyst = await agent(acme, "smollm2")
+async def test_a_task_for_an_agent_that_there_is(acme: TenantClient, provider: FakeProvider) -> None:
+    analyst = await create_model_agent(acme, "smollm2")
     said = {"name": "Feedback: 2024/25", "description": "Read it.", "expected_output": "A table.", "tools": ["python"]}
     name = await thinker(acme, provider, {**said, "agent": analyst["name"]}, {**said, "agent": None})
     body = {"description": FEEDBACK, "model": name}
@@ -173,9 +173,9 @@ async def test_a_task_for_an_agent_that_there_is(acme: Tenant, provider: Wire) -
     assert (await acme.http.get(f"/task-generation/{first['execution_id']}")).json()["task"]["agent"] is None
 
 
-async def test_a_crew_is_put_right(acme: Tenant, provider: Wire) -> None:
+async def test_a_crew_is_put_right(acme: TenantClient, provider: FakeProvider) -> None:
     """Agents of one name, tasks of agents that are none, names that cannot stand in a path: all of it can be created."""
-    await agent(acme, "smollm2", name="Writer")
+    await create_model_agent(acme, "smollm2", name="Writer")
     one = {"role": "Writer", "goal": "Write: well # always", "backstory": "You are\na writer.", "tools": []}
     work = {"description": "Do {topic}.", "expected_output": "- text", "tools": ["python"]}
     said = {
@@ -206,7 +206,7 @@ async def test_a_crew_is_put_right(acme: Tenant, provider: Wire) -> None:
         await create(acme, "/tasks", draft)
 
 
-async def test_a_crew_that_was_thought_up_runs(acme: Tenant, provider: Wire) -> None:
+async def test_a_crew_that_was_thought_up_runs(acme: TenantClient, provider: FakeProvider) -> None:
     said = {
         "name": "Bees",
         "description": "Writes of bees",
@@ -238,7 +238,7 @@ async def test_a_crew_that_was_thought_up_runs(acme: Tenant, provider: Wire) -> 
         ("a b c d e f g h", "a b c d e f"),
     ],
 )
-async def test_names_of_runs(acme: Tenant, provider: Wire, said: str, name: str) -> None:
+async def test_names_of_runs(acme: TenantClient, provider: FakeProvider, said: str, name: str) -> None:
     model_name = await thinker(acme, provider, {"name": said})
     body = {"agents_yaml": "agent_config", "tasks_yaml": "task_config", "model": model_name}
     made = await acme.http.post("/executions/generate-name", json=body)
@@ -256,7 +256,7 @@ async def test_names_of_runs(acme: Tenant, provider: Wire, said: str, name: str)
     "answer",
     ["I would rather not.", '{"name": "x"}', "[]", json.dumps({**AGENT, "tools": [], "wheels": 4}), '{"name": "cu'],
 )
-async def test_a_model_that_answers_rubbish(acme: Tenant, provider: Wire, answer: str) -> None:
+async def test_a_model_that_answers_rubbish(acme: TenantClient, provider: FakeProvider, answer: str) -> None:
     name = await thinker(acme, provider, answer)
     before = len(provider.requests)
     made = await acme.http.post("/agent-generation/generate", json={"description": SERVICE, "model": name})
@@ -266,19 +266,19 @@ async def test_a_model_that_answers_rubbish(acme: Tenant, provider: Wire, answer
     assert len(provider.requests) == before + 1
 
 
-async def test_a_model_that_does_not_answer(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    provider.fail(401, to=name)
+async def test_a_model_that_does_not_answer(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    provider.queue_failure(401, to=name)
     refused = await acme.http.post("/agent-generation/generate", json={"description": SERVICE, "model": name})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "model"), refused.text
     for _ in range(4):
-        provider.fail(503, to=name)
+        provider.queue_failure(503, to=name)
     away = await acme.http.post("/agent-generation/generate", json={"description": SERVICE, "model": name})
     assert (away.status_code, away.json()["error"]) == (503, "model_unavailable"), away.text
 
 
-async def test_budgets_hold_for_generations(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price={"input": 1000.0, "output": 1000.0})
+async def test_budgets_hold_for_generations(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price={"input": 1000.0, "output": 1000.0})
     await create(acme, "/budgets", {"scope": "tenant", "limit_usd": 0.000001, "period": "total"})
     before = len(provider.requests)
     made = await acme.http.post("/agent-generation/generate", json={"description": SERVICE, "model": name})
@@ -286,12 +286,12 @@ async def test_budgets_hold_for_generations(acme: Tenant, provider: Wire) -> Non
     assert len(provider.requests) == before
 
 
-async def test_a_generation_costs_what_its_call_costs(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price={"input": 1.0, "output": 1.0})
-    provider.say(json.dumps({**AGENT, "tools": []}), to=name)
+async def test_a_generation_costs_what_its_call_costs(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
+    provider.queue_text(json.dumps({**AGENT, "tools": []}), to=name)
     made = (await acme.http.post("/agent-generation/generate", json={"description": SERVICE, "model": name})).json()
     execution = (await acme.http.get(f"/executions/{made['execution_id']}")).json()
-    (cost,) = [one for one in await events(acme, made["execution_id"]) if one["type"] == "cost"]
+    (cost,) = [one for one in await stream_events(acme, made["execution_id"]) if one["type"] == "cost"]
     assert execution["total_cost"] == pytest.approx(cost["cost_usd"])
     assert execution["total_cost"] > 0
 
@@ -307,20 +307,20 @@ async def test_a_generation_costs_what_its_call_costs(acme: Tenant, provider: Wi
         ({"description": "x", "temperature": 1}, "temperature"),
     ],
 )
-async def test_bad_input(acme: Tenant, body: dict[str, Any], field: str) -> None:
+async def test_bad_input(acme: TenantClient, body: dict[str, Any], field: str) -> None:
     for path in ("agent", "task", "crew"):
         refused = await acme.http.post(f"/{path}-generation/generate", json=body)
         assert refused.status_code == 422, refused.text
         assert [one["field"] for one in refused.json()["errors"]] == [field]
 
 
-async def test_a_name_needs_something_to_name(acme: Tenant) -> None:
+async def test_a_name_needs_something_to_name(acme: TenantClient) -> None:
     for body in ({}, {"agents_yaml": " \n"}):
         refused = await acme.http.post("/executions/generate-name", json=body)
         assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "description")
 
 
-async def test_one_key_one_generation(acme: Tenant, provider: Wire) -> None:
+async def test_one_key_one_generation(acme: TenantClient, provider: FakeProvider) -> None:
     name = await thinker(acme, provider, {**AGENT, "tools": []})
     headers = {"Idempotency-Key": "the same"}
     body = {"description": SERVICE, "model": name}
@@ -331,9 +331,9 @@ async def test_one_key_one_generation(acme: Tenant, provider: Wire) -> None:
     assert (await acme.http.get("/executions?kind=generation")).json()["total"] == 1
 
 
-async def test_whoever_does_not_wait_asks_later(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    provider.say(json.dumps({**AGENT, "tools": []}), to=name, wait=2.5)
+async def test_whoever_does_not_wait_asks_later(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    provider.queue_text(json.dumps({**AGENT, "tools": []}), to=name, wait=2.5)
     path = "/agent-generation/generate"
     hasty = await acme.http.post(path, json={"description": SERVICE, "model": name}, headers={"Prefer": "wait=1"})
     assert hasty.status_code == 200, hasty.text
@@ -342,15 +342,15 @@ async def test_whoever_does_not_wait_asks_later(acme: Tenant, provider: Wire) ->
     later = f"/agent-generation/{hasty.json()['execution_id']}"
     assert (await acme.http.get(later, headers={"Prefer": "wait=30"})).json()["agent"]["name"] == AGENT["name"]
     # A retry of it is one too.
-    provider.say(json.dumps({**AGENT, "name": "Second", "tools": []}), to=name)
+    provider.queue_text(json.dumps({**AGENT, "name": "Second", "tools": []}), to=name)
     again = await acme.http.post(f"/executions/{hasty.json()['execution_id']}/retry")
-    await until(acme, again.json()["id"], "completed")
+    await wait_for_status(acme, again.json()["id"], "completed")
     assert (await acme.http.get(f"/agent-generation/{again.json()['id']}")).json()["agent"]["name"] == "Second"
 
 
-async def test_a_generation_that_is_cancelled(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    provider.hang(to=name)
+async def test_a_generation_that_is_cancelled(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    provider.queue_hang(to=name)
     path = "/crew-generation/generate"
     made = await acme.http.post(path, json={"description": CREW, "model": name}, headers={"Prefer": "wait=1"})
     execution_id = made.json()["execution_id"]
@@ -360,7 +360,9 @@ async def test_a_generation_that_is_cancelled(acme: Tenant, provider: Wire) -> N
     assert (gone.status_code, gone.json()["error"]) == (409, "conflict")
 
 
-async def test_generations_of_others_are_none(acme: Tenant, rival: Tenant, provider: Wire) -> None:
+async def test_generations_of_others_are_none(
+    acme: TenantClient, other_tenant: TenantClient, provider: FakeProvider
+) -> None:
     name = await thinker(acme, provider, {**AGENT, "tools": []})
     made = (await acme.http.post("/agent-generation/generate", json={"description": SERVICE, "model": name})).json()
-    assert (await rival.http.get(f"/agent-generation/{made['execution_id']}")).status_code == 404
+    assert (await other_tenant.http.get(f"/agent-generation/{made['execution_id']}")).status_code == 404

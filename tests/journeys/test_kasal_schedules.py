@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from domain.shared import ids
-from tests.support.clients import Tenant
-from tests.support.model_fixtures import fresh
+from tests.support.clients import TenantClient
+from tests.support.model_agents import generate_name
 
 CREW = {"agents_yaml": "a: {role: Reader, llm: smollm2}", "tasks_yaml": "t: {description: '{report_date}', agent: a}"}
 DAILY = {
@@ -23,7 +23,7 @@ DAILY = {
 ALL = "/scheduler/schedules"
 
 
-async def made(acme: Tenant, path: str, **body: Any) -> dict[str, Any]:
+async def made(acme: TenantClient, path: str, **body: Any) -> dict[str, Any]:
     answer = await acme.http.post(path, json=body)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
@@ -54,7 +54,7 @@ async def due_now(owner: asyncpg.Connection, schedule: dict[str, Any]) -> dateti
     return at
 
 
-async def until(acme: Tenant, path: str, there: Any) -> dict[str, Any]:
+async def until(acme: TenantClient, path: str, there: Any) -> dict[str, Any]:
     for _ in range(600):
         found = (await acme.http.get(path)).json()
         if there(found):
@@ -63,7 +63,7 @@ async def until(acme: Tenant, path: str, there: Any) -> dict[str, Any]:
     raise AssertionError(found)
 
 
-async def test_schedules_as_kasal_shows_them(acme: Tenant) -> None:
+async def test_schedules_as_kasal_shows_them(acme: TenantClient) -> None:
     web = acme.http
     crew = await made(acme, "/crews", name="Reporters", **CREW)
     answer = await web.post(ALL, json={**DAILY, "crew_id": crew["id"]})
@@ -117,9 +117,9 @@ async def test_schedules_as_kasal_shows_them(acme: Tenant) -> None:
     assert [one["name"] for one in (await web.get(ALL)).json()["items"]] == ["Other"]
 
 
-async def test_upkeep_starts_what_is_due(acme: Tenant, owner) -> None:
+async def test_upkeep_starts_what_is_due(acme: TenantClient, owner) -> None:
     web = acme.http
-    agent = await acme.deploy("def handle(p):\n    return {'seen': p}\n")
+    agent = await acme.deploy_agent("def handle(p):\n    return {'seen': p}\n")
     schedule = await made(acme, ALL, name="Minutely", cron_expression="30 4 * * *", agent_id=agent, inputs={"a": [1]})
     path = f"{ALL}/{schedule['id']}"
     due = await due_now(owner, schedule)
@@ -127,7 +127,7 @@ async def test_upkeep_starts_what_is_due(acme: Tenant, owner) -> None:
     assert moment(met["next_run_at"]) > due + timedelta(days=300)
     assert met["last_execution_id"] is not None
     assert due <= moment(met["last_run_at"]) <= datetime.now(UTC)
-    ended = await acme.ended(met["last_execution_id"])
+    ended = await acme.wait_for_end(met["last_execution_id"])
     assert (ended["result"], ended["schedule_id"], ended["kind"]) == ({"seen": {"a": [1]}}, schedule["id"], "agent")
     assert ended["user_id"] == acme.account["id"]
     assert (await web.get(path)).json()["last_status"] == "completed"
@@ -151,8 +151,8 @@ async def test_upkeep_starts_what_is_due(acme: Tenant, owner) -> None:
     assert (await web.get(f"/executions/{ended['id']}")).json()["schedule_id"] == schedule["id"]
 
 
-async def test_what_waits_begins_when_the_one_before_ends(acme: Tenant, owner) -> None:
-    agent = await acme.deploy("import time\ndef handle(p):\n    time.sleep(60)\n")
+async def test_what_waits_begins_when_the_one_before_ends(acme: TenantClient, owner) -> None:
+    agent = await acme.deploy_agent("import time\ndef handle(p):\n    time.sleep(60)\n")
     body = {"name": "Slow", "cron_expression": "30 4 * * *", "agent_id": agent, "overlap": "queue"}
     schedule = await made(acme, ALL, **body)
     path = f"{ALL}/{schedule['id']}"
@@ -166,20 +166,20 @@ async def test_what_waits_begins_when_the_one_before_ends(acme: Tenant, owner) -
     await acme.http.post(f"/executions/{second}/cancel")
 
 
-async def test_running_one_now(acme: Tenant) -> None:
+async def test_running_one_now(acme: TenantClient) -> None:
     web = acme.http
-    agent = await acme.deploy("def handle(p):\n    return p['n'] + 1\n")
+    agent = await acme.deploy_agent("def handle(p):\n    return p['n'] + 1\n")
     body = {"name": "Yearly", "cron_expression": "@yearly", "agent_id": agent, "inputs": {"n": 1}, "enabled": False}
     schedule = await made(acme, ALL, **body)
     path = f"{ALL}/{schedule['id']}"
-    ran = await web.post(f"{path}/run", headers={"Prefer": "wait=30", "Idempotency-Key": fresh("key")})
+    ran = await web.post(f"{path}/run", headers={"Prefer": "wait=30", "Idempotency-Key": generate_name("key")})
     assert ran.status_code == 201, ran.text
     assert (ran.json()["status"], ran.json()["result"], ran.json()["schedule_id"]) == ("completed", 2, schedule["id"])
     found = (await web.get(path)).json()
     assert (found["run_count"], found["last_execution_id"]) == (1, ran.json()["id"])
     assert (found["last_status"], found["enabled"], found["next_run_at"]) == ("completed", False, None)
     assert (await web.get(f"{path}/runs")).json()["total"] == 0
-    key = {"Idempotency-Key": fresh("key")}
+    key = {"Idempotency-Key": generate_name("key")}
     first, again = [await web.post(f"{path}/run", headers=key) for _ in range(2)]
     assert (again.json()["id"], again.headers["Idempotency-Replayed"]) == (first.json()["id"], "true")
     assert (await web.get(path)).json()["run_count"] == 2
@@ -187,12 +187,12 @@ async def test_running_one_now(acme: Tenant) -> None:
     assert (await web.post(f"{path}/run")).status_code == 409
 
 
-async def test_every_mistake_is_named(acme: Tenant, rival: Tenant) -> None:
+async def test_every_mistake_is_named(acme: TenantClient, other_tenant: TenantClient) -> None:
     web = acme.http
-    code = await acme.deploy("def handle(p): return 1\n")
+    code = await acme.deploy_agent("def handle(p): return 1\n")
     model = await made(acme, "/agents", name="modelled", model="smollm2")
     crew = await made(acme, "/crews", name="Reporters", **CREW)
-    theirs = (await rival.agent())["id"]
+    theirs = (await other_tenant.create_agent())["id"]
 
     async def refused(**body: Any) -> dict[str, str]:
         return wrong(await web.post(ALL, json={"name": "S", "cron_expression": "* * * * *", **body}))
@@ -236,16 +236,16 @@ async def test_every_mistake_is_named(acme: Tenant, rival: Tenant) -> None:
     changed = await web.patch(path, json={"crew_id": "Reporters", "inputs": DAILY["inputs"]})
     assert (changed.json()["agent_id"], changed.json()["crew_id"]) == (None, crew["id"])
     # An agent that has nothing to run yet may have when it is due.
-    draft = await acme.agent()
+    draft = await acme.create_agent()
     assert (await web.post(ALL, json={**DAILY, "name": "T", "agent_id": draft["id"]})).status_code == 201
 
 
-async def test_whoever_has_something_started_may_start_it(acme: Tenant) -> None:
-    agent = await acme.deploy("def handle(p): return 1\n")
+async def test_whoever_has_something_started_may_start_it(acme: TenantClient) -> None:
+    agent = await acme.deploy_agent("def handle(p): return 1\n")
     body = {"name": "S", "cron_expression": "* * * * *", "agent_id": agent}
     schedule = await made(acme, ALL, **{**body, "enabled": False, "name": "T"})
     path = f"{ALL}/{schedule['id']}"
-    async with acme.with_key(await acme.key(scopes=["write:schedules", "read:schedules"])) as writer:
+    async with acme.open_client(await acme.create_key(scopes=["write:schedules", "read:schedules"])) as writer:
         calls = [writer.post(ALL, json=body), writer.patch(path, json={"catch_up": 2}), writer.post(f"{path}/run")]
         for answer in await asyncio.gather(*calls, writer.patch(f"{path}/toggle")):
             assert (answer.status_code, answer.json()["error"]) == (403, "missing_scope")
@@ -254,12 +254,12 @@ async def test_whoever_has_something_started_may_start_it(acme: Tenant) -> None:
         assert (await writer.patch(f"{path}/toggle")).json()["enabled"] is False
         assert (await writer.get(f"{path}/runs")).status_code == 200
         assert (await writer.delete(path)).status_code == 204
-    async with acme.with_key(await acme.key(scopes=["write:schedules", "run:agents"])) as runner:
+    async with acme.open_client(await acme.create_key(scopes=["write:schedules", "run:agents"])) as runner:
         schedule = (await runner.post(ALL, json={**body, "enabled": False})).json()
         assert (await runner.post(f"{ALL}/S/run")).status_code == 201
         assert (await runner.get(f"{ALL}/S")).status_code == 403
     # It is on behalf of whoever said last what it does.
-    invite = (await acme.http.post("/users/invites", json={"email": f"{fresh()}@example.com"})).json()
+    invite = (await acme.http.post("/users/invites", json={"email": f"{generate_name()}@example.com"})).json()
     join = {"email": invite["email"], "password": "long enough", "tenant_id": acme.tenant_id}
     member = (await acme.http.post("/auth/register", json={**join, "invite_token": invite["invite_token"]})).json()
     bearer = {"Authorization": f"Bearer {member['access_token']}"}
@@ -269,7 +269,7 @@ async def test_whoever_has_something_started_may_start_it(acme: Tenant) -> None:
     assert (await acme.http.patch(f"{ALL}/S/toggle", headers=bearer)).json()["user_id"] == acme.account["id"]
 
 
-async def test_what_a_schedule_starts(acme: Tenant) -> None:
+async def test_what_a_schedule_starts(acme: TenantClient) -> None:
     """An agent, a crew or a workflow, as its id or its name."""
     crew = await made(acme, "/crews", name="Reporters", **CREW)
     steps = [{"id": "news", "crew": "Reporters", "inputs": {"report_date": "today"}}]
@@ -286,10 +286,10 @@ async def test_what_a_schedule_starts(acme: Tenant) -> None:
         await acme.http.post(f"/executions/{ran['id']}/cancel")
 
 
-async def test_who_is_scheduled_is_known(acme: Tenant, parts) -> None:
-    agent = await acme.deploy("def handle(p): return 1\n")
+async def test_who_is_scheduled_is_known(acme: TenantClient, resources) -> None:
+    agent = await acme.deploy_agent("def handle(p): return 1\n")
     for name in ("One", "Two"):
         await made(acme, ALL, **{**DAILY, "name": name}, agent_id=agent)
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         assert await tx.schedules.list_names_by_target("agent", agent) == ["One", "Two"]
         assert await tx.schedules.list_names_by_target("crew", ids.generate_id("crew")) == []

@@ -3,9 +3,16 @@
 import asyncio
 from typing import Any
 
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, fresh, model, run, start, until
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import (
+    create_model,
+    create_model_agent,
+    generate_name,
+    run_execution,
+    start_execution,
+    wait_for_status,
+)
 
 BODY = {
     "name": "Research Agent Template",
@@ -14,8 +21,8 @@ BODY = {
 }
 
 
-async def made(acme: Tenant, text: str, name: str | None = None) -> dict[str, Any]:
-    answer = await acme.http.post("/templates", json={"name": name or fresh("template"), "template": text})
+async def made(acme: TenantClient, text: str, name: str | None = None) -> dict[str, Any]:
+    answer = await acme.http.post("/templates", json={"name": name or generate_name("template"), "template": text})
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
@@ -25,7 +32,7 @@ def fields_of(answer: Any) -> list[str]:
     return [one["field"] for one in answer.json()["errors"]]
 
 
-async def test_templates_as_kasal_shows_them(acme: Tenant) -> None:
+async def test_templates_as_kasal_shows_them(acme: TenantClient) -> None:
     web = acme.http
     answer = await web.post("/templates", json=BODY)
     assert answer.status_code == 201, answer.text
@@ -61,7 +68,7 @@ async def test_templates_as_kasal_shows_them(acme: Tenant) -> None:
     assert (await web.post(f"/templates/{one['id']}/render", json={})).status_code == 404
 
 
-async def test_variables_are_those_of_the_text(acme: Tenant) -> None:
+async def test_variables_are_those_of_the_text(acme: TenantClient) -> None:
     web = acme.http
     one = await made(acme, "{b} and {a}", "pair")
     assert one["variables"] == ["b", "a"]
@@ -85,7 +92,7 @@ async def test_variables_are_those_of_the_text(acme: Tenant) -> None:
     assert (renamed["name"], renamed["variables"], renamed["id"]) == ("single", ["c"], one["id"])
 
 
-async def test_what_is_rendered_is_bounded(acme: Tenant) -> None:
+async def test_what_is_rendered_is_bounded(acme: TenantClient) -> None:
     one = await made(acme, "{a}" * 30_000)
     path = f"/templates/{one['id']}/render"
     assert fields_of(await acme.http.post(path, json={"variables": {"a": "x" * 200}})) == ["variables"]
@@ -94,22 +101,22 @@ async def test_what_is_rendered_is_bounded(acme: Tenant) -> None:
     assert fields_of(await acme.http.post("/templates", json={"name": "x", "template": "x" * 100_001})) == ["template"]
 
 
-async def test_an_agent_says_what_its_template_says_when_it_starts(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
+async def test_an_agent_says_what_its_template_says_when_it_starts(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
     one = await made(acme, "Write about {topic}.")
-    writer = await agent(acme, name, role="a writer", template=one["id"], instructions="Be brief.")
+    writer = await create_model_agent(acme, name, role="a writer", template=one["id"], instructions="Be brief.")
     assert (writer["template"], writer["template_id"], writer["template_text"]) == (one["name"], one["id"], None)
     shown = (await acme.http.get(f"/agents/{writer['id']}?resolved=true")).json()
     assert shown["template_text"] == "Write about {topic}."
 
     async def told(**body: Any) -> str:
-        provider.say("ok", to=name)
-        assert (await run(acme, body.pop("agent", writer["id"]), task="Go", **body))["status"] == "completed"
+        provider.queue_text("ok", to=name)
+        assert (await run_execution(acme, body.pop("agent", writer["id"]), task="Go", **body))["status"] == "completed"
         return str(provider.requests[-1].body["messages"][0]["content"])
 
     assert await told(inputs={"topic": "bees"}) == "You are a writer.\n\nWrite about bees.\n\nBe brief."
     # A child takes it over, until it has one of its own or its parent has none any more.
-    child = await agent(acme, None, parent=writer["id"], instructions="Be long.")
+    child = await create_model_agent(acme, None, parent=writer["id"], instructions="Be long.")
     assert await told(agent=child["id"]) == "You are a writer.\n\nWrite about {topic}.\n\nBe long."
     other = await made(acme, "Sing of {topic}.")
     changed = (await acme.http.patch(f"/agents/{child['id']}", json={"template": other["name"]})).json()
@@ -125,31 +132,31 @@ async def test_an_agent_says_what_its_template_says_when_it_starts(acme: Tenant,
         assert fields_of(refused) == ["template"]
 
 
-async def test_a_run_keeps_the_text_it_was_started_with(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
+async def test_a_run_keeps_the_text_it_was_started_with(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
     one = await made(acme, "The first text.")
-    writer = await agent(acme, name, template=one["id"], tools=["filesystem_write"])
-    provider.call_tool("filesystem_write", {"path": "a", "content": "1"}, to=name)
-    provider.say("Done.", to=name)
-    execution_id = await start(acme, writer["id"], task="Write")
-    await until(acme, execution_id, "waiting")
+    writer = await create_model_agent(acme, name, template=one["id"], tools=["filesystem_write"])
+    provider.queue_tool_call("filesystem_write", {"path": "a", "content": "1"}, to=name)
+    provider.queue_text("Done.", to=name)
+    execution_id = await start_execution(acme, writer["id"], task="Write")
+    await wait_for_status(acme, execution_id, "waiting")
     changed = await acme.http.patch(f"/templates/{one['id']}", json={"template": "The second text."})
     assert changed.status_code == 200
     await acme.http.post(f"/executions/{execution_id}/approve")
-    await until(acme, execution_id, "completed")
+    await wait_for_status(acme, execution_id, "completed")
     assert provider.requests[-1].body["messages"][0]["content"] == "The first text."
-    provider.say("Again.", to=name)
+    provider.queue_text("Again.", to=name)
     again = (await acme.http.post(f"/executions/{execution_id}/retry", headers={"Prefer": "wait=30"})).json()
     assert again["status"] == "completed"
     assert provider.requests[-1].body["messages"][0]["content"] == "The first text."
-    provider.say("Anew.", to=name)
-    await run(acme, writer["id"], task="Write")
+    provider.queue_text("Anew.", to=name)
+    await run_execution(acme, writer["id"], task="Write")
     assert provider.requests[-1].body["messages"][0]["content"] == "The second text."
 
 
-async def test_a_template_that_is_used_stays(acme: Tenant) -> None:
+async def test_a_template_that_is_used_stays(acme: TenantClient) -> None:
     one = await made(acme, "Text.")
-    users = [await agent(acme, "smollm2", template=one["id"]) for _ in range(6)]
+    users = [await create_model_agent(acme, "smollm2", template=one["id"]) for _ in range(6)]
     refused = await acme.http.delete(f"/templates/{one['id']}")
     assert (refused.status_code, refused.json()["error"]) == (409, "conflict")
     named = [user["name"] for user in users if f"agent {user['name']}" in refused.json()["detail"]]
@@ -162,7 +169,7 @@ async def test_a_template_that_is_used_stays(acme: Tenant) -> None:
     assert (await acme.http.delete(f"/templates/{one['id']}")).status_code == 204
 
 
-async def test_a_task_says_what_its_template_says(acme: Tenant) -> None:
+async def test_a_task_says_what_its_template_says(acme: TenantClient) -> None:
     web = acme.http
     one = await made(acme, "Research {topic} for {reader}.", "research")
     body = {"name": "Bees", "template": "research", "variables": {"topic": "bees", "reader": "{reader}"}}
@@ -204,7 +211,7 @@ async def test_a_task_says_what_its_template_says(acme: Tenant) -> None:
     assert (await web.delete("/templates/song")).status_code == 204
 
 
-async def test_tasks_whose_template_is_no_good(acme: Tenant) -> None:
+async def test_tasks_whose_template_is_no_good(acme: TenantClient) -> None:
     one = await made(acme, "{a}", "one")
     for body, fields in (
         ({"template": "none such"}, ["template"]),
@@ -227,17 +234,19 @@ async def test_tasks_whose_template_is_no_good(acme: Tenant) -> None:
     assert (await acme.http.get("/templates/one")).json()["template"] == "{a}"
 
 
-async def test_a_crew_s_tasks_and_agents_are_told_what_their_templates_say(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
+async def test_a_crew_s_tasks_and_agents_are_told_what_their_templates_say(
+    acme: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name())
     await made(acme, "Write of {topic}. Be {tone}.", "house style")
     voice = await made(acme, "You know all of {topic}.")
-    writer = await agent(acme, name, role="Writer", goal="Write", template=voice["id"])
+    writer = await create_model_agent(acme, name, role="Writer", goal="Write", template=voice["id"])
     variables = {"topic": "{topic}", "tone": "kind"}
     task = {"name": "Write", "template": "house style", "variables": variables, "agent": writer["id"]}
     assert (await acme.http.post("/tasks", json=task)).status_code == 201
     crew = await acme.http.post("/crews", json={"name": "c", "tasks": ["Write"], "agents": [writer["id"]]})
     assert crew.status_code == 201, crew.text
-    provider.say("Done.", to=name)
+    provider.queue_text("Done.", to=name)
     path = f"/crews/{crew.json()['id']}/execute"
     ran = await acme.http.post(path, json={"inputs": {"topic": "bees"}}, headers={"Prefer": "wait=30"})
     assert ran.json()["status"] == "completed", ran.text
@@ -246,7 +255,7 @@ async def test_a_crew_s_tasks_and_agents_are_told_what_their_templates_say(acme:
     assert "Write of bees. Be kind." in asked["content"]
 
 
-async def test_changes_of_a_template_and_of_its_task_end_alike(acme: Tenant) -> None:
+async def test_changes_of_a_template_and_of_its_task_end_alike(acme: TenantClient) -> None:
     """However they meet, the task says what the template says last, and neither waits for the other for ever."""
     one = await made(acme, "0 {a}")
     task = await acme.http.post("/tasks", json={"name": "t", "template": one["id"], "variables": {"a": "0"}})
@@ -262,20 +271,20 @@ async def test_changes_of_a_template_and_of_its_task_end_alike(acme: Tenant) -> 
         assert known == {"t": f"{number} {number}", **{f"t{n}": f"{number} x" for n in range(1, number + 1)}}
 
 
-async def test_whoever_uses_a_template_and_whoever_deletes_it_take_turns(acme: Tenant) -> None:
+async def test_whoever_uses_a_template_and_whoever_deletes_it_take_turns(acme: TenantClient) -> None:
     for _ in range(8):
         one = await made(acme, "Text.")
-        body = {"name": fresh("agent"), "model": "smollm2", "template": one["id"]}
+        body = {"name": generate_name("agent"), "model": "smollm2", "template": one["id"]}
         used, gone = await asyncio.gather(
             acme.http.post("/agents", json=body), acme.http.delete(f"/templates/{one['id']}")
         )
         assert (used.status_code, gone.status_code) in ((201, 409), (422, 204)), (used.text, gone.text)
 
 
-async def test_templates_of_others_are_none(acme: Tenant, rival: Tenant) -> None:
+async def test_templates_of_others_are_none(acme: TenantClient, other_tenant: TenantClient) -> None:
     one = await made(acme, "Text.", "mine")
     for reference in (one["id"], "mine"):
-        refused = await rival.http.post("/agents", json={"name": "x", "model": "smollm2", "template": reference})
+        refused = await other_tenant.http.post("/agents", json={"name": "x", "model": "smollm2", "template": reference})
         assert fields_of(refused) == ["template"]
-    theirs = await made(rival, "Theirs.", "mine")
+    theirs = await made(other_tenant, "Theirs.", "mine")
     assert theirs["id"] != one["id"]

@@ -6,14 +6,21 @@ from typing import Any
 import pytest
 
 from domain import traces
-from tests.support.clients import MANIFEST, Tenant
-from tests.support.fake_provider import Wire, call
-from tests.support.model_fixtures import agent, fresh, model, run, start, until
+from tests.support.clients import DEFAULT_MANIFEST, TenantClient
+from tests.support.fake_provider import FakeProvider, build_call
+from tests.support.model_agents import (
+    create_model,
+    create_model_agent,
+    generate_name,
+    run_execution,
+    start_execution,
+    wait_for_status,
+)
 
 PRICE = {"input": 1000.0, "output": 2000.0}
 
 
-async def trace(acme: Tenant, execution_id: str, query: str = "") -> dict[str, Any]:
+async def trace(acme: TenantClient, execution_id: str, query: str = "") -> dict[str, Any]:
     answer = await acme.http.get(f"/execution-trace/{execution_id}{query}")
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
@@ -69,31 +76,37 @@ def check(whole: dict[str, Any]) -> None:
             assert child["parent_id"] == span["id"]
 
 
-async def costs(acme: Tenant, execution_id: str) -> list[dict[str, Any]]:
+async def costs(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
     return list((await acme.http.get(f"/costs?execution_id={execution_id}")).json()["items"])
 
 
-async def test_history_is_the_executions(acme: Tenant) -> None:
-    agent_id = await acme.deploy("def handle(p): return p\n")
-    made = [(await acme.run(agent_id, {"n": n}))["id"] for n in range(3)]
+async def test_history_is_the_executions(acme: TenantClient) -> None:
+    agent_id = await acme.deploy_agent("def handle(p): return p\n")
+    made = [(await acme.run_agent(agent_id, {"n": n}))["id"] for n in range(3)]
     listed = (await acme.http.get("/execution-history?limit=2&offset=0")).json()
     assert [one["execution_id"] for one in listed["items"]] == made[:0:-1]
     assert (listed["total"], listed["has_more"]) == (3, True)
     assert (await acme.http.get(f"/execution-history/{made[0]}")).json()["result"] == {"n": 0}
 
 
-async def test_an_agent_with_tools_that_delegates(acme: Tenant, provider: Wire) -> None:
-    boss = await model(acme, provider, fresh("boss"), price=PRICE)
-    helper = await model(acme, provider, fresh("helper"), price=PRICE)
-    other = await agent(acme, helper, role="Counter", tools=["filesystem_list"], temperature=0.1)
-    made = await agent(acme, boss, allow_delegation=True, tools=["filesystem_write"], temperature=0.6, max_tokens=99)
+async def test_an_agent_with_tools_that_delegates(acme: TenantClient, provider: FakeProvider) -> None:
+    boss = await create_model(acme, provider, generate_name("boss"), price=PRICE)
+    helper = await create_model(acme, provider, generate_name("helper"), price=PRICE)
+    other = await create_model_agent(acme, helper, role="Counter", tools=["filesystem_list"], temperature=0.1)
+    made = await create_model_agent(
+        acme, boss, allow_delegation=True, tools=["filesystem_write"], temperature=0.6, max_tokens=99
+    )
     wrote = {"path": "a.txt", "content": "secret-words"}
-    provider.say("", to=boss, calls=[call("filesystem_write", wrote, id="w1"), call("no_such_tool", {}, id="n1")])
-    provider.say("", to=boss, calls=[call("delegate", {"agent": other["name"], "task": "Count the secret-files"})])
-    provider.say("", to=helper, calls=[call("filesystem_list", {})])
-    provider.say("One secret-file", to=helper)
-    provider.say("It said: one secret-file", to=boss)
-    ended = await run(acme, made["id"], task="Have the secret-files counted", mode="yolo")
+    provider.queue_text(
+        "", to=boss, calls=[build_call("filesystem_write", wrote, id="w1"), build_call("no_such_tool", {}, id="n1")]
+    )
+    provider.queue_text(
+        "", to=boss, calls=[build_call("delegate", {"agent": other["name"], "task": "Count the secret-files"})]
+    )
+    provider.queue_text("", to=helper, calls=[build_call("filesystem_list", {})])
+    provider.queue_text("One secret-file", to=helper)
+    provider.queue_text("It said: one secret-file", to=boss)
+    ended = await run_execution(acme, made["id"], task="Have the secret-files counted", mode="yolo")
     assert ended["status"] == "completed", ended
 
     whole = await trace(acme, ended["id"])
@@ -166,12 +179,14 @@ async def test_an_agent_with_tools_that_delegates(acme: Tenant, provider: Wire) 
     assert len(calls) == 5
 
 
-async def test_calls_that_failed_and_text_that_postgres_cannot_take_apart(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name)
-    provider.fail(503, to=name)
-    provider.say("a\0b", to=name)
-    ended = await run(acme, made["id"], task="x\0y")
+async def test_calls_that_failed_and_text_that_postgres_cannot_take_apart(
+    acme: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name)
+    provider.queue_failure(503, to=name)
+    provider.queue_text("a\0b", to=name)
+    ended = await run_execution(acme, made["id"], task="x\0y")
     assert ended["status"] == "completed", ended
     (root,) = (await trace(acme, ended["id"], "?content=true"))["spans"]
     failed, answered = root["children"]
@@ -183,21 +198,21 @@ async def test_calls_that_failed_and_text_that_postgres_cannot_take_apart(acme: 
     assert shown(failed)[-1][1] == "x\0y"
 
 
-async def test_the_call_that_ended_a_run_shows_what_it_was_sent(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, instructions="Be brief.")
-    provider.say("", to=name, calls=[call("filesystem_list", {}, id="l1")])
+async def test_the_call_that_ended_a_run_shows_what_it_was_sent(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, instructions="Be brief.")
+    provider.queue_text("", to=name, calls=[build_call("filesystem_list", {}, id="l1")])
     for _ in range(4):
-        provider.fail(400, to=name)
-    ended = await run(acme, made["id"], task="Look around")
+        provider.queue_failure(400, to=name)
+    ended = await run_execution(acme, made["id"], task="Look around")
     assert ended["status"] == "failed", ended
     calls = [one for one in spans(await trace(acme, ended["id"], "?content=true")) if one["kind"] == "model_call"]
     assert [one[0] for one in shown(calls[-1])] == ["system", "user", "assistant", "tool"]
     assert shown(calls[-1]) == sent(provider.requests[-1].body)
 
 
-async def test_uploaded_code_that_calls_models(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, "echo", price=PRICE)
+async def test_uploaded_code_that_calls_models(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, "echo", price=PRICE)
     source = """
 import json, os, urllib.request
 
@@ -210,8 +225,8 @@ def ask(text):
 def handle(payload):
     return [ask("one two"), ask("three")]
 """
-    agent_id = await acme.deploy(source, manifest=f"{MANIFEST}models: [{name}]\n")
-    ended = await acme.run(agent_id, {"a": 1})
+    agent_id = await acme.deploy_agent(source, manifest=f"{DEFAULT_MANIFEST}models: [{name}]\n")
+    ended = await acme.run_agent(agent_id, {"a": 1})
     assert ended["result"] == ["one two", "three"], ended
     whole = await trace(acme, ended["id"])
     check(whole)
@@ -226,7 +241,7 @@ def handle(payload):
     assert [one["attributes"]["gen_ai.usage.output_tokens"] for one in root["children"]][-2:] == [2, 1]
 
 
-async def test_a_tool_by_itself_and_code_that_fails(acme: Tenant) -> None:
+async def test_a_tool_by_itself_and_code_that_fails(acme: TenantClient) -> None:
     called = await acme.http.post("/tools/filesystem_write/execute", json={"args": {"path": "a", "content": "b"}})
     whole = await trace(acme, called.json()["execution_id"], "?content=true")
     (root,) = whole["spans"]
@@ -234,7 +249,7 @@ async def test_a_tool_by_itself_and_code_that_fails(acme: Tenant) -> None:
     assert root["attributes"]["gen_ai.operation.name"] == "execute_tool"
     assert '"path":"a"' in root["attributes"]["gen_ai.tool.call.arguments"]
 
-    failed = await acme.run(await acme.deploy("def handle(p): raise ValueError('no such luck')\n"))
+    failed = await acme.run_agent(await acme.deploy_agent("def handle(p): raise ValueError('no such luck')\n"))
     whole = await trace(acme, failed["id"])
     (root,) = whole["spans"]
     assert (whole["status"], root["status"]) == ("failed", "error")
@@ -244,13 +259,13 @@ async def test_a_tool_by_itself_and_code_that_fails(acme: Tenant) -> None:
     )
 
 
-async def test_a_run_that_waits_is_decided_on_and_cancelled(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_write"])
-    calls = [call("filesystem_write", {"path": "a", "content": "1"}, id=f"c{n}") for n in (1, 2)]
-    provider.say("", to=name, calls=calls)
-    execution_id = await start(acme, made["id"], task="Write")
-    await until(acme, execution_id, "waiting")
+async def test_a_run_that_waits_is_decided_on_and_cancelled(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_write"])
+    calls = [build_call("filesystem_write", {"path": "a", "content": "1"}, id=f"c{n}") for n in (1, 2)]
+    provider.queue_text("", to=name, calls=calls)
+    execution_id = await start_execution(acme, made["id"], task="Write")
+    await wait_for_status(acme, execution_id, "waiting")
     whole = await trace(acme, execution_id)
     (root,) = whole["spans"]
     assert (whole["status"], root["status"], root["ended_at"], root["duration_ms"]) == (
@@ -277,23 +292,25 @@ async def test_a_run_that_waits_is_decided_on_and_cancelled(acme: Tenant, provid
     assert [one["status"] for one in (root, *root["children"])] == ["cancelled", "ok", "cancelled", "cancelled"]
 
 
-async def test_it_is_read_by_who_may_read_executions_of_its_tenant(acme: Tenant, rival: Tenant, home: Tenant) -> None:
-    ended = await home.run("hello", {"name": "you"})
+async def test_it_is_read_by_who_may_read_executions_of_its_tenant(
+    acme: TenantClient, other_tenant: TenantClient, shared_tenant: TenantClient
+) -> None:
+    ended = await shared_tenant.run_agent("hello", {"name": "you"})
     path = f"/execution-trace/{ended['id']}"
-    assert (await home.http.get(path)).status_code == 200
-    assert (await rival.http.get(path)).status_code == 404
-    async with home.with_key(await home.key(scopes=["read:agents"])) as blind:
+    assert (await shared_tenant.http.get(path)).status_code == 200
+    assert (await other_tenant.http.get(path)).status_code == 404
+    async with shared_tenant.open_client(await shared_tenant.create_key(scopes=["read:agents"])) as blind:
         assert (await blind.get(path)).status_code == 403
-    async with home.with_key(await home.key(scopes=["read:executions"])) as reader:
+    async with shared_tenant.open_client(await shared_tenant.create_key(scopes=["read:executions"])) as reader:
         assert (await reader.get(path)).status_code == 200
     for nothing in ("exec_01k00000000000000000000000", "nothing"):
-        assert (await home.http.get(f"/execution-trace/{nothing}")).status_code == 404
+        assert (await shared_tenant.http.get(f"/execution-trace/{nothing}")).status_code == 404
 
 
-async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, provider: Wire) -> None:
+async def test_it_is_one_statement_however_much_there_is(resources, acme: TenantClient, provider: FakeProvider) -> None:
     """So it is of one moment, too."""
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_list"])
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_list"])
     asked: list[str] = []
 
     def note(record: Any) -> None:
@@ -302,11 +319,13 @@ async def test_it_is_one_statement_however_much_there_is(parts, acme: Tenant, pr
     counts = []
     for steps in (1, 6):
         for _ in range(steps - 1):
-            provider.say("", to=name, calls=[call("filesystem_list", {}), call("filesystem_list", {})])
-        provider.say("done", to=name)
-        ended = await run(acme, made["id"], task="Go", mode="yolo")
+            provider.queue_text(
+                "", to=name, calls=[build_call("filesystem_list", {}), build_call("filesystem_list", {})]
+            )
+        provider.queue_text("done", to=name)
+        ended = await run_execution(acme, made["id"], task="Go", mode="yolo")
         assert ended["status"] == "completed", ended
-        async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+        async with resources.store.tenant_transaction(acme.tenant_id) as tx:
             raw = tx._raw
             raw.add_query_logger(note)
             try:
@@ -324,8 +343,8 @@ def _plain(span: traces.Span) -> dict[str, Any]:
     return {"id": span.id, "children": [_plain(child) for child in span.children]}
 
 
-async def test_a_crew(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
+async def test_a_crew(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
     agents = (
         f"lead: {{role: Lead, goal: Lead, llm: {name}, temperature: 0.3}}\n"
         f"writer: {{role: Writer, goal: Write, llm: {name}}}\n"
@@ -338,9 +357,9 @@ async def test_a_crew(acme: Tenant, provider: Wire) -> None:
     made = await acme.http.post("/crews", json=body)
     assert made.status_code == 201, made.text
     for words in ("Fact one, ä.", "The report."):
-        provider.say(words, to=name)
+        provider.queue_text(words, to=name)
     started = (await acme.http.post("/crews/team/execute", json={})).json()
-    ended = await acme.ended(started["id"])
+    ended = await acme.wait_for_end(started["id"])
     assert ended["status"] == "completed", ended
     whole = await trace(acme, ended["id"])
     check(whole)
@@ -371,12 +390,12 @@ async def test_a_crew(acme: Tenant, provider: Wire) -> None:
     assert shape(part["spans"][0]) == shape(research["children"][0])
 
 
-async def test_a_workflow(acme: Tenant, provider: Wire) -> None:
+async def test_a_workflow(acme: TenantClient, provider: FakeProvider) -> None:
     """Items, a step that is tried again, one that is left out, an approval, a tool, and a workflow in it."""
-    name = await model(acme, provider, fresh(), price=PRICE)
-    reviewer = await agent(acme, name)
-    code = await acme.deploy("def handle(p): return p\n")
-    inner = {"name": fresh("inner"), "steps": [{"id": "list", "tool": "filesystem_list"}]}
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    reviewer = await create_model_agent(acme, name)
+    code = await acme.deploy_agent("def handle(p): return p\n")
+    inner = {"name": generate_name("inner"), "steps": [{"id": "list", "tool": "filesystem_list"}]}
     assert (await acme.http.post("/workflows", json=inner)).status_code == 201
     steps = [
         {"id": "each", "agent": code, "map": "inputs.files", "inputs": {"file": "{{ item }}"}},
@@ -391,20 +410,20 @@ async def test_a_workflow(acme: Tenant, provider: Wire) -> None:
         {"id": "sub", "workflow": inner["name"], "depends_on": ["review"]},
         {"id": "ask", "agent": code, "requires_approval": True, "depends_on": ["sub"]},
     ]
-    made = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": steps})
+    made = await acme.http.post("/workflows", json={"name": generate_name("flow"), "steps": steps})
     assert made.status_code == 201, made.text
-    provider.fail(400, to=name)
-    provider.say("Fine", to=name)
+    provider.queue_failure(400, to=name)
+    provider.queue_text("Fine", to=name)
     started = await acme.http.post(
         f"/workflows/{made.json()['id']}/execute", json={"inputs": {"files": ["a", "b"]}, "mode": "yolo"}
     )
     execution_id = started.json()["id"]
-    await until(acme, execution_id, "waiting")
+    await wait_for_status(acme, execution_id, "waiting")
     (root,) = (await trace(acme, execution_id))["spans"]
     (waiting,) = [one for one in root["children"] if one["status"] == "waiting"]
     assert (root["status"], waiting["name"], waiting["ended_at"]) == ("waiting", "ask", None)
     assert (await acme.http.post(f"/executions/{execution_id}/approve", json={"reason": "Go"})).status_code == 200
-    ended = await acme.ended(execution_id)
+    ended = await acme.wait_for_end(execution_id)
     assert ended["status"] == "completed", ended
     whole = await trace(acme, execution_id)
     check(whole)
@@ -435,19 +454,21 @@ async def test_a_workflow(acme: Tenant, provider: Wire) -> None:
     assert root["cost_usd"] > 0
 
 
-async def test_what_was_completed_before_is_not_run_again_and_says_where_it_was(acme: Tenant) -> None:
-    code = await acme.deploy("def handle(p):\n    if p.get('fail'):\n        raise ValueError('no')\n    return p\n")
+async def test_what_was_completed_before_is_not_run_again_and_says_where_it_was(acme: TenantClient) -> None:
+    code = await acme.deploy_agent(
+        "def handle(p):\n    if p.get('fail'):\n        raise ValueError('no')\n    return p\n"
+    )
     steps = [
         {"id": "a", "agent": code},
         {"id": "b", "agent": code, "inputs": {"fail": True}, "depends_on": ["a"]},
     ]
-    made = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": steps})
+    made = await acme.http.post("/workflows", json={"name": generate_name("flow"), "steps": steps})
     started = await acme.http.post(f"/workflows/{made.json()['id']}/execute", json={})
-    first = await acme.ended(started.json()["id"])
+    first = await acme.wait_for_end(started.json()["id"])
     assert first["status"] == "failed"
     again = await acme.http.post(f"/executions/{first['id']}/retry?from=failed")
     assert again.status_code == 201, again.text
-    second = await acme.ended(again.json()["id"])
+    second = await acme.wait_for_end(again.json()["id"])
     before, after = [(await trace(acme, one["id"]))["spans"][0] for one in (first, second)]
     assert after["status"] == "error"
     a, b = sorted(after["children"], key=lambda one: one["name"])
@@ -457,8 +478,11 @@ async def test_what_was_completed_before_is_not_run_again_and_says_where_it_was(
     assert [one["status"] for one in b["children"]] == ["error"]
 
 
-async def test_a_crew_whose_manager_delegates(acme: Tenant, provider: Wire) -> None:
-    lead, name = await model(acme, provider, fresh("lead")), await model(acme, provider, fresh())
+async def test_a_crew_whose_manager_delegates(acme: TenantClient, provider: FakeProvider) -> None:
+    lead, name = (
+        await create_model(acme, provider, generate_name("lead")),
+        await create_model(acme, provider, generate_name()),
+    )
     body = {
         "name": "led",
         "agents_yaml": f"writer: {{role: Writer, goal: Write, llm: {name}}}\n",
@@ -468,10 +492,10 @@ async def test_a_crew_whose_manager_delegates(acme: Tenant, provider: Wire) -> N
     }
     made = await acme.http.post("/crews", json=body)
     assert made.status_code == 201, made.text
-    provider.say("", to=lead, calls=[call("delegate", {"agent": "writer", "task": "Write the report"})])
-    provider.say("The report.", to=name)
-    provider.say("Here it is.", to=lead)
-    ended = await acme.ended((await acme.http.post("/crews/led/execute", json={})).json()["id"])
+    provider.queue_text("", to=lead, calls=[build_call("delegate", {"agent": "writer", "task": "Write the report"})])
+    provider.queue_text("The report.", to=name)
+    provider.queue_text("Here it is.", to=lead)
+    ended = await acme.wait_for_end((await acme.http.post("/crews/led/execute", json={})).json()["id"])
     assert ended["status"] == "completed", ended
     whole = await trace(acme, ended["id"])
     check(whole)

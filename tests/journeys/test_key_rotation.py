@@ -19,7 +19,7 @@ from domain.shared.secrets import Secret
 from infra.wiring import Resources, open_resources
 from scripts.key_rotation import KEY_BATCH_SIZE, reseal_keys
 from scripts.system import System
-from tests.support.isolated_database import Apart, apart
+from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD, NEW, LOST = "old-" + "o" * 40, "new-" + "n" * 40, "lost" + "l" * 40
@@ -28,7 +28,7 @@ OLD, NEW, LOST = "old-" + "o" * 40, "new-" + "n" * 40, "lost" + "l" * 40
 class World:
     """A database of its own, and processes that know different keys."""
 
-    def __init__(self, system: System, beside: Apart, stack: AsyncExitStack) -> None:
+    def __init__(self, system: System, beside: IsolatedDatabase, stack: AsyncExitStack) -> None:
         self._system, self._beside, self._stack = system, beside, stack
 
     async def process(self, *keys: str) -> Resources:
@@ -37,7 +37,7 @@ class World:
         return await self._stack.enter_async_context(open_resources(settings, "tests"))
 
     async def tenant(self) -> Caller:
-        return await self._beside.tenant()
+        return await self._beside.add_tenant()
 
     async def rotate(self, *keys: str) -> tuple[int, str, str]:
         """The command itself: its status and what it wrote."""
@@ -55,19 +55,19 @@ class World:
 
 @pytest.fixture
 async def world(system: System):
-    async with apart(system) as beside, AsyncExitStack() as stack:
+    async with open_isolated_database(system) as beside, AsyncExitStack() as stack:
         yield World(system, beside, stack)
 
 
-async def _keep(parts: Resources, caller: Caller, name: str, key: str) -> str:
-    async with parts.store.transaction(caller) as tx:
+async def _keep(resources: Resources, caller: Caller, name: str, key: str) -> str:
+    async with resources.store.transaction(caller) as tx:
         data = NewProviderKey(name=name, service="openai", key=key)
-        return (await provider_keys.create_provider_key(tx, caller, data, parts.keyring.seal)).id
+        return (await provider_keys.create_provider_key(tx, caller, data, resources.keyring.seal)).id
 
 
-async def _opened(parts: Resources, caller: Caller, slug: str) -> str:
-    async with parts.store.transaction(caller) as tx:
-        return parts.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
+async def _opened(resources: Resources, caller: Caller, slug: str) -> str:
+    async with resources.store.transaction(caller) as tx:
+        return resources.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
 
 
 async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World) -> None:

@@ -20,7 +20,7 @@ from domain.shared.errors import DomainError
 from infra.compression import decompress_stream
 from infra.wiring import Resources
 from scripts.system import System
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 ARTIFACT: dict[str, Any] = json.loads((Path(__file__).parent / "kurral_artifact.json").read_bytes())
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?")
@@ -54,7 +54,7 @@ async def soon(look: Callable[[], Awaitable[Any]]) -> Any:
     raise AssertionError("it never came true")
 
 
-async def upload(owner: Tenant, body: Any) -> dict[str, Any]:
+async def upload(owner: TenantClient, body: Any) -> dict[str, Any]:
     answer = await owner.http.post("/artifacts/upload", json=body)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
@@ -67,27 +67,27 @@ async def ids_of(owner: httpx.AsyncClient, query: str) -> list[str]:
     return [one["kurral_id"] for one in answer.json()["items"]]
 
 
-async def key_in_storage(parts: Resources, owner: Tenant, kurral_id: str) -> str:
+async def key_in_storage(resources: Resources, owner: TenantClient, kurral_id: str) -> str:
     """Where the body lies in object storage, once it has left Postgres."""
 
     async def look() -> str | None:
-        async with parts.store.tenant_transaction(owner.tenant_id) as tx:
+        async with resources.store.tenant_transaction(owner.tenant_id) as tx:
             found = await service.get_artifact_body(tx, kurral_id)
         return found.key if found.packed_body is None else None
 
     return str(await soon(look))
 
 
-async def object_at(parts: Resources, key: str) -> bytes | None:
+async def object_at(resources: Resources, key: str) -> bytes | None:
     try:
-        return b"".join([chunk async for chunk in decompress_stream(await parts.blobs.read_object(key))])
+        return b"".join([chunk async for chunk in decompress_stream(await resources.blobs.read_object(key))])
     except DomainError as error:
         assert error.code == "not_found"
         return None
 
 
-async def test_the_whole_document(acme: Tenant) -> None:
-    key = await acme.key(name="Production Key", scopes=["read:artifacts", "write:artifacts"])
+async def test_the_whole_document(acme: TenantClient) -> None:
+    key = await acme.create_key(name="Production Key", scopes=["read:artifacts", "write:artifacts"])
     sent = [
         artifact(environment="production", semantic_buckets=["payment_processing", "refunds"]),
         artifact(environment="production", semantic_buckets=["support"], deterministic=False, replay_level="B",
@@ -95,7 +95,7 @@ async def test_the_whole_document(acme: Tenant) -> None:
                  error={"type": "Boom", "message": "it broke", "stack": "at line 1"}),
         artifact(environment="staging", semantic_buckets=["payment_processing"], deterministic=False),
     ]  # fmt: skip
-    async with acme.with_key(key) as cli:
+    async with acme.open_client(key) as cli:
         for one in sent:
             answer = await cli.post("/artifacts/upload", content=json.dumps(one))
             assert answer.status_code == 201
@@ -129,7 +129,7 @@ async def test_the_whole_document(acme: Tenant) -> None:
         refused = await cli.get("/stats")
         assert (refused.status_code, refused.json()["error"]) == (403, "missing_scope")
 
-    async with acme.with_key(await acme.key(scopes=["read:stats"])) as cli:
+    async with acme.open_client(await acme.create_key(scopes=["read:stats"])) as cli:
         stats = (await cli.get("/stats")).json()
         assert (stats["total_artifacts"], stats["total_tokens"]) == (3, 450)
         assert stats["total_size_gb"] == pytest.approx(sum(sizes) / 1e9)
@@ -157,7 +157,7 @@ async def test_the_whole_document(acme: Tenant) -> None:
         assert (len(hours), sum(one["count"] for one in hours)) == (7 * 24, 1)
         assert (await cli.delete(f"/artifacts/{first}")).status_code == 403
 
-    async with acme.with_key(key) as cli:
+    async with acme.open_client(key) as cli:
         assert (await cli.delete(f"/artifacts/{first}")).status_code == 204
         for method in ("GET", "DELETE"):
             assert (await cli.request(method, f"/artifacts/{first}")).status_code == 404
@@ -207,8 +207,8 @@ async def kurral(api_url: str, key: str) -> Any:
 
 # The document's `api_url` ends in the prefix that the client puts before every path; its default does not.
 @pytest.mark.parametrize("prefix", ["/api/v1", ""])
-async def test_kurral_s_own_client(system: System, acme: Tenant, rival: Tenant, prefix: str) -> None:
-    key = await acme.key(scopes=["read:artifacts", "write:artifacts"])
+async def test_kurral_s_own_client(system: System, acme: TenantClient, other_tenant: TenantClient, prefix: str) -> None:
+    key = await acme.create_key(scopes=["read:artifacts", "write:artifacts"])
     body, other = artifact(tenant_id="default"), artifact(tenant_id="elsewhere", environment="production")
     kurral_id = body["kurral_id"]
     async with kurral(f"{system.url}{prefix}", key) as client:
@@ -232,7 +232,7 @@ async def test_kurral_s_own_client(system: System, acme: Tenant, rival: Tenant, 
         assert await client.list_artifacts(start_date=now + timedelta(hours=1)) == []
         assert await client.list_artifacts(end_date=now - timedelta(hours=1)) == []
 
-        async with kurral(f"{system.url}{prefix}", await rival.key()) as stranger:
+        async with kurral(f"{system.url}{prefix}", await other_tenant.create_key()) as stranger:
             assert await stranger.list_artifacts(tenant_id="default") == []
             await stranger.delete(kurral_id, "default")
         await client.delete(kurral_id, "elsewhere")
@@ -253,7 +253,7 @@ async def test_kurral_s_client_finds_us_healthy(system: System, prefix: str) -> 
         assert await client.health_check()
 
 
-async def test_tool_calls_are_a_tree_by_their_parents(acme: Tenant) -> None:
+async def test_tool_calls_are_a_tree_by_their_parents(acme: TenantClient) -> None:
     calls = [
         {"id": "leaf", "parent_id": "branch", "tool_name": "t3"},
         {"id": "root", "tool_name": "t1", "start_time": "2026-01-01T00:00:00Z", "end_time": "2026-01-01T00:00:01Z"},
@@ -274,7 +274,7 @@ async def test_tool_calls_are_a_tree_by_their_parents(acme: Tenant) -> None:
     assert (await acme.http.get("/artifacts/none/tool-calls")).status_code == 404
 
 
-async def test_errors_can_be_found_by_what_they_say(acme: Tenant) -> None:
+async def test_errors_can_be_found_by_what_they_say(acme: TenantClient) -> None:
     stack = 'File "ledger.py", line 3, in settle\nKeyError: balance'
     failed = await upload(acme, {"error": {"type": "PaymentDeclined", "message": "card was declined", "stack": stack}})
     in_call = await upload(
@@ -302,7 +302,7 @@ async def test_errors_can_be_found_by_what_they_say(acme: Tenant) -> None:
     assert (await acme.http.get("/stats?search=declined")).json()["total_artifacts"] == 1
 
 
-async def test_determinism_and_level_are_computed_when_left_out(acme: Tenant) -> None:
+async def test_determinism_and_level_are_computed_when_left_out(acme: TenantClient) -> None:
     left_out = {"determinism_report": ..., "replay_level": ..., "deterministic": ...}
     best = await upload(acme, artifact(**left_out))
     middle = await upload(acme, artifact(**left_out, llm_config={**ARTIFACT["llm_config"], "parameters": TEMPERED}))
@@ -320,14 +320,16 @@ async def test_determinism_and_level_are_computed_when_left_out(acme: Tenant) ->
     assert await ids_of(acme.http, "replay_level=B") == [middle["kurral_id"]]
 
 
-async def test_a_body_is_readable_from_the_first_instant_until_it_is_deleted(parts: Resources, acme: Tenant) -> None:
+async def test_a_body_is_readable_from_the_first_instant_until_it_is_deleted(
+    resources: Resources, acme: TenantClient
+) -> None:
     kept, sent = await upload(acme, artifact()), artifact()
     made = await upload(acme, sent)
     at_once = await acme.http.get(f"/artifacts/{sent['kurral_id']}")
     assert at_once.status_code == 200
-    key = await key_in_storage(parts, acme, sent["kurral_id"])
+    key = await key_in_storage(resources, acme, sent["kurral_id"])
     assert key.split("/")[-4:-3] + key.split("/")[-1:] == [acme.tenant_id, made["id"]]
-    assert await object_at(parts, key) == at_once.content
+    assert await object_at(resources, key) == at_once.content
     later = await acme.http.get(f"/artifacts/{made['id']}")
     assert (later.status_code, later.content) == (200, at_once.content)
 
@@ -338,7 +340,7 @@ async def test_a_body_is_readable_from_the_first_instant_until_it_is_deleted(par
     assert (await acme.http.get("/stats")).json()["total_tokens"] == 150
 
     async def gone() -> bool:
-        return await object_at(parts, key) is None
+        return await object_at(resources, key) is None
 
     await soon(gone)
     # Its id is free again, also for another body.
@@ -348,45 +350,45 @@ async def test_a_body_is_readable_from_the_first_instant_until_it_is_deleted(par
 
 
 @pytest.mark.parametrize("kurral_id", ["a b", "ä✓", "a%2Fb", "a?b#c", "a/b", "export", "upload"])
-async def test_an_id_that_is_taken_can_be_asked_for(acme: Tenant, kurral_id: str) -> None:
+async def test_an_id_that_is_taken_can_be_asked_for(acme: TenantClient, kurral_id: str) -> None:
     if (await acme.http.post("/artifacts/upload", json={"kurral_id": kurral_id})).status_code == 201:
         path = f"/artifacts/{quote(kurral_id, safe='')}"
         for one in (path, f"{path}/metadata"):
             assert f'"kurral_id":"{kurral_id}"' in (await acme.http.get(one)).text, one
 
 
-async def test_the_deepest_payload_is_in_its_artifact(home: Tenant) -> None:
+async def test_the_deepest_payload_is_in_its_artifact(shared_tenant: TenantClient) -> None:
     deep: Any = {}
     for _ in range(127):
         deep = {"a": deep}
-    run = await home.run(await home.deploy("def handle(p): return p\n"), {"b": deep})
+    run = await shared_tenant.run_agent(await shared_tenant.deploy_agent("def handle(p): return p\n"), {"b": deep})
     assert run["output_data"] == {"b": deep}
 
     async def look() -> bool:
-        return (await home.http.get(f"/artifacts/{run['id']}")).status_code == 200
+        return (await shared_tenant.http.get(f"/artifacts/{run['id']}")).status_code == 200
 
     await soon(look)
 
 
-async def test_every_execution_writes_its_own_artifact(home: Tenant) -> None:
-    fails = await home.deploy("def handle(p):\n    raise ValueError('no such order: ' + p['order'])\n")
-    sleeps = await home.deploy("import time\ndef handle(p): time.sleep(60)\n")
-    completed = await home.run("hello", {"name": "Ada"})
-    failed = await home.run(fails, {"order": "zebra"})
-    cancelled = await home.start(sleeps)
-    assert (await home.http.post(f"/executions/{cancelled['id']}/cancel")).status_code == 200
+async def test_every_execution_writes_its_own_artifact(shared_tenant: TenantClient) -> None:
+    fails = await shared_tenant.deploy_agent("def handle(p):\n    raise ValueError('no such order: ' + p['order'])\n")
+    sleeps = await shared_tenant.deploy_agent("import time\ndef handle(p): time.sleep(60)\n")
+    completed = await shared_tenant.run_agent("hello", {"name": "Ada"})
+    failed = await shared_tenant.run_agent(fails, {"order": "zebra"})
+    cancelled = await shared_tenant.start_execution(sleeps)
+    assert (await shared_tenant.http.post(f"/executions/{cancelled['id']}/cancel")).status_code == 200
     found = {}
     for run, status in ((completed, "ok"), (failed, "error"), (cancelled, None)):
 
         async def look(path: str = f"/artifacts/{run['id']}") -> Any:
-            answer = await home.http.get(path)
+            answer = await shared_tenant.http.get(path)
             return answer.json() if answer.status_code == 200 else None
 
         body = found[run["id"]] = await soon(look)
-        (metadata,) = (await home.http.get(f"/artifacts?execution_id={run['id']}")).json()["items"]
+        (metadata,) = (await shared_tenant.http.get(f"/artifacts?execution_id={run['id']}")).json()["items"]
         assert metadata["kurral_id"] == metadata["execution_id"] == run["id"]
         assert status is None or metadata["status"] == status
-        assert (await home.http.get(f"/stats?execution_id={run['id']}")).json()["total_artifacts"] == 1
+        assert (await shared_tenant.http.get(f"/stats?execution_id={run['id']}")).json()["total_artifacts"] == 1
         assert body["inputs"] == run["input_data"]
         assert body["metadata"]["agent_id"] == run["agent_id"]
     assert found[completed["id"]]["outputs"] == completed["output_data"]
@@ -395,8 +397,8 @@ async def test_every_execution_writes_its_own_artifact(home: Tenant) -> None:
     assert (error["type"], error["message"]) == (failed["error_type"], failed["error_message"])
     assert "line 2, in handle" in error["stack"]
     assert "no such order: zebra" in error["stack"]
-    assert failed["id"] in await ids_of(home.http, "search=zebra")
+    assert failed["id"] in await ids_of(shared_tenant.http, "search=zebra")
     assert found[cancelled["id"]]["metadata"]["status"] == "cancelled"
     # Nobody else may write in an execution's name.
-    refused = await home.http.post("/artifacts/upload", json={"kurral_id": cancelled["id"]})
+    refused = await shared_tenant.http.post("/artifacts/upload", json={"kurral_id": cancelled["id"]})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "kurral_id")

@@ -13,8 +13,8 @@ import httpx
 from domain.shared.secrets import Secret
 from infra.embedded.child_process import find_free_ports
 from infra.llm.local_model import LocalModelClient
-from tests.support.clients import Tenant
-from tests.support.model_fixtures import agent, events, run, said
+from tests.support.clients import TenantClient
+from tests.support.model_agents import create_model_agent, join_tokens, run_execution, stream_events
 
 ROOT = Path(__file__).resolve().parents[2]
 # `paddock up`, and a worker that holds the model as long as this runs.
@@ -58,14 +58,16 @@ async def _line(process: asyncio.subprocess.Process) -> str:
         return (await process.stdout.readline()).decode().rstrip()
 
 
-async def test_an_agent_answers_without_anything_configured(system, acme: Tenant) -> None:
-    made = await agent(acme, "smollm2", instructions="Answer in one sentence.", max_tokens=30, temperature=0)
-    ended = await run(acme, made["id"], task="What is the capital of France?")
+async def test_an_agent_answers_without_anything_configured(system, acme: TenantClient) -> None:
+    made = await create_model_agent(
+        acme, "smollm2", instructions="Answer in one sentence.", max_tokens=30, temperature=0
+    )
+    ended = await run_execution(acme, made["id"], task="What is the capital of France?")
     assert ended["status"] == "completed", ended
     assert ended["result"]["content"].strip()
     assert ended["total_cost"] == 0
-    told = await events(acme, ended["id"])
-    assert said(told) == ended["result"]["content"]
+    told = await stream_events(acme, ended["id"])
+    assert join_tokens(told) == ended["result"]["content"]
     (cost,) = [one for one in told if one["type"] == "cost"]
     assert cost["prompt_tokens"] > 10
     assert cost["completion_tokens"] > 0

@@ -10,24 +10,33 @@ import pytest
 from websockets.asyncio.client import connect
 
 from scripts.system import System
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Asked, Wire, call
-from tests.support.model_fixtures import agent, events, fresh, model, run, said, start, until
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider, ProviderRequest, build_call
+from tests.support.model_agents import (
+    create_model,
+    create_model_agent,
+    generate_name,
+    join_tokens,
+    run_execution,
+    start_execution,
+    stream_events,
+    wait_for_status,
+)
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 
 
-async def test_what_passes_is_tried_again_and_counts_once(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
-    made = await agent(acme, name)
-    provider.fail(429, retry_after=0, to=name)
-    provider.fail(500, to=name)
-    provider.cut(2, to=name)
-    provider.say("All is well", to=name)
-    ended = await run(acme, made["id"], task="Go")
+async def test_what_passes_is_tried_again_and_counts_once(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    made = await create_model_agent(acme, name)
+    provider.queue_failure(429, retry_after=0, to=name)
+    provider.queue_failure(500, to=name)
+    provider.queue_cut(2, to=name)
+    provider.queue_text("All is well", to=name)
+    ended = await run_execution(acme, made["id"], task="Go")
     assert ended["status"] == "completed", ended
     assert ended["result"] == {"content": "All is well"}
-    told = await events(acme, ended["id"])
+    told = await stream_events(acme, ended["id"])
     calls = [(one["status"], one["error_type"]) for one in told if one["type"] == "model_call"]
     assert calls == [("error", "rate_limited"), ("error", "unavailable"), ("error", "cut_off"), ("ok", None)]
     # What came of the cut answer is billed, estimated; what the log says of it is taken back by name.
@@ -38,55 +47,60 @@ async def test_what_passes_is_tried_again_and_counts_once(acme: Tenant, provider
     assert [one["discards"] for one in warned] == ["1", "1", "1"]
 
 
-async def test_malformed_answers_and_hopeless_errors(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name)
-    provider.malformed(to=name)
-    provider.say("Fine", to=name)
-    assert (await run(acme, made["id"], task="Go"))["result"] == {"content": "Fine"}
-    provider.fail(400, to=name)
-    refused = await run(acme, made["id"], task="Go")
+async def test_malformed_answers_and_hopeless_errors(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name)
+    provider.queue_malformed(to=name)
+    provider.queue_text("Fine", to=name)
+    assert (await run_execution(acme, made["id"], task="Go"))["result"] == {"content": "Fine"}
+    provider.queue_failure(400, to=name)
+    refused = await run_execution(acme, made["id"], task="Go")
     assert (refused["status"], refused["error_type"]) == ("failed", "refused")
     assert sum(one.model == name for one in provider.requests) == 3, "what is refused is not tried again"
 
 
-async def test_the_fallback_answers_when_the_model_does_not(acme: Tenant, provider: Wire) -> None:
-    broken, spare = await model(acme, provider, fresh("broken")), await model(acme, provider, fresh("spare"))
-    made = await agent(acme, broken, fallback_model=spare)
-    provider.fail(401, to=broken)
-    provider.say("I can", to=spare)
-    ended = await run(acme, made["id"], task="Go")
+async def test_the_fallback_answers_when_the_model_does_not(acme: TenantClient, provider: FakeProvider) -> None:
+    broken, spare = (
+        await create_model(acme, provider, generate_name("broken")),
+        await create_model(acme, provider, generate_name("spare")),
+    )
+    made = await create_model_agent(acme, broken, fallback_model=spare)
+    provider.queue_failure(401, to=broken)
+    provider.queue_text("I can", to=spare)
+    ended = await run_execution(acme, made["id"], task="Go")
     assert ended["result"] == {"content": "I can"}
 
 
-async def test_a_timeout_ends_the_call(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name)
-    provider.hang(to=name)
-    ended = await run(acme, made["id"], task="Go", timeout=1)
+async def test_a_timeout_ends_the_call(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name)
+    provider.queue_hang(to=name)
+    ended = await run_execution(acme, made["id"], task="Go", timeout=1)
     assert (ended["status"], ended["error_type"]) == ("failed", "timeout")
-    assert next(one for one in provider.requests if one.model == name).gone is not None
+    assert next(one for one in provider.requests if one.model == name).hung_up_at is not None
 
 
-async def test_cancelling_stops_the_call_within_a_second_and_bills_what_was_used(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
-    made = await agent(acme, name)
-    provider.slow(400, 0.02, to=name)
-    execution_id = await start(acme, made["id"], task="Count")
+async def test_cancelling_stops_the_call_within_a_second_and_bills_what_was_used(
+    acme: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    made = await create_model_agent(acme, name)
+    provider.queue_slow(400, 0.02, to=name)
+    execution_id = await start_execution(acme, made["id"], task="Count")
     while True:
         logs = await events_so_far(acme, execution_id)
-        if said(logs):
+        if join_tokens(logs):
             break
         await asyncio.sleep(0.05)
     asked = next(one for one in provider.requests if one.model == name)
     cancelled = await acme.http.post(f"/executions/{execution_id}/cancel")
     assert cancelled.json()["status"] == "cancelled"
     begun = time.monotonic()
-    while asked.gone is None and time.monotonic() < begun + 5:
+    while asked.hung_up_at is None and time.monotonic() < begun + 5:
         await asyncio.sleep(0.01)
-    assert asked.gone is not None
-    assert asked.gone - begun < 1.0
-    assert asked.sent < 400
+    assert asked.hung_up_at is not None
+    assert asked.hung_up_at - begun < 1.0
+    assert asked.sent_tokens < 400
     for _ in range(100):
         costs = (await acme.http.get(f"/costs?execution_id={execution_id}")).json()
         if costs["items"]:
@@ -99,7 +113,7 @@ async def test_cancelling_stops_the_call_within_a_second_and_bills_what_was_used
     assert ended["total_cost"] == pytest.approx(cost["cost_usd"])
 
 
-async def events_so_far(acme: Tenant, execution_id: str) -> list[dict]:
+async def events_so_far(acme: TenantClient, execution_id: str) -> list[dict]:
     found: list[dict] = []
     async with acme.http.stream("GET", f"/executions/{execution_id}/events") as answer:
         try:
@@ -119,18 +133,18 @@ def kill_worker(system: System) -> None:
 
 
 async def test_a_killed_worker_goes_on_from_the_last_finished_step(
-    system: System, acme: Tenant, provider: Wire
+    system: System, acme: TenantClient, provider: FakeProvider
 ) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_write"])
-    write = call("filesystem_write", {"path": "log", "content": "once\n", "append": True})
-    provider.say("First I write", to=name, calls=[write])
-    provider.hang(to=name)
-    provider.say("Done", to=name)
-    execution_id = await start(acme, made["id"], task="Go", mode="yolo")
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_write"])
+    write = build_call("filesystem_write", {"path": "log", "content": "once\n", "append": True})
+    provider.queue_text("First I write", to=name, calls=[write])
+    provider.queue_hang(to=name)
+    provider.queue_text("Done", to=name)
+    execution_id = await start_execution(acme, made["id"], task="Go", mode="yolo")
     await asked_times(provider, name, 2)
     kill_worker(system)
-    ended = await until(acme, execution_id, "completed", 40)
+    ended = await wait_for_status(acme, execution_id, "completed", 40)
     assert ended["attempt"] == 2
     asked = [one for one in provider.requests if one.model == name]
     assert len(asked) == 3, "the first answer was asked for once"
@@ -139,7 +153,7 @@ async def test_a_killed_worker_goes_on_from_the_last_finished_step(
     assert ended["result"] == {"content": "Done"}
 
 
-async def asked_times(provider: Wire, name: str, count: int) -> None:
+async def asked_times(provider: FakeProvider, name: str, count: int) -> None:
     for _ in range(400):
         if sum(one.model == name for one in provider.requests) >= count:
             return
@@ -148,52 +162,56 @@ async def asked_times(provider: Wire, name: str, count: int) -> None:
 
 
 async def test_a_tool_call_that_may_have_taken_effect_is_not_made_again(
-    system: System, acme: Tenant, provider: Wire
+    system: System, acme: TenantClient, provider: FakeProvider
 ) -> None:
-    name, hits = await model(acme, provider, fresh()), []
+    name, hits = await create_model(acme, provider, generate_name()), []
     # The tool's server is a provider that never answers: all that matters is how often it is asked.
     tool = {"api_endpoint": provider.url + "/chat/completions", "parameters": {"model": {"type": "string"}}}
-    slow = fresh("hang")
-    provider.hang(to=slow)
+    slow = generate_name("hang")
+    provider.queue_hang(to=slow)
     assert (await acme.http.post("/tools", json={"name": "Pay", "configuration": tool})).status_code == 201
-    made = await agent(acme, name, tools=["pay"])
-    provider.say("", to=name, calls=[call("pay", {"model": slow, "stream": True} if False else {"model": slow})])
-    provider.say("I do not know whether it was paid", to=name)
-    execution_id = await start(acme, made["id"], task="Pay", mode="yolo")
+    made = await create_model_agent(acme, name, tools=["pay"])
+    provider.queue_text(
+        "", to=name, calls=[build_call("pay", {"model": slow, "stream": True} if False else {"model": slow})]
+    )
+    provider.queue_text("I do not know whether it was paid", to=name)
+    execution_id = await start_execution(acme, made["id"], task="Pay", mode="yolo")
     await asked_times(provider, slow, 1)
     kill_worker(system)
-    ended = await until(acme, execution_id, "completed", 40)
+    ended = await wait_for_status(acme, execution_id, "completed", 40)
     assert sum(one.model == slow for one in provider.requests) == 1
-    told: Asked = [one for one in provider.requests if one.model == name][-1]
-    assert "It may have taken effect" in told.said("tool")
+    told: ProviderRequest = [one for one in provider.requests if one.model == name][-1]
+    assert "It may have taken effect" in told.get_last_text("tool")
     assert ended["attempt"] == 2
     assert not hits
 
 
-async def test_a_cost_limit_stops_the_run_before_the_call_that_would_pass_it(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
-    made = await agent(acme, name, tools=["filesystem_list"], max_tokens=100)
+async def test_a_cost_limit_stops_the_run_before_the_call_that_would_pass_it(
+    acme: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    made = await create_model_agent(acme, name, tools=["filesystem_list"], max_tokens=100)
     for _ in range(10):
-        provider.say("", to=name, calls=[call("filesystem_list", {})], prompt=100, completion=100)
-    ended = await run(acme, made["id"], task="Go", cost_limit=1.0)
+        provider.queue_text("", to=name, calls=[build_call("filesystem_list", {})], prompt=100, completion=100)
+    ended = await run_execution(acme, made["id"], task="Go", cost_limit=1.0)
     assert (ended["status"], ended["error_type"]) == ("failed", "budget_exceeded"), ended
     assert 0.1 < ended["total_cost"] <= 1.0
     assert "cost" in ended["error_message"]
-    warned = [one for one in await events(acme, ended["id"]) if one["type"] == "warning"]
+    warned = [one for one in await stream_events(acme, ended["id"]) if one["type"] == "warning"]
     assert len(warned) <= 1
 
 
 async def test_a_broken_connection_resumes_without_a_gap_or_a_double(
-    system: System, acme: Tenant, provider: Wire
+    system: System, acme: TenantClient, provider: FakeProvider
 ) -> None:
-    name = await model(acme, provider, fresh("tokens-200-delay-5"), model="tokens-200-delay-5")
-    made = await agent(acme, name)
+    name = await create_model(acme, provider, generate_name("tokens-200-delay-5"), model="tokens-200-delay-5")
+    made = await create_model_agent(acme, name)
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{made['name']}/stream"
     headers = {"Authorization": acme.http.headers["Authorization"]}
     seen: list[dict] = []
     async with connect(url, additional_headers=headers) as socket:
         await socket.send(json.dumps({"task": "Implement feature X", "mode": "safe"}))
-        while len(said(seen)) < 100:
+        while len(join_tokens(seen)) < 100:
             seen.append(json.loads(await socket.recv()))
         execution_id = (await acme.http.get(f"/executions?agent_id={made['id']}")).json()["items"][0]["id"]
         socket.transport.abort()
@@ -204,22 +222,22 @@ async def test_a_broken_connection_resumes_without_a_gap_or_a_double(
             if seen[-1]["type"] == "complete":
                 break
     assert [one["seq"] for one in seen[:-1]] == list(range(1, len(seen)))
-    assert said(seen).split() == [f"w{number}" for number in range(200)]
-    assert seen[-1]["result"] == {"content": said(seen)}
+    assert join_tokens(seen).split() == [f"w{number}" for number in range(200)]
+    assert seen[-1]["result"] == {"content": join_tokens(seen)}
     assert seen[-1]["cost"] == 0
 
 
 async def test_what_a_lost_attempt_held_does_not_count_against_the_next(
-    system: System, acme: Tenant, provider: Wire
+    system: System, acme: TenantClient, provider: FakeProvider
 ) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
-    made = await agent(acme, name, max_tokens=100)
-    provider.hang(to=name)
-    provider.say("Done", to=name)
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    made = await create_model_agent(acme, name, max_tokens=100)
+    provider.queue_hang(to=name)
+    provider.queue_text("Done", to=name)
     # Room for one call, not for two that are held at the same time.
-    execution_id = await start(acme, made["id"], task="Go", cost_limit=0.15)
+    execution_id = await start_execution(acme, made["id"], task="Go", cost_limit=0.15)
     await asked_times(provider, name, 1)
     kill_worker(system)
-    ended = await until(acme, execution_id, "completed", 40)
+    ended = await wait_for_status(acme, execution_id, "completed", 40)
     assert ended["attempt"] == 2
     assert ended["total_cost"] <= 0.15

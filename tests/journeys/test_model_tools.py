@@ -7,21 +7,21 @@ import pytest
 
 from scripts.system import System
 from tests.contracts.test_mcp_tools import mcp_server
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire, call
-from tests.support.model_fixtures import agent, events, fresh, model, run
-from tests.support.outbound_servers import place, reply
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider, build_call
+from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution, stream_events
+from tests.support.outbound_servers import build_reply, run_server
 
 SECRET = "sk-never-to-be-seen-0123456789"
 
 
 async def test_a_custom_tool_sends_its_secret_and_nobody_else_sees_it(
-    system: System, acme: Tenant, provider: Wire
+    system: System, acme: TenantClient, provider: FakeProvider
 ) -> None:
-    name = await model(acme, provider, fresh())
+    name = await create_model(acme, provider, generate_name())
     key = {"name": "Search Key", "service": "search", "key": SECRET}
     assert (await acme.http.post("/provider-keys", json=key)).status_code == 201
-    async with place(lambda request: reply(json.dumps({"echo": request.headers["x-key"]}).encode())) as here:
+    async with run_server(lambda request: build_reply(json.dumps({"echo": request.headers["x-key"]}).encode())) as here:
         tool = {
             "name": "Custom Search Tool",
             "description": "A tool for searching specific databases",
@@ -34,17 +34,17 @@ async def test_a_custom_tool_sends_its_secret_and_nobody_else_sees_it(
             "enabled": True,
         }
         assert (await acme.http.post("/tools", json=tool)).status_code == 201
-        made = await agent(acme, name, tools=["Custom Search Tool"])
-        provider.say("", to=name, calls=[call("custom_search_tool", {"topic": "a b/c", "most": "three"})])
-        provider.say("", to=name, calls=[call("custom_search_tool", {"topic": "a b/c", "most": 3})])
-        provider.say("Found", to=name)
-        ended = await run(acme, made["id"], task="Search", mode="yolo")
+        made = await create_model_agent(acme, name, tools=["Custom Search Tool"])
+        provider.queue_text("", to=name, calls=[build_call("custom_search_tool", {"topic": "a b/c", "most": "three"})])
+        provider.queue_text("", to=name, calls=[build_call("custom_search_tool", {"topic": "a b/c", "most": 3})])
+        provider.queue_text("Found", to=name)
+        ended = await run_execution(acme, made["id"], task="Search", mode="yolo")
         assert ended["status"] == "completed", ended
         (request,) = here.requests
         assert request.target == "/search/a%20b%2Fc"
         assert json.loads(request.body) == {"most": 3}
         assert request.headers["x-key"] == SECRET
-    results = [one for one in await events(acme, ended["id"]) if one["type"] == "tool_result"]
+    results = [one for one in await stream_events(acme, ended["id"]) if one["type"] == "tool_result"]
     assert "most" in results[0]["error"]
     assert results[1]["result"]["status"] == 200
     seen = json.dumps([results, provider.requests[-1].body, system.lines])  # type: ignore[attr-defined]
@@ -57,19 +57,19 @@ async def test_a_custom_tool_sends_its_secret_and_nobody_else_sees_it(
     assert SECRET not in seen + artifact.text
 
 
-async def test_the_tools_of_an_mcp_server(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
+async def test_the_tools_of_an_mcp_server(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
     async with mcp_server() as (url, _, _):
         tool = {"name": "Things", "tool_type": "mcp", "configuration": {"url": url}}
         assert (await acme.http.post("/tools", json=tool)).status_code == 201
-        made = await agent(acme, name, tools=["things/add"])
-        provider.say("", to=name, calls=[call("things_add", {"a": 2, "b": 40})])
-        provider.say("42", to=name)
-        ended = await run(acme, made["id"], task="Add", mode="yolo")
+        made = await create_model_agent(acme, name, tools=["things/add"])
+        provider.queue_text("", to=name, calls=[build_call("things_add", {"a": 2, "b": 40})])
+        provider.queue_text("42", to=name)
+        ended = await run_execution(acme, made["id"], task="Add", mode="yolo")
         assert ended["result"] == {"content": "42"}, ended
         told = [one for one in provider.requests if one.model == name]
         assert [one["function"]["name"] for one in told[0].body["tools"]] == ["things_add"]
-        assert "42" in told[1].said("tool")
+        assert "42" in told[1].get_last_text("tool")
         alone = await acme.http.post("/tools/things/execute", json={"tool": "add", "args": {"a": 1, "b": 1}})
         assert (alone.status_code, alone.json()["status"]) == (200, "completed"), alone.text
         assert "2" in json.dumps(alone.json()["result"])
@@ -92,21 +92,23 @@ async def test_the_tools_of_an_mcp_server(acme: Tenant, provider: Wire) -> None:
         "file:///etc/passwd",
     ],
 )
-async def test_a_model_cannot_make_the_worker_look_inside(system: System, acme: Tenant, url: str) -> None:
-    async with place() as here:
+async def test_a_model_cannot_make_the_worker_look_inside(system: System, acme: TenantClient, url: str) -> None:
+    async with run_server() as here:
         asked = {"args": {"url": url.format(port=here.port)}}
         answer = await acme.http.post("/tools/http_request/execute", json=asked)
         assert (answer.status_code, answer.json()["error"]) == (422, "tool_failed"), answer.text
-        assert here.connections == 0
+        assert here.connection_count == 0
     if not url.startswith("file"):
         assert any("outbound refused" in line for line in system.lines)  # type: ignore[attr-defined]
 
 
-async def test_search_finds_the_tenants_own_runs(acme: Tenant, rival: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name)
-    provider.fail(400, message="the flux capacitor is broken", to=name)
-    failed = await run(acme, made["id"], task="Go")
+async def test_search_finds_the_tenants_own_runs(
+    acme: TenantClient, other_tenant: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name)
+    provider.queue_failure(400, message="the flux capacitor is broken", to=name)
+    failed = await run_execution(acme, made["id"], task="Go")
     assert failed["status"] == "failed"
     asked = {"args": {"query": "capacitor", "status": "error"}}
     for _ in range(100):
@@ -115,5 +117,5 @@ async def test_search_finds_the_tenants_own_runs(acme: Tenant, rival: Tenant, pr
             break
         await asyncio.sleep(0.1)
     assert [one["kurral_id"] for one in found["result"]["artifacts"]] == [failed["id"]]
-    theirs = (await rival.http.post("/tools/search_artifacts/execute", json=asked)).json()
+    theirs = (await other_tenant.http.post("/tools/search_artifacts/execute", json=asked)).json()
     assert theirs["result"]["total"] == 0

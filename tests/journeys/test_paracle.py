@@ -4,10 +4,10 @@ import json
 
 from websockets.asyncio.client import connect
 
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 
-async def test_agents_as_paracle_shows_them(acme: Tenant) -> None:
+async def test_agents_as_paracle_shows_them(acme: TenantClient) -> None:
     coder = {
         "name": "coder",
         "provider": "openai",
@@ -44,7 +44,7 @@ async def test_agents_as_paracle_shows_them(acme: Tenant) -> None:
     assert (gone.status_code, gone.content) == (204, b"")
 
 
-async def test_an_execution_as_paracle_shows_it_on_the_local_model(acme: Tenant) -> None:
+async def test_an_execution_as_paracle_shows_it_on_the_local_model(acme: TenantClient) -> None:
     agent = {"name": "reviewer", "model": "smollm2", "instructions": "Answer in one short sentence.", "max_tokens": 40}
     assert (await acme.http.post("/agents", json=agent)).status_code == 201
     body = {
@@ -66,7 +66,7 @@ async def test_an_execution_as_paracle_shows_it_on_the_local_model(acme: Tenant)
     assert cost["total_tokens"] == cost["prompt_tokens"] + cost["completion_tokens"] > 0
 
 
-async def test_the_stream_as_paracle_shows_it_on_the_local_model(system, acme: Tenant) -> None:
+async def test_the_stream_as_paracle_shows_it_on_the_local_model(system, acme: TenantClient) -> None:
     agent = {"name": "builder", "model": "smollm2", "max_tokens": 60}
     assert (await acme.http.post("/agents", json=agent)).status_code == 201
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/builder/stream"
@@ -85,7 +85,7 @@ async def test_the_stream_as_paracle_shows_it_on_the_local_model(system, acme: T
     assert [one["seq"] for one in seen[:-1]] == list(range(1, len(seen)))
 
 
-async def test_tools_as_paracle_shows_them(acme: Tenant) -> None:
+async def test_tools_as_paracle_shows_them(acme: TenantClient) -> None:
     listed = (await acme.http.get("/tools", params={"category": "filesystem"})).json()
     read = next(one for one in listed["items"] if one["name"] == "filesystem_read")
     assert read["category"] == "filesystem"

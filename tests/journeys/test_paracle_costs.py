@@ -13,7 +13,7 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources
 from scripts.system import System
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 from tests.workers.test_lifecycle import Silent
 
 DAY = timedelta(days=1)
@@ -45,10 +45,10 @@ async def clocked(system: System):
 
 
 @pytest.fixture
-async def spent(clocked: Any, acme: Tenant) -> dict[str, str]:
+async def spent(clocked: Any, acme: TenantClient) -> dict[str, str]:
     """The calls, and the agents that made them by their names."""
     store, clock = clocked
-    agents = {name: (await acme.agent(name))["id"] for name in ("coder", "reviewer", "tester")}
+    agents = {name: (await acme.create_agent(name))["id"] for name in ("coder", "reviewer", "tester")}
     now = clock[0]
     for name, provider, model, cost, ago in CALLS:
         clock[0] = now - ago
@@ -58,8 +58,8 @@ async def spent(clocked: Any, acme: Tenant) -> dict[str, str]:
     return agents
 
 
-async def test_one_call_of_a_model(parts: Resources, acme: Tenant, home: Tenant) -> None:
-    agent = await acme.agent("coder")
+async def test_one_call_of_a_model(resources: Resources, acme: TenantClient, shared_tenant: TenantClient) -> None:
+    agent = await acme.create_agent("coder")
     execution_id, key_id = ids.generate_id("exec"), ids.generate_id("key")
     spender = CostAttribution(
         execution_id=execution_id,
@@ -68,7 +68,7 @@ async def test_one_call_of_a_model(parts: Resources, acme: Tenant, home: Tenant)
         key_id=key_id,
         user_id=acme.account["id"],
     )
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         settled = await costs.settle_call(tx, None, spender, called("openai", "gpt-4", 0.0045))
     answer = (await acme.http.get("/costs", params={"agent_id": agent["id"], "limit": 10})).json()
     assert answer["total_cost"] == 0.0045
@@ -104,10 +104,10 @@ async def test_one_call_of_a_model(parts: Resources, acme: Tenant, home: Tenant)
         }
         == item
     )
-    assert (await home.http.get(f"/costs?execution_id={execution_id}")).json()["items"] == []
+    assert (await shared_tenant.http.get(f"/costs?execution_id={execution_id}")).json()["items"] == []
 
 
-async def test_the_summary_of_the_seed(acme: Tenant, spent: dict[str, str]) -> None:
+async def test_the_summary_of_the_seed(acme: TenantClient, spent: dict[str, str]) -> None:
     week = (await acme.http.get("/costs/summary?period=week")).json()
     assert {name: week[name] for name in ("period", "total_cost", "by_agent", "by_provider", "by_model")} == {
         "period": "week",
@@ -128,7 +128,7 @@ async def test_the_summary_of_the_seed(acme: Tenant, spent: dict[str, str]) -> N
         assert (answer["period"], answer["total_cost"]) == (None, total)
 
 
-async def test_lists_and_their_totals(acme: Tenant, spent: dict[str, str], clocked: Any) -> None:
+async def test_lists_and_their_totals(acme: TenantClient, spent: dict[str, str], clocked: Any) -> None:
     store, clock = clocked
     clock[0] = datetime.now(UTC)
     execution_id = ids.generate_id("exec")
@@ -180,7 +180,7 @@ async def test_lists_and_their_totals(acme: Tenant, spent: dict[str, str], clock
         ("/costs/summary?until=never", "until"),
     ],
 )
-async def test_what_is_wrong_with_a_question_is_named(acme: Tenant, path: str, field: str) -> None:
+async def test_what_is_wrong_with_a_question_is_named(acme: TenantClient, path: str, field: str) -> None:
     answer = await acme.http.get(path)
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == field

@@ -4,9 +4,9 @@ import asyncio
 from itertools import pairwise
 from typing import Any
 
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, events, fresh, model, until
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, create_model_agent, generate_name, stream_events, wait_for_status
 
 # Echoes what it is given, or fails with what it is told to.
 ECHO = """
@@ -21,41 +21,43 @@ def handle(payload):
 WAIT = {"Prefer": "wait=60"}
 
 
-async def echo(acme: Tenant) -> str:
-    return await acme.deploy(ECHO)
+async def echo(acme: TenantClient) -> str:
+    return await acme.deploy_agent(ECHO)
 
 
-async def flow(acme: Tenant, *steps: dict[str, Any], **more: Any) -> str:
-    answer = await acme.http.post("/workflows", json={"name": fresh("flow"), "steps": list(steps), **more})
+async def flow(acme: TenantClient, *steps: dict[str, Any], **more: Any) -> str:
+    answer = await acme.http.post("/workflows", json={"name": generate_name("flow"), "steps": list(steps), **more})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
-async def start(acme: Tenant, workflow: str, **body: Any) -> dict[str, Any]:
+async def start(acme: TenantClient, workflow: str, **body: Any) -> dict[str, Any]:
     answer = await acme.http.post(f"/workflows/{workflow}/execute", json=body)
     assert answer.status_code == 201, answer.text
     return dict(answer.json())
 
 
-async def run(acme: Tenant, *steps: dict[str, Any], outputs: Any = None, **body: Any) -> dict[str, Any]:
+async def run(acme: TenantClient, *steps: dict[str, Any], outputs: Any = None, **body: Any) -> dict[str, Any]:
     """Keep a workflow of these steps and run it until it has ended."""
     started = await start(acme, await flow(acme, *steps, outputs=outputs), **body)
-    return await acme.ended(started["id"])
+    return await acme.wait_for_end(started["id"])
 
 
-async def children(acme: Tenant, execution_id: str) -> dict[str, dict[str, Any]]:
+async def children(acme: TenantClient, execution_id: str) -> dict[str, dict[str, Any]]:
     items = (await acme.http.get("/executions", params={"parent_id": execution_id, "limit": 1000})).json()["items"]
     return {one["step"]: one for one in items}
 
 
-async def told(acme: Tenant, execution_id: str) -> list[tuple[Any, ...]]:
+async def told(acme: TenantClient, execution_id: str) -> list[tuple[Any, ...]]:
     """What the plan's log says of its steps: step, item and status."""
-    return [(e["step"], e.get("item"), e["status"]) for e in await events(acme, execution_id) if e["type"] == "step"]
+    return [
+        (e["step"], e.get("item"), e["status"]) for e in await stream_events(acme, execution_id) if e["type"] == "step"
+    ]
 
 
-async def test_a_workflow_as_paracle_shows_it(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price={"input": 1000.0, "output": 1000.0})
-    reviewer = await agent(acme, name)
+async def test_a_workflow_as_paracle_shows_it(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price={"input": 1000.0, "output": 1000.0})
+    reviewer = await create_model_agent(acme, name)
     code = await echo(acme)
     file = {"file": "{{ inputs.file }}"}
     steps = [
@@ -75,14 +77,14 @@ async def test_a_workflow_as_paracle_shows_it(acme: Tenant, provider: Wire) -> N
     assert [{field: one[field] for field in ("id", "name", "status", "steps")} for one in listed] == [
         {"id": made.json()["id"], "name": "code-review", "status": "active", "steps": 4}
     ]
-    provider.say("Two bugs.", to=name)
+    provider.queue_text("Two bugs.", to=name)
     body = {"inputs": {"file": "api.py", "priority": "high"}}
     started = await acme.http.post(f"/workflows/{made.json()['id']}/execute", json=body)
     assert started.status_code == 201
     first = started.json()
     assert (first["steps_completed"], first["steps_total"], first["kind"]) == (0, 4, "workflow")
     assert first["status"] in ("pending", "running")
-    await acme.ended(first["execution_id"])
+    await acme.wait_for_end(first["execution_id"])
     ended = (await acme.http.get(f"/workflows/executions/{first['execution_id']}")).json()
     assert (ended["id"], ended["workflow_id"], ended["status"]) == (first["id"], made.json()["id"], "completed")
     assert (ended["steps_completed"], ended["steps_total"]) == (4, 4)
@@ -94,7 +96,7 @@ async def test_a_workflow_as_paracle_shows_it(acme: Tenant, provider: Wire) -> N
         "report": {"was": "Two bugs."},
     }
     assert ended["result"] == {"was": "Two bugs."}, "the last step's"
-    assert provider.requests[-1].said() == "Review api.py."
+    assert provider.requests[-1].get_last_text() == "Review api.py."
     (cost,) = (
         await acme.http.get("/costs", params={"execution_id": (await children(acme, first["id"]))["review"]["id"]})
     ).json()["items"]
@@ -103,7 +105,7 @@ async def test_a_workflow_as_paracle_shows_it(acme: Tenant, provider: Wire) -> N
     assert (await acme.http.get("/executions")).json()["total"] == 1, "steps are not in the list"
 
 
-async def test_a_run_of_any_kind_starts_at_one_door(acme: Tenant) -> None:
+async def test_a_run_of_any_kind_starts_at_one_door(acme: TenantClient) -> None:
     one = await flow(acme, {"id": "a", "tool": "filesystem_list"})
     name = (await acme.http.get(f"/workflows/{one}")).json()["name"]
     answer = await acme.http.post("/executions", json={"workflow_id": name, "run_name": "Nightly"}, headers=WAIT)
@@ -115,7 +117,7 @@ async def test_a_run_of_any_kind_starts_at_one_door(acme: Tenant) -> None:
     assert again.json()["total"] == 2
 
 
-async def test_steps_that_do_not_depend_run_side_by_side(acme: Tenant) -> None:
+async def test_steps_that_do_not_depend_run_side_by_side(acme: TenantClient) -> None:
     code = await echo(acme)
     slow = [{"id": name, "agent": code, "inputs": {"sleep": 1.5}} for name in ("a", "b", "c")]
     ended = await run(acme, *slow, {"id": "d", "agent": code, "depends_on": ["a", "b", "c"]})
@@ -127,7 +129,7 @@ async def test_steps_that_do_not_depend_run_side_by_side(acme: Tenant) -> None:
     assert by_step["d"]["created_at"] >= max(ends)
 
 
-async def test_a_step_is_left_out_when_its_condition_says_so(acme: Tenant) -> None:
+async def test_a_step_is_left_out_when_its_condition_says_so(acme: TenantClient) -> None:
     code = await echo(acme)
     steps = [
         {"id": "first", "agent": code, "inputs": {"n": "{{ inputs.n }}"}},
@@ -153,7 +155,7 @@ async def test_a_step_is_left_out_when_its_condition_says_so(acme: Tenant) -> No
     assert "when" in bad["error_message"]
 
 
-async def test_a_step_for_each_item_of_a_list(acme: Tenant) -> None:
+async def test_a_step_for_each_item_of_a_list(acme: TenantClient) -> None:
     code = await echo(acme)
     steps = [
         {"id": "list", "agent": code, "inputs": {"files": "{{ inputs.files }}"}},
@@ -191,11 +193,11 @@ async def test_a_step_for_each_item_of_a_list(acme: Tenant) -> None:
     assert ("each", 2, "completed") in await told(acme, ended["id"])
     refused = await acme.http.post("/executions", json={"workflow_id": ended["workflow_id"], "inputs": {"files": 3}})
     assert refused.status_code == 201, "only the step before tells what the list is"
-    failed = await acme.ended(refused.json()["id"])
+    failed = await acme.wait_for_end(refused.json()["id"])
     assert (failed["status"], failed["error_type"]) == ("failed", "bad_expression")
 
 
-async def test_so_many_items_at_once_and_no_more(acme: Tenant) -> None:
+async def test_so_many_items_at_once_and_no_more(acme: TenantClient) -> None:
     code = await echo(acme)
     ended = await run(
         acme,
@@ -209,7 +211,7 @@ async def test_so_many_items_at_once_and_no_more(acme: Tenant) -> None:
     assert len(spans) == 3
 
 
-async def test_a_list_that_is_too_long_is_refused_at_the_start(acme: Tenant) -> None:
+async def test_a_list_that_is_too_long_is_refused_at_the_start(acme: TenantClient) -> None:
     one = await flow(acme, {"id": "each", "tool": "filesystem_list", "map": "inputs.n"})
     for given in ({"n": [0] * 200_000}, {"n": 5}, {}):
         answer = await acme.http.post(f"/workflows/{one}/execute", json={"inputs": given})
@@ -217,12 +219,12 @@ async def test_a_list_that_is_too_long_is_refused_at_the_start(acme: Tenant) -> 
         assert [error["field"] for error in answer.json()["errors"]] == ["steps[0].map"]
 
 
-async def test_what_failed_is_tried_again(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    writer = await agent(acme, name)
-    provider.fail(400, to=name)
-    provider.fail(400, to=name)
-    provider.say("At last.", to=name)
+async def test_what_failed_is_tried_again(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    writer = await create_model_agent(acme, name)
+    provider.queue_failure(400, to=name)
+    provider.queue_failure(400, to=name)
+    provider.queue_text("At last.", to=name)
     ask = {"id": "ask", "agent": writer["id"], "prompt": "Try."}
     ended = await run(acme, {**ask, "retry": {"attempts": 2, "delay": 0.1, "factor": 1}})
     assert (ended["status"], ended["result"]) == ("completed", {"content": "At last."})
@@ -232,18 +234,18 @@ async def test_what_failed_is_tried_again(acme: Tenant, provider: Wire) -> None:
         ("ask", "failed"),
         ("ask", "failed"),
     ]
-    provider.fail(400, to=name)
-    provider.fail(400, to=name)
+    provider.queue_failure(400, to=name)
+    provider.queue_failure(400, to=name)
     failed = await run(acme, {**ask, "retry": 1}, {"id": "next", "tool": "filesystem_list", "depends_on": ["ask"]})
     assert (failed["status"], failed["steps_completed"]) == ("failed", 0)
     assert "'ask' failed" in failed["error_message"]
     assert len((await acme.http.get("/executions", params={"parent_id": failed["id"]})).json()["items"]) == 2
-    provider.say("Well.", to=name)
+    provider.queue_text("Well.", to=name)
     again = await acme.http.post(f"/executions/{failed['id']}/retry?from=failed", headers=WAIT)
     assert (again.json()["status"], again.json()["retry_of"]) == ("completed", failed["id"])
 
 
-async def test_a_failure_that_does_not_matter(acme: Tenant) -> None:
+async def test_a_failure_that_does_not_matter(acme: TenantClient) -> None:
     code = await echo(acme)
     ended = await run(
         acme,
@@ -263,7 +265,7 @@ async def test_a_failure_that_does_not_matter(acme: Tenant) -> None:
     assert ("b", None, "cancelled") in await told(acme, failed["id"])
 
 
-async def test_a_step_has_its_time(acme: Tenant) -> None:
+async def test_a_step_has_its_time(acme: TenantClient) -> None:
     code = await echo(acme)
     failed = await run(acme, {"id": "a", "agent": code, "inputs": {"sleep": 30}, "timeout": 1})
     assert (failed["status"], failed["error_type"]) == ("failed", "timeout")
@@ -272,23 +274,23 @@ async def test_a_step_has_its_time(acme: Tenant) -> None:
     assert (await children(acme, whole["id"]))["a"]["status"] == "cancelled"
 
 
-async def test_somebody_has_to_approve(acme: Tenant) -> None:
+async def test_somebody_has_to_approve(acme: TenantClient) -> None:
     code = await echo(acme)
     ask = {"id": "ship", "name": "Ship it", "agent": code, "depends_on": ["a"], "requires_approval": True}
     one = await flow(acme, {"id": "a", "agent": code}, ask, {"id": "b", "agent": code, "depends_on": ["ship"]})
-    first = await until(acme, (await start(acme, one))["id"], "waiting")
+    first = await wait_for_status(acme, (await start(acme, one))["id"], "waiting")
     assert first["steps_completed"] == 1
     assert [(call["call_id"], call["name"]) for call in first["waiting_for"]] == [("ship", "Ship it")]
     approved = await acme.http.post(f"/executions/{first['id']}/approve", json={"call_id": "ship", "reason": "Fine."})
     assert approved.status_code == 200, approved.text
-    ended = await acme.ended(first["id"])
+    ended = await acme.wait_for_end(first["id"])
     assert (ended["status"], ended["steps_completed"], ended["waiting_for"]) == ("completed", 3, None)
-    approvals = [one for one in await events(acme, first["id"]) if one["type"] == "approval"]
+    approvals = [one for one in await stream_events(acme, first["id"]) if one["type"] == "approval"]
     assert [one["status"] for one in approvals] == ["waiting", "approved"]
     assert (approvals[1]["by"], approvals[1]["reason"]) == (acme.account["id"], "Fine.")
-    second = await until(acme, (await start(acme, one))["id"], "waiting")
+    second = await wait_for_status(acme, (await start(acme, one))["id"], "waiting")
     await acme.http.post(f"/executions/{second['id']}/reject", json={"reason": "Not on Fridays."})
-    rejected = await acme.ended(second["id"])
+    rejected = await acme.wait_for_end(second["id"])
     assert (rejected["status"], rejected["error_type"]) == ("failed", "rejected")
     assert "Not on Fridays." in rejected["error_message"]
     assert set(await children(acme, second["id"])) == {"a"}
@@ -296,14 +298,14 @@ async def test_somebody_has_to_approve(acme: Tenant) -> None:
     assert late.status_code == 409
     # A rejection that does not matter.
     third = await flow(acme, {**ask, "depends_on": [], "continue_on_failure": True}, {"id": "b", "agent": code})
-    waiting = await until(acme, (await start(acme, third))["id"], "waiting")
+    waiting = await wait_for_status(acme, (await start(acme, third))["id"], "waiting")
     await acme.http.post(f"/executions/{waiting['id']}/reject")
-    assert (await acme.ended(waiting["id"]))["status"] == "completed"
+    assert (await acme.wait_for_end(waiting["id"]))["status"] == "completed"
 
 
-async def test_workflows_within_workflows(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price={"input": 1000.0, "output": 1000.0})
-    writer = await agent(acme, name)
+async def test_workflows_within_workflows(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price={"input": 1000.0, "output": 1000.0})
+    writer = await create_model_agent(acme, name)
     code = await echo(acme)
     inner = await flow(
         acme,
@@ -317,8 +319,8 @@ async def test_workflows_within_workflows(acme: Tenant, provider: Wire) -> None:
         inputs={"topic": {"type": "string", "required": True}, "tone": {"default": "Kindly"}},
         outputs={"text": "{{ steps.shout.outputs.said }}"},
     )
-    provider.say("A", to=name)
-    provider.say("B", to=name)
+    provider.queue_text("A", to=name)
+    provider.queue_text("B", to=name)
     outer = await run(
         acme,
         {"id": "one", "workflow": inner, "inputs": {"topic": "{{ inputs.topics[0] }}"}},
@@ -333,7 +335,7 @@ async def test_workflows_within_workflows(acme: Tenant, provider: Wire) -> None:
     )
     assert (outer["status"], outer["result"]) == ("completed", "B!")
     assert outer["results"] == {"one": {"text": "A!"}, "two": {"text": "B!"}}
-    asked = [one.said() for one in provider.requests if one.model == name]
+    asked = [one.get_last_text() for one in provider.requests if one.model == name]
     assert asked == ["Kindly: goats", "Loudly: A!"]
     below = await children(acme, outer["id"])
     assert {one["kind"] for one in below.values()} == {"workflow"}
@@ -347,11 +349,11 @@ async def test_workflows_within_workflows(acme: Tenant, provider: Wire) -> None:
     assert refused.json()["errors"][0]["field"] == "inputs.topic"
 
 
-async def test_cancelling_cancels_all_of_it(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    writer = await agent(acme, name)
+async def test_cancelling_cancels_all_of_it(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    writer = await create_model_agent(acme, name)
     code = await echo(acme)
-    provider.hang(to=name)
+    provider.queue_hang(to=name)
     inner = await flow(
         acme,
         {"id": "ask", "agent": writer["id"], "prompt": "Hello?"},
@@ -373,13 +375,13 @@ async def test_cancelling_cancels_all_of_it(acme: Tenant, provider: Wire) -> Non
     below = await children(acme, started["id"])
     assert set(below) == {"in", "slow"}
     for one in [*below.values(), *(await children(acme, below["in"]["id"])).values()]:
-        ended = await acme.ended(one["id"])
+        ended = await acme.wait_for_end(one["id"])
         assert ended["status"] == "cancelled", ended
-    await provider.until_gone()
+    await provider.wait_for_hang_up()
     assert set(await children(acme, below["in"]["id"])) == {"ask"}
 
 
-async def test_what_a_run_comes_to(acme: Tenant) -> None:
+async def test_what_a_run_comes_to(acme: TenantClient) -> None:
     code = await echo(acme)
     steps = [{"id": "a", "agent": code, "inputs": {"n": 1}}, {"id": "b", "agent": code, "inputs": {"n": 2}}]
     assert (await run(acme, *steps))["result"] == {"a": {"n": 1}, "b": {"n": 2}}, "those that no other waits for"
@@ -392,10 +394,10 @@ async def test_what_a_run_comes_to(acme: Tenant) -> None:
     assert "outputs" in failed["error_message"]
 
 
-async def test_files_of_a_run_lie_together(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    writer = await agent(acme, name)
-    provider.say("# Report", to=name)
+async def test_files_of_a_run_lie_together(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    writer = await create_model_agent(acme, name)
+    provider.queue_text("# Report", to=name)
     ended = await run(
         acme,
         {"id": "ask", "agent": writer["id"], "prompt": "Report.", "output_file": "out/report.md"},
@@ -407,35 +409,38 @@ async def test_files_of_a_run_lie_together(acme: Tenant, provider: Wire) -> None
     assert [one["path"] for one in files] == ["out/report.md"]
 
 
-async def test_what_a_run_says_of_its_agents(acme: Tenant, provider: Wire) -> None:
-    own, other = await model(acme, provider, fresh()), await model(acme, provider, fresh())
-    writer = await agent(acme, own, tools=["filesystem_write"])
+async def test_what_a_run_says_of_its_agents(acme: TenantClient, provider: FakeProvider) -> None:
+    own, other = (
+        await create_model(acme, provider, generate_name()),
+        await create_model(acme, provider, generate_name()),
+    )
+    writer = await create_model_agent(acme, own, tools=["filesystem_write"])
     one = await flow(acme, {"id": "ask", "agent": writer["id"], "prompt": "Write."})
-    provider.say("Other.", to=other)
-    ended = await acme.ended((await start(acme, one, model=other))["id"])
+    provider.queue_text("Other.", to=other)
+    ended = await acme.wait_for_end((await start(acme, one, model=other))["id"])
     assert (ended["result"], ended["model"]) == ({"content": "Other."}, other)
     for mode, status in (("safe", "waiting"), ("yolo", "completed")):
-        provider.call_tool("filesystem_write", {"path": "a", "content": "b"}, to=own)
-        provider.say("Done.", to=own)
-        found = await until(acme, (await start(acme, one, mode=mode))["id"], status)
+        provider.queue_tool_call("filesystem_write", {"path": "a", "content": "b"}, to=own)
+        provider.queue_text("Done.", to=own)
+        found = await wait_for_status(acme, (await start(acme, one, mode=mode))["id"], status)
         if status == "waiting":
             (call,) = found["waiting_for"]
             assert (call["tool"], call["step"]) == ("filesystem_write", "ask")
             await acme.http.post(f"/executions/{found['id']}/approve")
-            found = await acme.ended(found["id"])
+            found = await acme.wait_for_end(found["id"])
         assert (found["status"], found["result"]) == ("completed", {"content": "Done."})
 
 
-async def test_money_is_bounded_for_all_of_it(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price={"input": 1.0, "output": 1.0})
-    writer = await agent(acme, name, max_tokens=100)
+async def test_money_is_bounded_for_all_of_it(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
+    writer = await create_model_agent(acme, name, max_tokens=100)
     steps = [
         {"id": "one", "agent": writer["id"], "prompt": "Hello"},
         {"id": "two", "agent": writer["id"], "prompt": "Hello", "depends_on": ["one"]},
     ]
     one = await flow(acme, *steps)
-    provider.say("Dear.", to=name, prompt=10, completion=90)
-    limited = await acme.ended((await start(acme, one, cost_limit=0.0001))["id"])
+    provider.queue_text("Dear.", to=name, prompt=10, completion=90)
+    limited = await acme.wait_for_end((await start(acme, one, cost_limit=0.0001))["id"])
     assert (limited["status"], limited["error_type"]) == ("failed", "budget_exceeded")
     assert set(limited["results"]) == {"one"}
     assert limited["total_cost"] == 0.0001
@@ -443,32 +448,32 @@ async def test_money_is_bounded_for_all_of_it(acme: Tenant, provider: Wire) -> N
     body = {"scope": "workflow", "subject": one, "limit_usd": 0.0002, "period": "day"}
     budget = (await acme.http.post("/budgets", json=body)).json()
     assert budget["spent_usd"] == 0.0001, "what it has spent already"
-    provider.say("Dear.", to=name, prompt=10, completion=90)
-    failed = await acme.ended((await start(acme, one))["id"])
+    provider.queue_text("Dear.", to=name, prompt=10, completion=90)
+    failed = await acme.wait_for_end((await start(acme, one))["id"])
     assert (failed["status"], failed["error_type"]) == ("failed", "budget_exceeded")
     assert "The workflow's budget" in failed["error_message"]
     assert (await acme.http.get(f"/budgets/{budget['id']}")).json()["spent_usd"] == 0.0002
     # Others are not bounded by it.
-    provider.say("Fine.", to=name)
+    provider.queue_text("Fine.", to=name)
     assert (await run(acme, steps[0]))["status"] == "completed"
 
 
-async def test_a_run_keeps_the_plan_it_was_started_with(acme: Tenant) -> None:
+async def test_a_run_keeps_the_plan_it_was_started_with(acme: TenantClient) -> None:
     code = await echo(acme)
     steps = [
         {"id": "ask", "tool": "filesystem_list", "requires_approval": True},
         {"id": "a", "agent": code, "inputs": {"n": 1}, "depends_on": ["ask"]},
     ]
     one = await flow(acme, *steps, outputs="{{ steps.a.outputs }}")
-    waiting = await until(acme, (await start(acme, one))["id"], "waiting")
+    waiting = await wait_for_status(acme, (await start(acme, one))["id"], "waiting")
     await acme.http.patch(f"/workflows/{one}", json={"steps": steps[:1], "outputs": None})
     await acme.http.delete(f"/workflows/{one}")
     await acme.http.post(f"/executions/{waiting['id']}/approve")
-    ended = await acme.ended(waiting["id"])
+    ended = await acme.wait_for_end(waiting["id"])
     assert (ended["status"], ended["result"], ended["workflow_id"]) == ("completed", {"n": 1}, one)
 
 
-async def test_run_again_from_the_failed_step_finds_the_files_of_those_before(acme: Tenant) -> None:
+async def test_run_again_from_the_failed_step_finds_the_files_of_those_before(acme: TenantClient) -> None:
     steps = [
         {"id": "write", "tool": "filesystem_write", "inputs": {"path": "note.txt", "content": "kept"}},
         {
@@ -482,14 +487,14 @@ async def test_run_again_from_the_failed_step_finds_the_files_of_those_before(ac
     made = await acme.http.post("/workflows", json={"name": "notes", "steps": steps})
     assert made.status_code == 201, made.text
     first = (await acme.http.post("/workflows/notes/execute", json={})).json()["id"]
-    await until(acme, first, "waiting")
+    await wait_for_status(acme, first, "waiting")
     assert (await acme.http.post(f"/executions/{first}/reject", json={"reason": "Not yet."})).status_code == 200
-    failed = await until(acme, first, "failed")
+    failed = await wait_for_status(acme, first, "failed")
     assert (failed["error_type"], failed["results"]) == ("rejected", {"write": {"path": "note.txt", "size": 4}})
     again = (await acme.http.post(f"/executions/{first}/retry", params={"from": "failed"})).json()
-    await until(acme, again["id"], "waiting")
+    await wait_for_status(acme, again["id"], "waiting")
     assert (await acme.http.post(f"/executions/{again['id']}/approve")).status_code == 200
-    ended = await until(acme, again["id"], "completed")
+    ended = await wait_for_status(acme, again["id"], "completed")
     assert ended["results"]["read"]["content"] == "kept"
     children = (await acme.http.get("/executions", params={"parent_id": again["id"]})).json()["items"]
     assert [one["step"] for one in children] == ["read"], "what had been written is not written again"

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from scripts.system import System
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 STEPS = ("one", "two", "three", "four")
 SLEEPER = "import time\ndef handle(p):\n    time.sleep(0.15)\n    return {'at': time.time()}\n"
 
 
 @pytest.fixture
-async def workflow(acme: Tenant) -> str:
-    agent_id = await acme.deploy(SLEEPER)
+async def workflow(acme: TenantClient) -> str:
+    agent_id = await acme.deploy_agent(SLEEPER)
     steps = [
         {"id": name, "agent": agent_id, "depends_on": [STEPS[place - 1]] if place else []}
         for place, name in enumerate(STEPS)
@@ -41,11 +41,11 @@ async def _kill(system: System, *names: str) -> None:
     raise AssertionError("they were not started again")
 
 
-async def _children(acme: Tenant, execution_id: str) -> list[dict[str, Any]]:
+async def _children(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
     return list((await acme.http.get("/executions", params={"parent_id": execution_id})).json()["items"])
 
 
-async def _has_completed(acme: Tenant, execution_id: str, step: str) -> None:
+async def _has_completed(acme: TenantClient, execution_id: str, step: str) -> None:
     for _ in range(2000):
         if any(one["step"] == step and one["status"] == "completed" for one in await _children(acme, execution_id)):
             return
@@ -54,12 +54,12 @@ async def _has_completed(acme: Tenant, execution_id: str, step: str) -> None:
 
 
 @pytest.mark.parametrize("after", STEPS)
-async def test_killed_between_two_steps(system: System, acme: Tenant, workflow: str, after: str) -> None:
+async def test_killed_between_two_steps(system: System, acme: TenantClient, workflow: str, after: str) -> None:
     execution_id = (await acme.http.post(f"/workflows/{workflow}/execute", json={})).json()["id"]
     await _has_completed(acme, execution_id, after)
     before = {one["step"]: one["id"] for one in await _children(acme, execution_id) if one["status"] == "completed"}
     await _kill(system, "plan", "run")
-    ended = await acme.ended(execution_id)
+    ended = await acme.wait_for_end(execution_id)
     assert (ended["status"], ended["steps_completed"]) == ("completed", 4), ended
     children = await _children(acme, execution_id)
     assert sorted(one["step"] for one in children) == sorted(STEPS), "one run for each step"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.cli import build_parser
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -17,10 +17,10 @@ README = (ROOT / "README.md").read_text()
 CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, as the READMEs' examples do")
 
 
-async def printed(text: str, acme: Tenant, folder: Path) -> bytes:
+async def printed(text: str, acme: TenantClient, folder: Path) -> bytes:
     """What the shell examples of a page print, run as they stand but for address and key."""
     block = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
-    exports = f"export URL={str(acme.http.base_url).rstrip('/')} KEY={await acme.key()}"
+    exports = f"export URL={str(acme.http.base_url).rstrip('/')} KEY={await acme.create_key()}"
     assert len(re.findall(r"^export URL=.*$", block, flags=re.MULTILINE)) == 1
     script = re.sub(r"^export URL=.*$", exports.replace("\\", ""), block, count=1, flags=re.MULTILINE)
     script = re.sub(r"\b(\w+\.tar\.gz)", lambda match: str(folder / match.group(1)), script)
@@ -33,16 +33,16 @@ async def printed(text: str, acme: Tenant, folder: Path) -> bytes:
 
 
 @CURL
-async def test_the_newsroom_s_page_works(acme: Tenant, tmp_path: Path) -> None:
+async def test_the_newsroom_s_page_works(acme: TenantClient, tmp_path: Path) -> None:
     output = await printed((ROOT / "examples/newsroom/README.md").read_text(), acme, tmp_path)
     # A busy machine takes longer than the page waits.
     execution_id = re.findall(rb'"execution_id":"(\w+)"', output)[-1].decode()
-    ended = await acme.ended(execution_id, 180)
+    ended = await acme.wait_for_end(execution_id, 180)
     assert ended["status"] == "completed", ended
 
 
 @CURL
-async def test_the_code_review_s_page_works(acme: Tenant, tmp_path: Path) -> None:
+async def test_the_code_review_s_page_works(acme: TenantClient, tmp_path: Path) -> None:
     output = await printed((ROOT / "examples/code_review/README.md").read_text(), acme, tmp_path)
     assert b'"status":"waiting"' in output
     assert b'"status":"completed"' in output
@@ -50,7 +50,7 @@ async def test_the_code_review_s_page_works(acme: Tenant, tmp_path: Path) -> Non
 
 
 @CURL
-async def test_the_shell_examples_work(acme: Tenant, tmp_path: Path) -> None:
+async def test_the_shell_examples_work(acme: TenantClient, tmp_path: Path) -> None:
     output = await printed(README, acme, tmp_path)
     assert b'"output_data":{"result":"Hello, Ada!"}' in output
     # The greeter's run and the poet's, the workflow's and the crew's.

@@ -16,9 +16,9 @@ from aiohttp import web
 from infra.credentials import AccessTokens
 from infra.embedded.child_process import find_free_ports
 from infra.settings import VARIABLE_ALIASES, Settings, SettingsError, get_variable_name, read_settings
-from tests.conftest import running
+from tests.conftest import run_system
 from tests.journeys.test_up import _paddock, _until_ready
-from tests.support.clients import tenant
+from tests.support.clients import register_tenant
 
 ROOT = Path(__file__).parents[2]
 SEEDS = ("kurral", "anymind", "agentops", "kasal", "paracle")
@@ -127,11 +127,11 @@ def test_tokens_are_signed_as_the_setting_says_and_otherwise_refused(algorithm: 
 
 async def test_limit_environment_name_and_docs_of_a_running_system() -> None:
     names = {"RATE_LIMIT_PER_MINUTE": "12", "ENVIRONMENT": "staging", "APP_NAME": "Our agents", "ALGORITHM": "HS512"}
-    async with running(**names) as system, tenant(system.url) as owner:
+    async with run_system(**names) as system, register_tenant(system.url) as owner:
         document = (await owner.http.get(f"{system.url}/openapi.json")).json()
         assert document["info"]["title"] == "Our agents"
         assert "Our agents" in (await owner.http.get(f"{system.url}/docs")).text
-        async with owner.with_key(await owner.key()) as cli:
+        async with owner.open_client(await owner.create_key()) as cli:
             answers = [await cli.get("/auth/me") for _ in range(13)]
         statuses = [answer.status_code for answer in answers]
         # Windows begin with the minute, which may turn meanwhile.
@@ -140,9 +140,9 @@ async def test_limit_environment_name_and_docs_of_a_running_system() -> None:
 
 
 async def test_a_run_is_recorded_under_the_environment() -> None:
-    async with running(ENVIRONMENT="staging") as system, tenant(system.url) as owner:
-        agent = await owner.deploy("def handle(payload): return {}")
-        ended = await owner.run(agent)
+    async with run_system(ENVIRONMENT="staging") as system, register_tenant(system.url) as owner:
+        agent = await owner.deploy_agent("def handle(payload): return {}")
+        ended = await owner.run_agent(agent)
         for _ in range(400):
             found = await owner.http.get(f"/artifacts/{ended['id']}/metadata")
             if found.status_code == 200:

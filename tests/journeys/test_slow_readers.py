@@ -27,7 +27,7 @@ from infra.wiring import Resources
 from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
 from tests.journeys.test_kurral import key_in_storage, upload
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 
 MIB = 1024 * 1024
 BOMB: dict[str, Any] = {"outputs": {"text": "a" * (31 * MIB)}, "tool_calls": [{"tool_name": "search"}]}
@@ -36,7 +36,7 @@ PATIENCE = 120
 
 
 @asynccontextmanager
-async def idle(system: System, owner: Tenant, path: str) -> AsyncIterator[bytes]:
+async def idle(system: System, owner: TenantClient, path: str) -> AsyncIterator[bytes]:
     """A client that asks and reads no further than the beginning of the status line, which it gives out."""
     taking = socket.socket()
     taking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -51,27 +51,27 @@ async def idle(system: System, owner: Tenant, path: str) -> AsyncIterator[bytes]
         writer.close()
 
 
-async def idle_many(stack: AsyncExitStack, count: int, system: System, owner: Tenant, path: str) -> None:
+async def idle_many(stack: AsyncExitStack, count: int, system: System, owner: TenantClient, path: str) -> None:
     for _ in range(count):
         assert await stack.enter_async_context(idle(system, owner, path)) == b"HTTP/1.1 200"
 
 
 async def test_readers_that_do_not_read_leave_object_storage_to_everybody(
-    system: System, parts: Resources, acme: Tenant, rival: Tenant
+    system: System, resources: Resources, acme: TenantClient, other_tenant: TenantClient
 ) -> None:
     text = secrets.token_hex(4 * MIB)
     made = await upload(acme, {"outputs": {"text": text}})
-    await key_in_storage(parts, acme, made["kurral_id"])
-    other = await upload(rival, {"outputs": {"text": "theirs"}})
-    await key_in_storage(parts, rival, other["kurral_id"])
+    await key_in_storage(resources, acme, made["kurral_id"])
+    other = await upload(other_tenant, {"outputs": {"text": "theirs"}})
+    await key_in_storage(resources, other_tenant, other["kurral_id"])
     path = f"/artifacts/{made['kurral_id']}"
     async with asyncio.timeout(PATIENCE), AsyncExitStack() as stack:
         await idle_many(stack, 12, system, acme, path)
         again = await acme.http.get(path)
         assert (again.status_code, again.json()["outputs"]["text"] == text) == (200, True)
-        theirs = await rival.http.get(f"/artifacts/{other['kurral_id']}")
+        theirs = await other_tenant.http.get(f"/artifacts/{other['kurral_id']}")
         assert theirs.json()["outputs"] == {"text": "theirs"}
-        health = (await rival.http.get(f"{system.url}/health")).json()
+        health = (await other_tenant.http.get(f"{system.url}/health")).json()
         assert health["services"]["storage"] == "healthy", health
 
         slowly = hashlib.sha256()
@@ -84,9 +84,11 @@ async def test_readers_that_do_not_read_leave_object_storage_to_everybody(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-async def test_readers_of_a_bomb_do_not_hold_it_in_memory(system: System, parts: Resources, acme: Tenant) -> None:
+async def test_readers_of_a_bomb_do_not_hold_it_in_memory(
+    system: System, resources: Resources, acme: TenantClient
+) -> None:
     made = await upload(acme, BOMB)
-    await key_in_storage(parts, acme, made["kurral_id"])
+    await key_in_storage(resources, acme, made["kurral_id"])
     pid = next(one.pid for one in system.processes if one.name == "api" and one.pid is not None)
     before, seen = measure_memory_mib(pid), list[float]()
     async with asyncio.timeout(PATIENCE), AsyncExitStack() as stack:
@@ -97,14 +99,14 @@ async def test_readers_of_a_bomb_do_not_hold_it_in_memory(system: System, parts:
     assert max(seen) - before < 300
 
 
-async def test_tool_calls_of_large_bodies_are_read_in_turn(acme: Tenant, rival: Tenant) -> None:
+async def test_tool_calls_of_large_bodies_are_read_in_turn(acme: TenantClient, other_tenant: TenantClient) -> None:
     made = await upload(acme, BOMB)
     path = f"/artifacts/{made['kurral_id']}/tool-calls"
     async with asyncio.timeout(PATIENCE):
         answers = await asyncio.gather(*(acme.http.get(path) for _ in range(6)))
     for answer in answers:
         assert [one["call"]["tool_name"] for one in answer.json()["items"]] == ["search"]
-    assert (await rival.http.get(path)).status_code == 404
+    assert (await other_tenant.http.get(path)).status_code == 404
 
 
 class Source:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripts.bench.soak import run_soak
 from scripts.system import System
-from tests.conftest import running
+from tests.conftest import run_system
 
 
 def _below(pid: int) -> list[int]:
@@ -33,7 +33,7 @@ def _idle_slots(system: System) -> list[int]:
 
 
 async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> None:
-    async with running(PADDOCK_LOG_LEVEL="WARNING") as system:
+    async with run_system(PADDOCK_LOG_LEVEL="WARNING") as system:
         killed = 0
 
         async def worst() -> None:
@@ -61,13 +61,13 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
         assert (found.lost, found.twice) == ([], [])
 
 
-async def test_a_soak_would_notice_what_ran_twice_or_not_at_all(home) -> None:
+async def test_a_soak_would_notice_what_ran_twice_or_not_at_all(shared_tenant) -> None:
     """The check itself: a run whose answer is another's counts as lost, one that is told twice as twice."""
     from scripts.bench.soak import BenchClient, find_repeated_ends
 
-    execution = await home.run("hello", {"name": "x"})
-    key = await home.key()
-    async with BenchClient(str(home.http.base_url).removesuffix("/api/v1/"), {"X-API-Key": key}) as client:
+    execution = await shared_tenant.run_agent("hello", {"name": "x"})
+    key = await shared_tenant.create_key()
+    async with BenchClient(str(shared_tenant.http.base_url).removesuffix("/api/v1/"), {"X-API-Key": key}) as client:
         assert await find_repeated_ends([(client, execution)]) == []
         assert await find_repeated_ends([(client, execution), (client, execution)]) == [execution["id"]]
         assert await find_repeated_ends([(client, {**execution, "attempt": 2})]) == [execution["id"]]

@@ -7,18 +7,18 @@ from websockets.asyncio.client import connect
 
 from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, fresh, model, said
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, create_model_agent, generate_name, join_tokens
 
 STREAMS, TOKENS = 200, 500
 # MiB that a process may come to hold more than before.
 ROOM = 150
 
 
-async def test_two_hundred_streams_at_once(system: System, acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), model=f"tokens-{TOKENS}")
-    made = await agent(acme, name)
+async def test_two_hundred_streams_at_once(system: System, acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), model=f"tokens-{TOKENS}")
+    made = await create_model_agent(acme, name)
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{made['id']}/stream"
     headers = {"Authorization": acme.http.headers["Authorization"]}
 
@@ -40,7 +40,7 @@ async def test_two_hundred_streams_at_once(system: System, acme: Tenant, provide
     for seen in streams:
         assert seen[-1]["status"] == "completed", seen[-1]
         assert [one["seq"] for one in seen[:-1]] == list(range(1, len(seen)))
-        assert said(seen).split() == words
+        assert join_tokens(seen).split() == words
     assert max(grown["llm"], grown["api"]) < ROOM, grown
 
 

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra.embedded.child_process import find_free_ports
 from scripts.system import System
-from tests.conftest import running
-from tests.support.clients import Tenant, tenant
-from tests.support.fake_provider import Wire
-from tests.support.model_fixtures import agent, fresh, model, run
+from tests.conftest import run_system
+from tests.support.clients import TenantClient, register_tenant
+from tests.support.fake_provider import FakeProvider
+from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
 
 SYSTEM = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
 
@@ -45,13 +45,13 @@ def _free(ports: range) -> list[int]:
 @pytest.fixture(scope="module")
 async def system() -> AsyncIterator[System]:
     """One of its own, with ports for its workers."""
-    async with running(PADDOCK_WORKER_PORT=str(_first_of(8)), PADDOCK_LEASE_SECONDS="30") as one:
+    async with run_system(PADDOCK_WORKER_PORT=str(_first_of(8)), PADDOCK_LEASE_SECONDS="30") as one:
         yield one
 
 
 @pytest.fixture
-async def owner(system: System) -> AsyncIterator[Tenant]:
-    async with tenant(system.url) as made:
+async def owner(system: System) -> AsyncIterator[TenantClient]:
+    async with register_tenant(system.url) as made:
         yield made
 
 
@@ -83,14 +83,14 @@ async def test_every_worker_is_live_and_ready_on_a_port_of_its_own(system: Syste
                 assert answer.json()["problems"] == {}
 
 
-async def test_metrics_are_those_of_the_process(system: System, owner: Tenant, provider: Wire) -> None:
-    sleeper = await owner.deploy("def handle(p):\n    return 1 / p['n']\n")
+async def test_metrics_are_those_of_the_process(system: System, owner: TenantClient, provider: FakeProvider) -> None:
+    sleeper = await owner.deploy_agent("def handle(p):\n    return 1 / p['n']\n")
     for n in (1, 0, 1):
-        await owner.run(sleeper, {"n": n})
-    name = await model(owner, provider, fresh())
-    made = await agent(owner, name)
-    provider.say("Done", to=name)
-    await run(owner, made["id"], task="Go")
+        await owner.run_agent(sleeper, {"n": n})
+    name = await create_model(owner, provider, generate_name())
+    made = await create_model_agent(owner, name)
+    provider.queue_text("Done", to=name)
+    await run_execution(owner, made["id"], task="Go")
     runs = await _metrics(_url(system, "run"))
     assert runs["paddock_worker_rows_total", "run", "ok"] == 2
     assert runs["paddock_worker_rows_total", "run", "failed"] == 1
@@ -133,19 +133,19 @@ async def test_one_process_exports_what_the_database_counts(system: System) -> N
         assert second.wait(60) == 0
 
 
-async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: Tenant) -> None:
-    sleeper = await owner.deploy("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
+async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: TenantClient) -> None:
+    sleeper = await owner.deploy_agent("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
     (port,) = find_free_ports(1)
     url = f"http://127.0.0.1:{port}"
     process = next(one for one in system.processes if one.name == "run")
-    await owner.run(sleeper, {"for": 0})
+    await owner.run_agent(sleeper, {"for": 0})
     assert process.pid is not None
     # The only one that takes anything then.
     os.kill(process.pid, signal.SIGSTOP)
     extra = _worker(system, "run", PADDOCK_WORKER_PORT=str(port), PADDOCK_DRAIN_SECONDS="60")
     try:
         await _answers(f"{url}/health/ready")
-        execution = await owner.start(sleeper, {"for": 8})
+        execution = await owner.start_execution(sleeper, {"for": 8})
         async with asyncio.timeout(60):
             while (await _metrics(url))["paddock_worker_busy",] == 0:
                 await asyncio.sleep(0.05)
@@ -157,7 +157,7 @@ async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: Te
             assert (await client.get(f"{url}/health/live")).status_code == 200
             assert (await _metrics(url))["paddock_worker_draining",] == 1
         assert await asyncio.to_thread(extra.wait, 90) == 0
-        ended = await owner.ended(execution["id"])
+        ended = await owner.wait_for_end(execution["id"])
         assert (ended["status"], ended["attempt"]) == ("completed", 1)
     finally:
         os.kill(process.pid, signal.SIGCONT)
@@ -188,14 +188,14 @@ async def test_redis_away_makes_workers_unready_and_not_dead(system: System) -> 
     await _answers(f"{_url(system, 'run')}/health/ready")
 
 
-async def test_a_worker_with_nothing_to_do_ends(system: System, owner: Tenant) -> None:
-    sleeper = await owner.deploy("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
+async def test_a_worker_with_nothing_to_do_ends(system: System, owner: TenantClient) -> None:
+    sleeper = await owner.deploy_agent("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
     process = next(one for one in system.processes if one.name == "run")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
         # Longer than the idleness that ends it: what runs is something to do.
-        execution = await owner.start(sleeper, {"for": 4})
+        execution = await owner.start_execution(sleeper, {"for": 4})
         workers = [_worker(system, lane, "--once-idle", "2") for lane in ("run", "llm", "plan", "build", "record")]
         assert [await asyncio.to_thread(worker.wait, 120) for worker in workers] == [0] * 5
         ended = (await owner.http.get(f"/executions/{execution['id']}")).json()

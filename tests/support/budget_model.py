@@ -26,7 +26,7 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import Apart
+from tests.support.isolated_database import IsolatedDatabase
 
 # A Wednesday, in a week that has two months.
 NOW = datetime(2028, 5, 31, 22, tzinfo=UTC)
@@ -37,12 +37,14 @@ KEYS, AGENTS, WORKFLOWS = (
 SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOWS}
 
 
-def called(cost: float, **fields: Any) -> BilledCall:
+def build_billed_call(cost: float, **fields: Any) -> BilledCall:
     given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": ModelUsage(prompt_tokens=3), **fields}
     return BilledCall(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
 
 
-async def started(database: Apart, caller: Caller, total_cost: float = 0.0, status: str = "running") -> str:
+async def add_execution(
+    database: IsolatedDatabase, caller: Caller, total_cost: float = 0.0, status: str = "running"
+) -> str:
     """An execution; its id."""
     execution_id = ids.generate_uuid7()
     await database.owner.execute(
@@ -54,7 +56,9 @@ async def started(database: Apart, caller: Caller, total_cost: float = 0.0, stat
     return ids.encode_id("exec", execution_id)
 
 
-async def made(tx: Any, caller: Caller, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
+async def add_budget(
+    tx: Any, caller: Caller, scope: str, subject: str | None, limit: float, period: str = "total"
+) -> Budget:
     """A budget, also for what is not there: which is checked in `create`, and elsewhere here."""
     budget = Budget(
         id=ids.generate_id("bud"),
@@ -77,35 +81,35 @@ async def made(tx: Any, caller: Caller, scope: str, subject: str | None, limit: 
     return budget
 
 
-class Bench:
+class BudgetEnvironment:
     """One tenant in a database of its own, and a clock that is turned by hand."""
 
-    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, clock: list[datetime]) -> None:
+    def __init__(self, database: IsolatedDatabase, store: PostgresStore, caller: Caller, clock: list[datetime]) -> None:
         self.database, self.store, self.caller, self.clock = database, store, caller, clock
 
-    async def do(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    async def run_transaction(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
         async with self.store.transaction(self.caller) as tx:
             return await work(tx)
 
-    async def budget(self, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
-        return await self.do(lambda tx: made(tx, self.caller, scope, subject, limit, period))
+    async def add_budget(self, scope: str, subject: str | None, limit: float, period: str = "total") -> Budget:
+        return await self.run_transaction(lambda tx: add_budget(tx, self.caller, scope, subject, limit, period))
 
-    async def hold(
+    async def reserve_budget(
         self, spender: CostAttribution, wanted: float, least: float | None = None, seconds: float = 60
     ) -> BudgetReservation:
         enough = wanted if least is None else least
-        return await self.do(lambda tx: costs.reserve_budget(tx, spender, wanted, enough, seconds))
+        return await self.run_transaction(lambda tx: costs.reserve_budget(tx, spender, wanted, enough, seconds))
 
-    async def settle(self, hold_id: str | None, spender: CostAttribution, cost: float) -> CostSettlement:
-        return await self.do(lambda tx: costs.settle_call(tx, hold_id, spender, called(cost)))
+    async def settle_call(self, hold_id: str | None, spender: CostAttribution, cost: float) -> CostSettlement:
+        return await self.run_transaction(lambda tx: costs.settle_call(tx, hold_id, spender, build_billed_call(cost)))
 
-    async def all(self) -> list[Budget]:
-        return list((await self.do(lambda tx: budgets.list_budgets(tx, Page(limit=1000)))).items)
+    async def list_budgets(self) -> list[Budget]:
+        return list((await self.run_transaction(lambda tx: budgets.list_budgets(tx, Page(limit=1000)))).items)
 
-    async def get(self, budget_id: str) -> Budget:
-        return await self.do(lambda tx: budgets.get_budget(tx, budget_id))
+    async def get_budget(self, budget_id: str) -> Budget:
+        return await self.run_transaction(lambda tx: budgets.get_budget(tx, budget_id))
 
-    async def total_cost(self, execution_id: str) -> float:
+    async def get_total_cost(self, execution_id: str) -> float:
         query = "SELECT total_cost FROM executions WHERE id = $1"
         return await self.database.owner.fetchval(query, ids.decode_id("exec", execution_id))
 
@@ -113,7 +117,7 @@ class Bench:
 # A plain model.
 
 
-class Ledger:
+class BudgetModel:
     """What budgets have to be."""
 
     def __init__(self) -> None:
@@ -121,17 +125,17 @@ class Ledger:
         self.holds: list[dict[str, Any]] = []
         self.runs: dict[str, int] = {}
 
-    def present(self, budget: dict[str, Any], now: datetime) -> None:
+    def start_period(self, budget: dict[str, Any], now: datetime) -> None:
         if budget["began"] < (start := find_period_start(budget["period"], now)):
             budget |= {"began": start, "spent": 0, "warned": None}
 
-    def applying(self, spender: CostAttribution, now: datetime) -> list[dict[str, Any]]:
+    def list_applying(self, spender: CostAttribution, now: datetime) -> list[dict[str, Any]]:
         found = [one for one in self.budgets if one["subject"] is None or one["subject"] in spender.subjects]
         for one in found:
-            self.present(one, now)
+            self.start_period(one, now)
         return found
 
-    def held(self, budget: dict[str, Any] | None, run: str | None, now: datetime) -> int:
+    def sum_reserved(self, budget: dict[str, Any] | None, run: str | None, now: datetime) -> int:
         return sum(
             one["amount"]
             for one in self.holds
@@ -144,17 +148,19 @@ class Ledger:
             )
         )
 
-    def hold(
+    def find_tightest_limit(
         self, spender: CostAttribution, wanted: int, least: int, now: datetime
     ) -> tuple[int, dict[str, Any]] | None:
         """The room and whose it is, or None if there is no limit."""
         limits = [
-            (one["limit"] - one["spent"] - self.held(one, None, now), one["id"], one)
-            for one in self.applying(spender, now)
+            (one["limit"] - one["spent"] - self.sum_reserved(one, None, now), one["id"], one)
+            for one in self.list_applying(spender, now)
             if one["enabled"]
         ]
         if spender.run_limit is not None:
-            room = spender.run_limit - self.runs[spender.execution_id] - self.held(None, spender.execution_id, now)
+            room = (
+                spender.run_limit - self.runs[spender.execution_id] - self.sum_reserved(None, spender.execution_id, now)
+            )
             limits.append((room, "~", {"scope": "run", "limit": spender.run_limit, "period": "total"}))
         if not limits:
             return None
@@ -170,7 +176,7 @@ class Ledger:
             hold["settled"] = True
         if cost == 0:
             return warned
-        for one in self.applying(spender, now):
+        for one in self.list_applying(spender, now):
             one["spent"] += cost
             if one["enabled"] and one["warned"] is None and one["spent"] * 10 >= one["limit"] * 8:
                 one["warned"] = now
@@ -207,14 +213,14 @@ STEP = st.one_of(
 )
 
 
-class Checked:
+class CheckedBudgets:
     """The real thing beside its model."""
 
-    def __init__(self, bench: Bench, runs: list[str]) -> None:
-        self.bench, self.runs, self.model = bench, runs, Ledger()
+    def __init__(self, bench: BudgetEnvironment, runs: list[str]) -> None:
+        self.bench, self.runs, self.model = bench, runs, BudgetModel()
         self.model.runs = dict.fromkeys(runs, 0)
 
-    def spender(self, drawn: tuple[Any, ...]) -> CostAttribution:
+    def build_spender(self, drawn: tuple[Any, ...]) -> CostAttribution:
         *places, run, limit = drawn
         chosen = [(*of, None)[place] for of, place in zip((KEYS, AGENTS, WORKFLOWS), places, strict=True)]
         return CostAttribution(
@@ -225,7 +231,7 @@ class Checked:
             cost_limit=None if limit is None else limit / 10**9,
         )
 
-    def chosen(self, place: int) -> dict[str, Any] | None:
+    def choose_budget(self, place: int) -> dict[str, Any] | None:
         of = self.model.budgets
         return of[place % len(of)] if of else None
 
@@ -234,7 +240,7 @@ class Checked:
         if len(self.model.budgets) >= 6:
             return
         subject = SUBJECTS[scope][place % len(SUBJECTS[scope])]
-        budget = await self.bench.budget(scope, subject, limit / 10**9, period)
+        budget = await self.bench.add_budget(scope, subject, limit / 10**9, period)
         start = find_period_start(period, self.bench.clock[0])
         self.model.budgets.append(
             {"id": budget.id, "scope": scope, "subject": subject, "limit": limit, "period": period, "began": start}
@@ -242,11 +248,11 @@ class Checked:
         )
 
     async def hold(self, drawn: tuple[Any, ...], wanted: int, least: int) -> None:
-        spender, now = self.spender(drawn), self.bench.clock[0]
-        expected = self.model.hold(spender, wanted, least, now)
+        spender, now = self.build_spender(drawn), self.bench.clock[0]
+        expected = self.model.find_tightest_limit(spender, wanted, least, now)
         enough = max(1, min(least, wanted))
         try:
-            found = await self.bench.hold(spender, wanted / 10**9, least / 10**9)
+            found = await self.bench.reserve_budget(spender, wanted / 10**9, least / 10**9)
         except DomainError as error:
             assert expected is not None
             room, whose = expected
@@ -275,40 +281,44 @@ class Checked:
         await self._settle(hold, hold["spender"], int(hold["amount"] * share))
 
     async def pay(self, drawn: tuple[Any, ...], cost: int) -> None:
-        await self._settle(None, self.spender(drawn), cost)
+        await self._settle(None, self.build_spender(drawn), cost)
 
     async def _settle(self, hold: dict[str, Any] | None, spender: CostAttribution, cost: int) -> None:
         expected = self.model.settle(hold, spender, cost, self.bench.clock[0])
-        found = await self.bench.settle(None if hold is None else hold["id"], spender, cost / 10**9)
+        found = await self.bench.settle_call(None if hold is None else hold["id"], spender, cost / 10**9)
         assert [one.budget_id for one in found.warnings] == expected
 
     async def limit(self, place: int, limit: int) -> None:
-        if (one := self.chosen(place)) is not None:
-            self.model.present(one, self.bench.clock[0])
+        if (one := self.choose_budget(place)) is not None:
+            self.model.start_period(one, self.bench.clock[0])
             one["limit"] = limit
             if one["spent"] * 10 < limit * 8:
                 one["warned"] = None
-            await self.bench.do(lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(limit_usd=limit / 10**9)))
+            await self.bench.run_transaction(
+                lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(limit_usd=limit / 10**9))
+            )
 
     async def enable(self, place: int, enabled: bool) -> None:
-        if (one := self.chosen(place)) is not None:
+        if (one := self.choose_budget(place)) is not None:
             one["enabled"] = enabled
-            await self.bench.do(lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(enabled=enabled)))
+            await self.bench.run_transaction(
+                lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(enabled=enabled))
+            )
 
     async def delete(self, place: int) -> None:
-        if (one := self.chosen(place)) is not None:
+        if (one := self.choose_budget(place)) is not None:
             self.model.budgets.remove(one)
-            await self.bench.do(lambda tx: budgets.delete_budget(tx, one["id"]))
+            await self.bench.run_transaction(lambda tx: budgets.delete_budget(tx, one["id"]))
 
     async def wait(self, passing: timedelta) -> None:
         self.bench.clock[0] += passing
 
     async def check(self) -> None:
-        now, found = self.bench.clock[0], {one.id: one for one in await self.bench.all()}
+        now, found = self.bench.clock[0], {one.id: one for one in await self.bench.list_budgets()}
         assert len(found) == len(self.model.budgets)
         for one in self.model.budgets:
-            self.model.present(one, now)
-            budget, held = found[one["id"]], self.model.held(one, None, now)
+            self.model.start_period(one, now)
+            budget, held = found[one["id"]], self.model.sum_reserved(one, None, now)
             left = max(0, one["limit"] - one["spent"] - held)
             amounts = (budget.limit_usd, budget.spent_usd, budget.held_usd, budget.remaining_usd)
             assert tuple(map(nanos_from_usd, amounts)) == (one["limit"], one["spent"], held, left)
@@ -317,4 +327,4 @@ class Checked:
             assert (budget.warned_at, budget.enabled) == (one["warned"], one["enabled"])
             assert budget.period_start == (None if one["period"] == "total" else one["began"])
         for run, spent in self.model.runs.items():
-            assert await self.bench.total_cost(run) == spent / 10**9
+            assert await self.bench.get_total_cost(run) == spent / 10**9

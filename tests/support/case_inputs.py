@@ -9,12 +9,12 @@ from pathlib import Path
 from infra.embedded.child_process import find_free_ports
 from tests.support.clients import wait_for_server
 
-INPUTS = Path(__file__).parents[1] / "cases" / "inputs"
+INPUTS_FOLDER = Path(__file__).parents[1] / "cases" / "inputs"
 
 
-def case_folder(name: str) -> Path:
+def find_case_folder(name: str) -> Path:
     """Return the folder of a case's inputs."""
-    folder = INPUTS / name
+    folder = INPUTS_FOLDER / name
     assert folder.is_dir(), folder
     return folder
 
@@ -23,7 +23,7 @@ def case_folder(name: str) -> Path:
 async def serve_folder(folder: Path) -> AsyncIterator[str]:
     """Run `inputs/fake.py` on a folder; yields its address."""
     (port,) = find_free_ports(1)
-    fake = await asyncio.create_subprocess_exec(sys.executable, str(INPUTS / "fake.py"), str(folder), str(port))
+    fake = await asyncio.create_subprocess_exec(sys.executable, str(INPUTS_FOLDER / "fake.py"), str(folder), str(port))
     url = f"http://127.0.0.1:{port}"
     try:
         await wait_for_server(f"{url}/log")

@@ -23,10 +23,10 @@ from infra.wiring import Resources
 from scripts.demo import pack_example
 from scripts.supervisor import SupervisedProcess
 
-MANIFEST = "name: test\nentrypoint: agent:handle\n"
+DEFAULT_MANIFEST = "name: test\nentrypoint: agent:handle\n"
 
 
-def archive(files: dict[str, str | bytes], manifest: str | None = MANIFEST) -> bytes:
+def pack_archive(files: dict[str, str | bytes], manifest: str | None = DEFAULT_MANIFEST) -> bytes:
     """A `.tar.gz` of the given files, with a manifest unless there shall be none."""
     if manifest is not None:
         files = {"agent.yaml": manifest, **files}
@@ -40,32 +40,32 @@ def archive(files: dict[str, str | bytes], manifest: str | None = MANIFEST) -> b
     return buffer.getvalue()
 
 
-class Tenant:
+class TenantClient:
     """A tenant's admin at the API. `http` carries its bearer token."""
 
     def __init__(self, http: httpx.AsyncClient, account: dict[str, Any], password: str) -> None:
         self.http, self.account, self.password = http, account, password
         self.tenant_id: str = account["tenant_id"]
 
-    async def key(self, **fields: Any) -> str:
+    async def create_key(self, **fields: Any) -> str:
         answer = await self.http.post("/api-keys", json={"name": "test", **fields})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["key"])
 
-    def with_key(self, key: str) -> httpx.AsyncClient:
+    def open_client(self, key: str) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.http.base_url, headers={"X-API-Key": key}, timeout=90)
 
-    async def agent(self, name: str | None = None) -> dict[str, Any]:
+    async def create_agent(self, name: str | None = None) -> dict[str, Any]:
         answer = await self.http.post("/agents", json={"name": name or f"agent-{secrets.token_hex(4)}"})
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
 
-    async def upload(self, agent_id: str, data: bytes) -> httpx.Response:
+    async def upload_archive(self, agent_id: str, data: bytes) -> httpx.Response:
         return await self.http.post(f"/uploads/agent/{agent_id}", files={"file": ("agent.tar.gz", data)})
 
-    async def built(self, agent_id: str, data: bytes) -> dict[str, Any]:
+    async def build_version(self, agent_id: str, data: bytes) -> dict[str, Any]:
         """Upload and wait for the build; the version as it ended."""
-        made = await self.upload(agent_id, data)
+        made = await self.upload_archive(agent_id, data)
         assert made.status_code == 201, made.text
         path = f"/agents/{agent_id}/versions/{made.json()['id']}"
         for _ in range(3):
@@ -74,29 +74,29 @@ class Tenant:
                 break
         return dict(version)
 
-    async def deploy(self, source: str, manifest: str = MANIFEST, **files: str) -> str:
+    async def deploy_agent(self, source: str, manifest: str = DEFAULT_MANIFEST, **files: str) -> str:
         """An agent made of one module, built and ready; its id."""
-        agent = await self.agent()
-        version = await self.built(agent["id"], archive({"agent.py": source, **files}, manifest))
+        agent = await self.create_agent()
+        version = await self.build_version(agent["id"], pack_archive({"agent.py": source, **files}, manifest))
         assert version["status"] == "ready", version["build_log"]
         return str(agent["id"])
 
     async def deploy_example(self, name: str) -> str:
-        agent = await self.agent(name)
-        version = await self.built(agent["id"], pack_example(name))
+        agent = await self.create_agent(name)
+        version = await self.build_version(agent["id"], pack_example(name))
         assert version["status"] == "ready", version["build_log"]
         return str(agent["id"])
 
-    async def start(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
+    async def start_execution(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
         answer = await self.http.post(f"/agents/{agent_id}/execute", json={"payload": payload or {}, **fields})
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
 
-    async def run(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
+    async def run_agent(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
         """Start an execution and wait until it has ended."""
-        return await self.ended((await self.start(agent_id, payload, **fields))["id"])
+        return await self.wait_for_end((await self.start_execution(agent_id, payload, **fields))["id"])
 
-    async def ended(self, execution_id: str, patience: int = 90) -> dict[str, Any]:
+    async def wait_for_end(self, execution_id: str, patience: int = 90) -> dict[str, Any]:
         for _ in range(max(1, patience // 30)):
             try:
                 got = await self.http.get(f"/executions/{execution_id}", headers={"Prefer": "wait=30"})
@@ -106,13 +106,13 @@ class Tenant:
                 return dict(got.json())
         raise AssertionError(f"{execution_id} has not ended: {got.text}")
 
-    async def events(self, execution_id: str) -> list[dict[str, Any]]:
+    async def list_events(self, execution_id: str) -> list[dict[str, Any]]:
         items = (await self.http.get(f"/execution-logs/{execution_id}?limit=1000")).json()["items"]
         return list(items)
 
 
 @asynccontextmanager
-async def tenant(url: str) -> AsyncIterator[Tenant]:
+async def register_tenant(url: str) -> AsyncIterator[TenantClient]:
     """A new tenant with a logged-in admin."""
     name, password = secrets.token_hex(6), secrets.token_urlsafe(12)
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
@@ -120,13 +120,13 @@ async def tenant(url: str) -> AsyncIterator[Tenant]:
         answer = await http.post("/auth/register", json=body)
         assert answer.status_code == 201, answer.text
         http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        yield Tenant(http, answer.json(), password)
+        yield TenantClient(http, answer.json(), password)
 
 
 @asynccontextmanager
-async def found_tenant(
+async def add_tenant(
     resources: Resources, url: str, credentials: tuple[str, str], lifetime: timedelta = timedelta(minutes=30)
-) -> AsyncIterator[Tenant]:
+) -> AsyncIterator[TenantClient]:
     """Add a tenant and its admin straight to the database, with a password whose slow hash exists already.
 
     `credentials` are the password and its hash. It is what `POST /auth/register` does, without the time of hashing.
@@ -142,7 +142,7 @@ async def found_tenant(
     account = {"access_token": access_token, "refresh_token": refresh, "token_type": "bearer"}
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
         http.headers["Authorization"] = f"Bearer {access_token}"
-        yield Tenant(http, {**msgspec.to_builtins(user), **account}, password)
+        yield TenantClient(http, {**msgspec.to_builtins(user), **account}, password)
 
 
 async def wait_for_server(url: str) -> None:
@@ -157,7 +157,7 @@ async def wait_for_server(url: str) -> None:
 
 
 @asynccontextmanager
-async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
+async def run_second_api(system: Any, **environment: str) -> AsyncIterator[str]:
     """Another process of the API on the system's parts, with other settings; its address."""
     port = str(find_free_ports(1)[0])
     process = SupervisedProcess(
@@ -173,7 +173,7 @@ async def api_beside(system: Any, **environment: str) -> AsyncIterator[str]:
         await running
 
 
-async def events_of(tx: Tx, execution: Execution, seq: int = 0) -> list[ExecutionEvent]:
+async def fetch_events(tx: Tx, execution: Execution, seq: int = 0) -> list[ExecutionEvent]:
     """The log of an execution after an event."""
     asked = EventQuery(tenant_id=execution.tenant_id, execution_id=execution.id, seq=seq)
     (found,) = await tx.events.find_slices([asked], 1000)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tests.support.fake_provider import Answer, Asked
+    from tests.support.fake_provider import ProviderRequest, ScriptedAnswer
 
 # What the newer families answer to function tools on chat completions.
 TOOLS_REFUSED = (
@@ -14,7 +14,7 @@ TOOLS_REFUSED = (
 )
 
 
-def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+def list_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The input of a request, in the form of chat completions."""
     given = body.get("input")
     if isinstance(given, str):
@@ -34,7 +34,7 @@ def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def reasoning_problem(asked: "Asked") -> str | None:
+def find_reasoning_problem(asked: "ProviderRequest") -> str | None:
     """What is wrong with the reasoning that is given back: each call of a tool needs the item before it, as it was."""
     is_there = False
     for item in asked.body.get("input") or ():
@@ -48,7 +48,7 @@ def reasoning_problem(asked: "Asked") -> str | None:
     return None
 
 
-def thinking_problem(asked: "Asked") -> str | None:
+def find_thinking_problem(asked: "ProviderRequest") -> str | None:
     """What is wrong with the thoughts that are given back to Anthropic, while the model is to think."""
     if (asked.body.get("thinking") or {}).get("type") in (None, "disabled"):
         return None
@@ -70,18 +70,18 @@ def thinking_problem(asked: "Asked") -> str | None:
     return None
 
 
-class Responses:
+class ResponsesFormat:
     """How OpenAI says it, over /v1/responses."""
 
-    def __init__(self, asked: "Asked") -> None:
-        from tests.support.fake_provider import _numbers
+    def __init__(self, asked: "ProviderRequest") -> None:
+        from tests.support.fake_provider import id_numbers
 
-        self.asked, self.id = asked, f"resp_{next(_numbers)}"
+        self.asked, self.id = asked, f"resp_{next(id_numbers)}"
         self.number = 0  # of the item
         self.sequence = 0
         self.output: list[dict[str, Any]] = []
 
-    def head(self, answer: "Answer") -> list[bytes]:
+    def head(self, answer: "ScriptedAnswer") -> list[bytes]:
         frames = [self.event("response.created", response=self.response("in_progress"))]
         if answer.thinking or answer.reasoning:
             item = {"id": f"rs_{self.id}", "type": "reasoning", "summary": []}
@@ -107,7 +107,7 @@ class Responses:
             delta=token,
         )
 
-    def tail(self, answer: "Answer") -> list[bytes]:
+    def tail(self, answer: "ScriptedAnswer") -> list[bytes]:
         frames = [self.done(self.message(answer))] if answer.tokens else []
         for call in self.calls(answer):
             begun = {**call, "arguments": ""}
@@ -128,43 +128,43 @@ class Responses:
         kind = "incomplete" if self.incomplete(answer) else "completed"
         return [*frames, self.event(f"response.{kind}", response=self.response(kind, answer))]
 
-    def whole(self, answer: "Answer") -> dict[str, Any]:
+    def whole(self, answer: "ScriptedAnswer") -> dict[str, Any]:
         self.output = [self.reasoning(answer)] if answer.thinking or answer.reasoning else []
         self.output += [self.message(answer)] if answer.tokens else []
         self.output += self.calls(answer)
         return self.response("incomplete" if self.incomplete(answer) else "completed", answer)
 
-    def reasoning(self, answer: "Answer") -> dict[str, Any]:
+    def reasoning(self, answer: "ScriptedAnswer") -> dict[str, Any]:
         summary = [{"type": "summary_text", "text": answer.thinking}] if answer.thinking else []
         item = {"id": f"rs_{self.id}", "type": "reasoning", "summary": summary, "status": None}
         sealed = "reasoning.encrypted_content" in (self.asked.body.get("include") or ())
         return {**item, "encrypted_content": f"sealed-{self.id}" if sealed else None}
 
-    def message(self, answer: "Answer") -> dict[str, Any]:
+    def message(self, answer: "ScriptedAnswer") -> dict[str, Any]:
         content = [{"type": "output_text", "text": answer.text, "annotations": []}]
         return {"id": f"msg_{self.id}", "type": "message", "role": "assistant", "content": content}
 
-    def calls(self, answer: "Answer") -> Iterator[dict[str, Any]]:
+    def calls(self, answer: "ScriptedAnswer") -> Iterator[dict[str, Any]]:
         for one in answer.calls:
-            call = {"type": "function_call", "call_id": one.id, "name": one.name, "arguments": one.written}
+            call = {"type": "function_call", "call_id": one.id, "name": one.name, "arguments": one.arguments_text}
             yield {"id": f"fc_{one.id}", "status": "completed", **call}
 
-    def response(self, status: str, answer: "Answer | None" = None) -> dict[str, Any]:
+    def response(self, status: str, answer: "ScriptedAnswer | None" = None) -> dict[str, Any]:
         told: dict[str, Any] = {"id": self.id, "object": "response", "created_at": 1893456000, "status": status}
         told |= {"model": self.asked.model, "output": self.output, "error": None, "incomplete_details": None}
         if answer is not None:
             reason = self.incomplete(answer)
             told["incomplete_details"] = {"reason": reason} if reason else None
-            told["usage"] = self.usage(answer) if answer.tells else None
+            told["usage"] = self.usage(answer) if answer.reports_usage else None
         return told
 
-    def incomplete(self, answer: "Answer") -> str | None:
+    def incomplete(self, answer: "ScriptedAnswer") -> str | None:
         return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answer.finish or "")
 
-    def usage(self, answer: "Answer") -> dict[str, Any]:
-        from tests.support.fake_provider import _usage
+    def usage(self, answer: "ScriptedAnswer") -> dict[str, Any]:
+        from tests.support.fake_provider import count_usage
 
-        prompt, completion = _usage(self.asked, answer)
+        prompt, completion = count_usage(self.asked, answer)
         return {
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": answer.cached},
@@ -193,9 +193,9 @@ class Responses:
 
 
 def _tokens(text: str) -> list[str]:
-    from tests.support.fake_provider import tokens_of
+    from tests.support.fake_provider import split_tokens
 
-    return tokens_of(text)
+    return split_tokens(text)
 
 
 def _pieces(text: str) -> list[str]:

@@ -8,19 +8,19 @@ from infra.embedded.postgres import EmbeddedPostgres
 from infra.embedded.seaweedfs import EmbeddedSeaweed
 from infra.embedded.valkey import EmbeddedValkey
 
-SECRET = "0" * 64
+TEST_SECRET = "0" * 64
 
 
-def parts(folder: Path) -> tuple[EmbeddedPostgres, EmbeddedValkey, EmbeddedSeaweed]:
+def create_servers(folder: Path) -> tuple[EmbeddedPostgres, EmbeddedValkey, EmbeddedSeaweed]:
     return (
-        EmbeddedPostgres(folder / "postgres", SECRET, SECRET),
-        EmbeddedValkey(folder / "valkey", SECRET),
-        EmbeddedSeaweed(folder / "seaweedfs", SECRET, SECRET),
+        EmbeddedPostgres(folder / "postgres", TEST_SECRET, TEST_SECRET),
+        EmbeddedValkey(folder / "valkey", TEST_SECRET),
+        EmbeddedSeaweed(folder / "seaweedfs", TEST_SECRET, TEST_SECRET),
     )
 
 
 async def main(folder: Path) -> None:
-    made = parts(folder)
+    made = create_servers(folder)
     await asyncio.gather(*(part.start() for part in made))
     postgres, valkey, seaweed = made
     print(postgres.owner_url, valkey.url, seaweed.endpoint_url, flush=True)

@@ -16,13 +16,13 @@ from scripts.system import System
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-class Apart:
+class IsolatedDatabase:
     """The database. `url` is the application's, `owner` a connection that sees all."""
 
     def __init__(self, url: str, owner: asyncpg.Connection) -> None:
         self.url, self.owner = url, owner
 
-    async def tenant(self) -> Caller:
+    async def add_tenant(self) -> Caller:
         """A tenant with one user, who may do everything."""
         tenant_id, user = f"t-{secrets.token_hex(6)}", ids.generate_uuid7()
         await self.owner.execute(
@@ -37,7 +37,7 @@ class Apart:
             tenant_id=tenant_id, user_id=ids.encode_id("user", user), role="admin", scopes=SCOPES_BY_ROLE["admin"]
         )
 
-    async def agent(self, caller: Caller, max_concurrency: int | None = None, policy: str = "queue") -> str:
+    async def add_agent(self, caller: Caller, max_concurrency: int | None = None, policy: str = "queue") -> str:
         """A ready agent of the tenant; its id."""
         agent, version = ids.generate_uuid7(), ids.generate_uuid7()
         user = ids.decode_id("user", caller.user_id)
@@ -59,7 +59,7 @@ class Apart:
 _TEMPLATES: dict[str, str] = {}
 
 
-async def _template(server: asyncpg.Connection, owner_url: str) -> str:
+async def _create_template(server: asyncpg.Connection, owner_url: str) -> str:
     """Return the name of a migrated, empty database to copy, made on first use."""
     if owner_url not in _TEMPLATES:
         name = f"template_{secrets.token_hex(6)}"
@@ -70,16 +70,16 @@ async def _template(server: asyncpg.Connection, owner_url: str) -> str:
 
 
 @asynccontextmanager
-async def apart(system: System) -> AsyncIterator[Apart]:
+async def open_isolated_database(system: System) -> AsyncIterator[IsolatedDatabase]:
     """Yield a migrated database, dropped in the end."""
     name = f"apart_{secrets.token_hex(6)}"
     owner_url, app_url = (url.reveal() for url in (system.settings.database_owner_url, system.settings.database_url))
     server = await asyncpg.connect(owner_url)
     try:
-        await server.execute(f"CREATE DATABASE {name} TEMPLATE {await _template(server, owner_url)}")
+        await server.execute(f"CREATE DATABASE {name} TEMPLATE {await _create_template(server, owner_url)}")
         owner = await asyncpg.connect(urlsplit(owner_url)._replace(path=f"/{name}").geturl())
         try:
-            yield Apart(urlsplit(app_url)._replace(path=f"/{name}").geturl(), owner)
+            yield IsolatedDatabase(urlsplit(app_url)._replace(path=f"/{name}").geturl(), owner)
         finally:
             await owner.close()
     finally:

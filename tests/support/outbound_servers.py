@@ -11,11 +11,11 @@ import httpcore
 import httpcore2
 import pytest
 
-PUBLIC = "93.184.216.34"
+PUBLIC_ADDRESS = "93.184.216.34"
 
 
 @dataclass
-class Request:
+class ServerRequest:
     method: str
     target: str
     headers: dict[str, str]
@@ -23,55 +23,55 @@ class Request:
 
 
 # Whole answers as bytes, or somebody who writes one.
-Answer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
+ServerAnswer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
-class Place:
+class RecordingServer:
     port: int = 0
-    connections: int = 0
-    open: int = 0
-    requests: list[Request] = field(default_factory=list)
-    names: list[str | None] = field(default_factory=list)  # by SNI
-    answer: Callable[[Request], Answer] = lambda request: reply(b"hello")
+    connection_count: int = 0
+    open_connections: int = 0
+    requests: list[ServerRequest] = field(default_factory=list)
+    server_names: list[str | None] = field(default_factory=list)  # by SNI
+    answer: Callable[[ServerRequest], ServerAnswer] = lambda request: build_reply(b"hello")
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def until_closed(self) -> None:
+    async def wait_until_closed(self) -> None:
         async with asyncio.timeout(5):
-            while self.open:
+            while self.open_connections:
                 await asyncio.sleep(0.01)
 
 
-def reply(body: bytes = b"", status: int = 200, **headers: str) -> bytes:
+def build_reply(body: bytes = b"", status: int = 200, **headers: str) -> bytes:
     lines = [f"HTTP/1.1 {status} So", f"content-length: {len(body)}", "connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 @asynccontextmanager
-async def place(
-    answer: Callable[[Request], Answer] | None = None, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Place]:
-    here = Place()
+async def run_server(
+    answer: Callable[[ServerRequest], ServerAnswer] | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RecordingServer]:
+    here = RecordingServer()
     if answer is not None:
         here.answer = answer
     if tls is not None:
-        tls.sni_callback = lambda socket, name, context: here.names.append(name)
+        tls.sni_callback = lambda socket, name, context: here.server_names.append(name)
     tasks: set[Any] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.current_task())
-        here.connections += 1
-        here.open += 1
+        here.connection_count += 1
+        here.open_connections += 1
         try:
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = dict(line.lower().split(": ", 1)[:1] + line.split(": ", 1)[1:] for line in lines if line)
             method, target, _ = first.split(" ")
             body = await reader.readexactly(int(headers.get("content-length", 0)))
-            request = Request(method, target, headers, body)
+            request = ServerRequest(method, target, headers, body)
             here.requests.append(request)
             told = here.answer(request)
             if isinstance(told, bytes):
@@ -89,7 +89,7 @@ async def place(
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
-            here.open -= 1
+            here.open_connections -= 1
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
@@ -103,7 +103,9 @@ async def place(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def detour(monkeypatch: pytest.MonkeyPatch, to: Place | dict[str, Place]) -> list[tuple[str, int]]:
+def redirect_connections(
+    monkeypatch: pytest.MonkeyPatch, to: RecordingServer | dict[str, RecordingServer]
+) -> list[tuple[str, int]]:
     """Every connection arrives at one of our places, wherever it was bound for; back comes where that was.
 
     There is no public address to be had in a test. What is replaced is the connecting itself, of httpcore and of
@@ -115,18 +117,18 @@ def detour(monkeypatch: pytest.MonkeyPatch, to: Place | dict[str, Place]) -> lis
 
         async def turned(self: Any, host: str, port: int, *args: Any, _connect: Any = connect, **named: Any) -> Any:
             dialled.append((host, port))
-            target = to if isinstance(to, Place) else to[host]
+            target = to if isinstance(to, RecordingServer) else to[host]
             return await _connect(self, "127.0.0.1", target.port, *args, **named)
 
         monkeypatch.setattr(core.AnyIOBackend, "connect_tcp", turned)
     return dialled
 
 
-def names(**known: str | list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
+def build_resolver(**known: str | list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
     """A resolver that knows a few names (`_` for a dot), and for all others one public address."""
 
     async def resolve(host: str, port: int) -> list[str]:
-        found = known.get(host.replace(".", "_"), PUBLIC)
+        found = known.get(host.replace(".", "_"), PUBLIC_ADDRESS)
         return [found] if isinstance(found, str) else found
 
     return resolve

@@ -24,7 +24,7 @@ from infra.embedded.child_process import (
 )
 from infra.postgres.role import APP_ROLE
 from scripts.system import System
-from tests.support.case_inputs import INPUTS
+from tests.support.case_inputs import INPUTS_FOLDER
 
 needs_pgbouncer = pytest.mark.skipif(
     shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin") is None,
@@ -32,23 +32,25 @@ needs_pgbouncer = pytest.mark.skipif(
 )
 
 
-class Managed:
+class ManagedDatabase:
     """A database as a provider gives it out: its owner is no superuser, and the application logs in as the owner."""
 
     def __init__(self, server_url: str, name: str, login: str, password: str) -> None:
         self.server_url, self.name, self.login, self.password = server_url, name, login, password
         self.superuser_url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
 
-    def url(self, port: int | None = None) -> str:
+    def build_url(self, port: int | None = None) -> str:
         port = port or urlsplit(self.server_url).port or 0
         return f"postgresql://{self.login}:{self.password}@127.0.0.1:{port}/{self.name}"
 
 
 @asynccontextmanager
-async def managed(system: System) -> AsyncIterator[Managed]:
+async def create_managed_database(system: System) -> AsyncIterator[ManagedDatabase]:
     """Made beside the running system's database, not migrated; dropped in the end."""
     server_url = system.settings.database_owner_url.reveal()
-    made = Managed(server_url, f"managed_{secrets.token_hex(6)}", f"owner_{secrets.token_hex(6)}", secrets.token_hex(8))
+    made = ManagedDatabase(
+        server_url, f"managed_{secrets.token_hex(6)}", f"owner_{secrets.token_hex(6)}", secrets.token_hex(8)
+    )
     server = await asyncpg.connect(server_url)
     try:
         await server.execute(f"CREATE ROLE {made.login} LOGIN NOSUPERUSER PASSWORD '{made.password}'")
@@ -62,7 +64,7 @@ async def managed(system: System) -> AsyncIterator[Managed]:
 
 
 @asynccontextmanager
-async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
+async def run_pgbouncer(behind: ManagedDatabase, *, size: int = 6) -> AsyncIterator[int]:
     """A real PgBouncer in transaction mode, told nothing about us but whom to let in; yields its port."""
     (port,) = find_free_ports(1)
     program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -94,14 +96,19 @@ async def pgbouncer(behind: Managed, *, size: int = 6) -> AsyncIterator[int]:
 
 
 @asynccontextmanager
-async def without_the_role(server_url: str) -> AsyncIterator[int]:
+async def run_role_dropping_proxy(server_url: str) -> AsyncIterator[int]:
     """The proxy that drops `role` from what a session begins with; yields its port."""
     (port,) = find_free_ports(1)
     with tempfile.TemporaryDirectory(prefix="paddock-proxy-") as name:
         part = start_child(
             ChildCommand(
                 name="proxy",
-                args=[sys.executable, str(INPUTS / "drop_role_proxy.py"), str(port), str(urlsplit(server_url).port)],
+                args=[
+                    sys.executable,
+                    str(INPUTS_FOLDER / "drop_role_proxy.py"),
+                    str(port),
+                    str(urlsplit(server_url).port),
+                ],
                 log=Path(name) / "log",
                 cwd=Path(name),
                 environment={},

@@ -19,10 +19,10 @@ from domain.shared.access import Caller
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
-from tests.support.isolated_database import NOW, Apart, apart
+from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
 
 
-class Silent:
+class SilentBell:
     """A doorbell that nobody hears."""
 
     async def ring_jobs(self, jobs: Any, changes: Any = ()) -> None: ...
@@ -30,43 +30,45 @@ class Silent:
         return 0
 
 
-class Killed(Exception):
+class SimulatedCrash(Exception):
     """The process dies here."""
 
 
-class World:
-    def __init__(self, database: Apart, store: PostgresStore, caller: Caller, agent_id: str) -> None:
+class PlanEnvironment:
+    def __init__(self, database: IsolatedDatabase, store: PostgresStore, caller: Caller, agent_id: str) -> None:
         self.database, self.store, self.caller, self.agent_id = database, store, caller, agent_id
         self.clock = [NOW]
 
-    def work(self) -> AgentWork:
+    def build_work(self) -> AgentWork:
         return AgentWork(name="agent", agent_id=self.agent_id, version_id=self.version_id)
 
-    async def known(self) -> None:
+    async def load_version(self) -> None:
         found = await self.database.owner.fetchval("SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1")
         self.version_id = ids.encode_id("ver", found)
 
-    async def start(self, *steps: PlanStep, **more: Any) -> str:
+    async def start_plan(self, *steps: PlanStep, **more: Any) -> str:
         plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
         async with self.store.transaction(self.caller) as tx:
             return (await service.start_plan(tx, self.caller, plan, ExecutionStart(inputs={"n": 1}))).id
 
-    async def get(self, execution_id: str) -> Execution:
+    async def get_execution(self, execution_id: str) -> Execution:
         async with self.store.transaction(self.caller) as tx:
             return await executions.get_execution(tx, execution_id)
 
-    async def advance(self, execution_id: str, known: PlanCache | None = None, die: bool = False) -> PlanCache | None:
+    async def advance_plan(
+        self, execution_id: str, known: PlanCache | None = None, die: bool = False
+    ) -> PlanCache | None:
         async with self.store.transaction(self.caller) as tx:
             after = await coordinator.advance_plan(tx, execution_id, known)
             if die:
-                raise Killed
+                raise SimulatedCrash
             return after
 
-    async def due(self) -> list[str]:
+    async def list_due(self) -> list[str]:
         async with self.store.autocommit() as tx:
             return [one.execution_id for one in (await tx.plans.list_due(tx.now, 100))[0]]
 
-    async def work_off(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
+    async def settle_claimed(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
         """Claim what waits in a lane and settle it. Returns the steps."""
         async with self.store.autocommit() as tx:
             claimed = await executions.claim_executions(
@@ -81,25 +83,25 @@ class World:
                 )
         return [one.step or "" for one in claimed]
 
-    async def to_its_end(self, execution_id: str) -> Execution:
+    async def run_to_end(self, execution_id: str) -> Execution:
         for _ in range(100):
-            for one in await self.due():
-                await self.advance(one)
-            await self.work_off()
-            found = await self.get(execution_id)
+            for one in await self.list_due():
+                await self.advance_plan(one)
+            await self.settle_claimed()
+            found = await self.get_execution(execution_id)
             if found.status in ("completed", "failed", "cancelled"):
                 return found
             self.clock[0] += timedelta(seconds=1)
         raise AssertionError(found)
 
-    async def children(self, execution_id: str) -> dict[str, list[str]]:
+    async def list_children(self, execution_id: str) -> dict[str, list[str]]:
         rows = await self.database.owner.fetch("SELECT step, status FROM executions WHERE parent_id IS NOT NULL")
         found = dict[str, list[str]]()
         for row in rows:
             found.setdefault(row["step"], []).append(row["status"])
         return found
 
-    def spec(self, **more: Any) -> AgentWork:
+    def build_model_agent(self, **more: Any) -> AgentWork:
         """A model agent that nobody keeps."""
         fields: dict[str, Any] = {
             "id": "",
@@ -116,7 +118,7 @@ class World:
         }
         return AgentWork(name="asker", spec=AgentSpec(**(fields | more)))
 
-    async def ask(self, *call_ids: str) -> Execution:
+    async def park_on_calls(self, *call_ids: str) -> Execution:
         """Claim the next run of a model agent and have it wait for these tool calls."""
         async with self.store.autocommit() as tx:
             (taken,) = await executions.claim_executions(
@@ -142,32 +144,32 @@ class World:
             await steps.park_for_approval(tx, taken, waiting)
         return taken
 
-    async def answer(self) -> list[str]:
+    async def settle_model_runs(self) -> list[str]:
         """Claim what waits of model agents and have it answer. Returns the steps."""
-        return await self.work_off(lane="llm")
+        return await self.settle_claimed(lane="llm")
 
-    async def turns(self) -> None:
+    async def advance_until_idle(self) -> None:
         """Advance until nothing more is due."""
         for _ in range(50):
-            due = await self.due()
+            due = await self.list_due()
             if not due:
                 return
             for one in due:
-                await self.advance(one)
+                await self.advance_plan(one)
         raise AssertionError(f"it goes on and on: {due}")
 
 
 @asynccontextmanager
-async def opened(system: System) -> AsyncIterator[World]:
+async def open_plan_environment(system: System) -> AsyncIterator[PlanEnvironment]:
     """A world, while it is needed."""
-    async with apart(system) as database:
-        caller = await database.tenant()
-        agent_id = await database.agent(caller)
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
+        agent_id = await database.add_agent(caller)
         engine = create_engine(database.url, pool_size=8, application="tests")
-        world: World
-        store = PostgresStore(engine, Silent(), lambda: world.clock[0])
-        world = World(database, store, caller, agent_id)
-        await world.known()
+        world: PlanEnvironment
+        store = PostgresStore(engine, SilentBell(), lambda: world.clock[0])
+        world = PlanEnvironment(database, store, caller, agent_id)
+        await world.load_version()
         try:
             yield world
         finally:

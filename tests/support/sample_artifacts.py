@@ -12,22 +12,22 @@ from domain.shared.errors import DomainError
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
-def record(sent: Any, execution_id: str | None = None) -> ArtifactRecord:
+def build_sample(sent: Any, execution_id: str | None = None) -> ArtifactRecord:
     body = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
     return build_record(body, tenant_id="tenant-1", user_id="user-1", now=NOW, execution_id=execution_id)
 
 
-def refusal(sent: Any, execution_id: str | None = None) -> DomainError:
+def catch_refusal(sent: Any, execution_id: str | None = None) -> DomainError:
     with pytest.raises(DomainError) as caught:
-        record(sent, execution_id)
+        build_sample(sent, execution_id)
     return caught.value
 
 
-def fields(sent: Any) -> list[str]:
-    error = refusal(sent)
+def list_refused_fields(sent: Any) -> list[str]:
+    error = catch_refusal(sent)
     assert error.code == "invalid_field"
     return [one.field for one in error.errors]
 
 
-def body(sent: Any) -> Any:
-    return json.loads(record(sent).body)
+def read_stored_body(sent: Any) -> Any:
+    return json.loads(build_sample(sent).body)

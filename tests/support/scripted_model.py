@@ -25,14 +25,14 @@ from infra.http import Outbound
 from infra.llm import PydanticLlm
 from tests.contracts.test_llm import Here
 
-TOOLS = tuple(
+TOOL_SPECS = tuple(
     ToolSpec(name=name, description="", parameters={"type": "object", "properties": {}})
     for name in ("filesystem_write", "filesystem_list")
 )
 
 
 @dataclass
-class Played:
+class ModelCallResult:
     """What came of a call: the reply or the error, and the parts before."""
 
     parts: list[ReplyPart] = field(default_factory=list)
@@ -63,9 +63,9 @@ class Played:
         return next((part for part in reversed(self.parts) if isinstance(part, ReportedUsage)), None)
 
 
-async def play(
+async def call_model(
     url: str, model: str = "m", provider: str = "openai_compatible", messages: Iterable[ChatMessage] = (), **more: Any
-) -> Played:
+) -> ModelCallResult:
     """Call a model at `url`, which ends before `/v1`."""
     target = ModelTarget(
         name=model,
@@ -76,9 +76,9 @@ async def play(
         api=more.pop("api", None),
     )
     messages = tuple(messages) or (ChatMessage(role="user", content="x"),)
-    llm, played = PydanticLlm(Outbound(("127.0.0.1",)), Here()), Played()
+    llm, played = PydanticLlm(Outbound(("127.0.0.1",)), Here()), ModelCallResult()
     try:
-        async for part in llm.stream(ModelCall(target=target, messages=messages, tools=TOOLS, **more)):
+        async for part in llm.stream(ModelCall(target=target, messages=messages, tools=TOOL_SPECS, **more)):
             if isinstance(part, ModelReply):
                 played.reply = part
             else:
@@ -91,7 +91,7 @@ async def play(
 
 
 @asynccontextmanager
-async def serving(body: bytes | str, kind: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
+async def serve_body(body: bytes | str, kind: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
     """A server that answers everything with one body; its address."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -110,13 +110,13 @@ async def serving(body: bytes | str, kind: str = "text/event-stream", status: in
         await runner.cleanup()
 
 
-async def play_body(
+async def call_model_with_body(
     body: bytes | str,
     kind: str = "text/event-stream",
     status: int = 200,
     provider: str = "openai_compatible",
     **more: Any,
-) -> Played:
+) -> ModelCallResult:
     """Call a model whose server answers with one body."""
-    async with serving(body, kind, status) as url:
-        return await play(url, provider=provider, options=more.pop("options", ModelOptions()), **more)
+    async with serve_body(body, kind, status) as url:
+        return await call_model(url, provider=provider, options=more.pop("options", ModelOptions()), **more)

@@ -17,27 +17,29 @@ from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import Apart
+from tests.support.isolated_database import IsolatedDatabase
 from tests.support.stats_oracle import (
-    Lost,
-    Owner,
-    _chosen,
-    _known,
-    _names,
-    _scores,
-    buckets_of,
+    LostTransaction,
+    TenantRows,
     check_evaluations,
     check_groups,
     check_page,
+    choose_ids,
+    choose_scores,
+    fill_filter,
+    get_owner_ids,
+    list_buckets,
 )
 from tests.support.stats_strategies import DAY, LEASE, OTHERS
 from workers.record.stats import StatsFolder
 
 
-class World:
+class StatsEnvironment:
     """Two tenants in one database."""
 
-    def __init__(self, database: Apart, store: PostgresStore, owners: list[Owner], clock: list[datetime]) -> None:
+    def __init__(
+        self, database: IsolatedDatabase, store: PostgresStore, owners: list[TenantRows], clock: list[datetime]
+    ) -> None:
         self._database, self._store, self._owners, self._clock = database, store, owners, clock
 
     # What is done to it.
@@ -45,7 +47,9 @@ class World:
     async def insert(self, whose: int, batches: list[list[NewEvaluation]]) -> None:
         owner = self._owners[whose]
         async with self._store.transaction(owner.caller) as tx:
-            made = [evaluations.build_evaluations(*_names(owner), batch, tx.now, batch=True) for batch in batches]
+            made = [
+                evaluations.build_evaluations(*get_owner_ids(owner), batch, tx.now, batch=True) for batch in batches
+            ]
             if batches == [batches[0][:1]]:
                 assert await evaluations.create_evaluations(tx, made) == made[0]
             else:
@@ -57,12 +61,12 @@ class World:
 
     async def delete(self, whose: int, places: list[int]) -> None:
         owner = self._owners[whose]
-        chosen = _chosen(owner.evaluations, places)
+        chosen = choose_ids(owner.evaluations, places)
         async with self._store.transaction(owner.caller) as tx:
             for row_id in chosen:
                 await evaluations.delete_evaluation(tx, row_id)
                 assert await tx.evaluations.delete_many([row_id]) == 0
-        owner.gone += [owner.evaluations.pop(row_id) for row_id in chosen]
+        owner.deleted_rows += [owner.evaluations.pop(row_id) for row_id in chosen]
 
     async def compute(self, most: int, drawn: list[EvaluationScores | None], twist: str) -> None:
         claimed = await self._claim(most)
@@ -70,13 +74,13 @@ class World:
             # The lease runs out, another worker has it, and then the first comes back.
             lost, claimed = claimed, await self._claim(most, later=2 * LEASE)
             assert {one.evaluation.id for one in lost} == {one.evaluation.id for one in claimed}
-            await self._settle([(one, found) for one, found in zip(lost, _scores(lost, [OTHERS]), strict=True)])
+            await self._settle([(one, found) for one, found in zip(lost, choose_scores(lost, [OTHERS]), strict=True)])
         if twist == "deleted" and claimed:
             lost_id = claimed[0].evaluation.id
             for number, owner in enumerate(self._owners):
                 if lost_id in owner.evaluations:
                     await self.delete(number, [sorted(owner.evaluations).index(lost_id)])
-        scores = _scores(claimed, drawn)
+        scores = choose_scores(claimed, drawn)
         await self._settle(list(zip(claimed, scores, strict=True)))
         for one, found in zip(claimed, scores, strict=True):
             row = next(
@@ -91,7 +95,7 @@ class World:
         if twist == "twice":
             # What was written down stays; one that could not be computed was given back, so that leaves it out.
             written = [one for one, found in zip(claimed, scores, strict=True) if found is not None]
-            await self._settle(list(zip(written, _scores(written, [OTHERS]), strict=True)))
+            await self._settle(list(zip(written, choose_scores(written, [OTHERS]), strict=True)))
 
     async def upload(self, whose: int, sent: list[dict[str, Any]], execution_id: str | None) -> None:
         owner, known = self._owners[whose], {}
@@ -99,7 +103,7 @@ class World:
             made = [
                 artifacts.build_record(
                     json.dumps(one).encode(),
-                    **dict(zip(("tenant_id", "user_id"), _names(owner), strict=True)),
+                    **dict(zip(("tenant_id", "user_id"), get_owner_ids(owner), strict=True)),
                     now=tx.now,
                     execution_id=execution_id,
                 )
@@ -124,14 +128,14 @@ class World:
 
     async def forget(self, whose: int, places: list[int]) -> None:
         owner = self._owners[whose]
-        chosen = _chosen(owner.artifacts, places)
+        chosen = choose_ids(owner.artifacts, places)
         async with self._store.transaction(owner.caller) as tx:
             if len(chosen) == 1:
                 await service.delete_artifact(tx, owner.artifacts[chosen[0]].metadata.kurral_id)
             else:
                 assert await tx.artifacts.delete(chosen, tx.now) == len(chosen)
             assert await tx.artifacts.delete(chosen, tx.now) == 0
-        owner.gone += [owner.artifacts.pop(row_id).metadata for row_id in chosen]
+        owner.deleted_rows += [owner.artifacts.pop(row_id).metadata for row_id in chosen]
 
     async def fold(self, whose: int, kind: Any, most: int) -> None:
         before = await self._deltas(whose, kind)
@@ -149,8 +153,8 @@ class World:
                 assert await other.stats.fold_deltas(kind, most) == 0
                 await self.ask(whose)
                 if lost:
-                    raise Lost
-        except Lost:
+                    raise LostTransaction
+        except LostTransaction:
             pass
         await asyncio.gather(*(self._fold(whose, kind, most) for _ in range(2)), self.ask(whose))
 
@@ -166,10 +170,10 @@ class World:
     async def steal(self, whose: int, place: int) -> None:
         mine, theirs = self._owners[whose], self._owners[1 - whose]
         async with self._store.transaction(mine.caller) as tx:
-            for row_id in _chosen(theirs.evaluations, [place]):
+            for row_id in choose_ids(theirs.evaluations, [place]):
                 assert await tx.evaluations.get(row_id) is None
                 assert await tx.evaluations.delete_many([row_id]) == 0
-            for row_id in _chosen(theirs.artifacts, [place]):
+            for row_id in choose_ids(theirs.artifacts, [place]):
                 assert await tx.artifacts.get(row_id) is None
                 assert await tx.artifacts.delete([row_id], tx.now) == 0
 
@@ -187,61 +191,65 @@ class World:
         place: int = 0,
     ) -> None:
         owner = self._owners[whose]
-        since, until = owner.bounds(*bounds)
+        since, until = owner.choose_bounds(*bounds)
         evaluated, recorded = list(owner.evaluations.values()), [row.metadata for row in owner.artifacts.values()]
-        first = evaluations.EvaluationFilter(**_known(of_evaluations or {}, evaluated), since=since, until=until)
-        second = service.ArtifactFilter(**_known(of_artifacts or {}, recorded), start_date=since, end_date=until)
+        first = evaluations.EvaluationFilter(**fill_filter(of_evaluations or {}, evaluated), since=since, until=until)
+        second = service.ArtifactFilter(**fill_filter(of_artifacts or {}, recorded), start_date=since, end_date=until)
         async with self._store.transaction(owner.caller) as tx:
             await self._ask_evaluations(tx, owner, first, days, bucket)
             await self._ask_artifacts(tx, owner, second, days, bucket, page)
             # Lists: any page, and reading on from any row, be it there or not.
             for truth, listed, after in (
                 (
-                    owner.evaluated(first).rows,
+                    owner.filter_evaluations(first).rows,
                     await evaluations.list_evaluations(tx, first, page),
                     lambda row: evaluations.list_evaluations_after(tx, row, page.limit, filters=first),
                 ),
                 (
-                    [row.metadata for row in owner.recorded(second).rows],
+                    [row.metadata for row in owner.filter_artifacts(second).rows],
                     await tx.artifacts.list_page(second, page),
                     lambda row: service.list_artifacts_after(tx, row, page.limit, filters=second),
                 ),
             ):
                 check_page(truth, listed, page)
-                known = [None, *truth, *(row for row in owner.gone if truth and isinstance(row, type(truth[0])))]
+                known = [
+                    None,
+                    *truth,
+                    *(row for row in owner.deleted_rows if truth and isinstance(row, type(truth[0]))),
+                ]
                 last = known[place % len(known)]
                 rest = (
                     truth if last is None else [r for r in truth if (r.created_at, r.id) < (last.created_at, last.id)]
                 )
                 assert await after(last) == rest[: page.limit]
 
-    async def _ask_evaluations(self, tx: Any, owner: Owner, wanted: Any, days: int, bucket: Any) -> None:
-        truth = owner.evaluated(wanted)
+    async def _ask_evaluations(self, tx: Any, owner: TenantRows, wanted: Any, days: int, bucket: Any) -> None:
+        truth = owner.filter_evaluations(wanted)
         await check_groups(tx, evaluations.query_from_filter(wanted), truth)
         await check_evaluations(await evaluations.compute_evaluation_stats(tx, wanted, None), truth, wanted.since)
         if wanted.until is None or wanted.since is None:
             since = (tx.now - days * DAY).replace(minute=0, second=0, microsecond=0)
             of_days = msgspec.structs.replace(wanted, since=None)
             if wanted.until is None or wanted.until >= since:
-                truth = owner.evaluated(msgspec.structs.replace(of_days, since=since))
+                truth = owner.filter_evaluations(msgspec.structs.replace(of_days, since=since))
                 await check_evaluations(await evaluations.compute_evaluation_stats(tx, of_days, days), truth, since)
         free = msgspec.structs.replace(wanted, since=None, until=None)
         if wanted != free:
             with pytest.raises(DomainError, match="days"):
                 await evaluations.compute_evaluation_timeseries(tx, wanted, days, bucket)
         points = await evaluations.compute_evaluation_timeseries(tx, free, days, bucket)
-        for begin, end, point in buckets_of(tx.now, days, bucket, points):
-            truth = owner.evaluated(msgspec.structs.replace(free, since=begin, until=end))
+        for begin, end, point in list_buckets(tx.now, days, bucket, points):
+            truth = owner.filter_evaluations(msgspec.structs.replace(free, since=begin, until=end))
             assert msgspec.structs.asdict(point) == {
                 "date": begin,
                 "count": len(truth.rows),
                 "hallucinations": truth.total["hallucinated"],
-                "hallucination_rate": truth.rate("hallucinated", "judged"),
-                **truth.averages(),
+                "hallucination_rate": truth.compute_rate("hallucinated", "judged"),
+                **truth.compute_averages(),
             }
 
-    async def _ask_artifacts(self, tx: Any, owner: Owner, wanted: Any, days: int, bucket: Any, page: Page) -> None:
-        truth = owner.recorded(wanted)
+    async def _ask_artifacts(self, tx: Any, owner: TenantRows, wanted: Any, days: int, bucket: Any, page: Page) -> None:
+        truth = owner.filter_artifacts(wanted)
         await check_groups(tx, service.query_from_filter(wanted), truth)
         found = msgspec.structs.asdict(await service.compute_artifact_stats(tx, wanted))
         truth.check_quantiles(*(found.pop(name) for name in ("p50", "p95", "p99")))
@@ -250,15 +258,15 @@ class World:
             "total_artifacts": len(truth.rows),
             "total_size_gb": truth.total["size_bytes"] / 10**9,
             **{
-                f"by_{name}": truth.by(n)
+                f"by_{name}": truth.count_by(n)
                 for n, name in ((0, "environment"), (2, "replay_level"), (6, "semantic_bucket"))
             },
-            **{f"by_{name}": truth.by(n) for n, name in ((3, "model"), (4, "provider"), (5, "status"))},
+            **{f"by_{name}": truth.count_by(n) for n, name in ((3, "model"), (4, "provider"), (5, "status"))},
             "total_cost_usd": truth.total["cost_usd"] / NANOS_PER_UNIT,
             "total_tokens": truth.total["tokens"],
             "avg_duration_ms": truth.total["duration_ms"] / (1000 * known) if known else None,
-            "error_rate": truth.rate("errors", "count", 100),
-            "deterministic_rate": truth.rate("deterministic", "count", 100),
+            "error_rate": truth.compute_rate("errors", "count", 100),
+            "deterministic_rate": truth.compute_rate("deterministic", "count", 100),
         }
         assert found == expected
         assert [list(found[name]) for name in expected if name.startswith("by_")] == [
@@ -266,7 +274,7 @@ class World:
         ]
         counted = [
             service.SemanticBucketCount(semantic_bucket=name, count=count)
-            for name, count in owner.recorded(service.ArtifactFilter()).by(6).items()
+            for name, count in owner.filter_artifacts(service.ArtifactFilter()).count_by(6).items()
         ]
         check_page(counted, await service.list_semantic_buckets(tx, page), page)
         free = msgspec.structs.replace(wanted, start_date=None, end_date=None)
@@ -274,8 +282,8 @@ class World:
             with pytest.raises(DomainError, match="days"):
                 await service.compute_artifact_timeseries(tx, wanted, days, bucket)
         points = await service.compute_artifact_timeseries(tx, free, days, bucket)
-        for begin, end, point in buckets_of(tx.now, days, bucket, points):
-            truth = owner.recorded(msgspec.structs.replace(free, start_date=begin, end_date=end))
+        for begin, end, point in list_buckets(tx.now, days, bucket, points):
+            truth = owner.filter_artifacts(msgspec.structs.replace(free, start_date=begin, end_date=end))
             assert msgspec.structs.asdict(point) == {
                 "date": begin,
                 "count": len(truth.rows),

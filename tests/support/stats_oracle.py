@@ -19,25 +19,25 @@ from domain.shared.pages import Listing, Page
 from domain.shared.times import OLDEST_RECORD_TIME
 from domain.stats import NANOS_PER_UNIT, QUANTILE_ACCURACY, QUANTILE_FRACTIONS
 from infra.sketches import SMALLEST_VALUE
-from tests.support.stats_strategies import BEGINS, BESIDE, DAY, HOUR, NOWS
+from tests.support.stats_strategies import DAY, HOUR, NOWS, OFFSETS, PERIOD_STARTS
 
 _LISTS = {"semantic_bucket": "semantic_buckets", "tag": "tags"}
 _MEASURED = ("latency_sec", "throughput_qps", "semantic_drift", "uncertainty", "factual_support")
 _TOLD = ("latency", "throughput", *_MEASURED[2:])
 
 
-def scaled(value: float | None, by: int = NANOS_PER_UNIT) -> int:
+def scale_value(value: float | None, by: int = NANOS_PER_UNIT) -> int:
     return 0 if value is None else round(value * by)
 
 
-def counts_as(row: Evaluation | ArtifactRecord) -> tuple[tuple[Any, ...], dict[str, int], float | None]:
+def measure_row(row: Evaluation | ArtifactRecord) -> tuple[tuple[Any, ...], dict[str, int], float | None]:
     """Dimensions, measures, and the value that quantiles are taken of."""
     if isinstance(row, Evaluation):
         dims = row.model_name, row.agent_name, row.mode, row.hallucinated
         measures = {"count": 1, "hallucinated": int(row.hallucinated or 0), "judged": int(row.hallucinated is not None)}
         for name in _MEASURED:
             value = getattr(row, name)
-            measures |= {name: scaled(value), f"{name}_known": int(value is not None)}
+            measures |= {name: scale_value(value), f"{name}_known": int(value is not None)}
         return dims, measures, row.latency_sec
     made = row.metadata
     measures = {
@@ -45,16 +45,16 @@ def counts_as(row: Evaluation | ArtifactRecord) -> tuple[tuple[Any, ...], dict[s
         "errors": int(made.status == "error"),
         "deterministic": int(made.deterministic),
         "size_bytes": made.size_bytes,
-        "cost_usd": scaled(made.cost_usd),
+        "cost_usd": scale_value(made.cost_usd),
         "tokens": made.total_tokens or 0,
-        "duration_ms": scaled(made.duration_ms, 1000),
+        "duration_ms": scale_value(made.duration_ms, 1000),
         "duration_ms_known": int(made.duration_ms is not None),
     }
     names = ("environment", "deterministic", "replay_level", "model_name", "provider", "status")
     return (*(getattr(made, name) for name in names), tuple(made.semantic_buckets)), measures, made.duration_ms
 
 
-class Lost(Exception):
+class LostTransaction(Exception):
     """What ends a transaction before its commit."""
 
 
@@ -75,17 +75,17 @@ def assert_near(value: float | None, exact: float | None) -> None:
         assert abs(value - exact) <= QUANTILE_ACCURACY * exact * (1 + 1e-9)
 
 
-class Truth:
+class StatsOracle:
     """Brute force over rows."""
 
     def __init__(self, rows: Iterable[Evaluation | ArtifactRecord]) -> None:
         self.rows, self.groups, self.values = list(rows), defaultdict[Any, Counter[str]](Counter), list[float]()
-        for dims, measures, value in map(counts_as, self.rows):
+        for dims, measures, value in map(measure_row, self.rows):
             self.groups[dims].update(measures)
             self.values += [] if value is None else [value]
         self.total = sum(self.groups.values(), Counter[str]())
 
-    def by(self, place: int) -> dict[Any, int]:
+    def count_by(self, place: int) -> dict[Any, int]:
         found: Counter[Any] = Counter()
         for dims, measures in self.groups.items():
             for value in dims[place] if isinstance(dims[place], tuple) else (dims[place],):
@@ -97,7 +97,7 @@ class Truth:
         for wanted, value in zip(QUANTILE_FRACTIONS, found, strict=True):
             assert_near(value, interpolate_quantile(self.values, wanted))
 
-    def averages(self) -> dict[str, float | None]:
+    def compute_averages(self) -> dict[str, float | None]:
         return {
             f"avg_{told}": self.total[name] / (NANOS_PER_UNIT * known)
             if (known := self.total[f"{name}_known"])
@@ -105,20 +105,20 @@ class Truth:
             for told, name in zip(_TOLD, _MEASURED, strict=True)
         }
 
-    def rate(self, of: str, among: str, whole: float = 1) -> float:
+    def compute_rate(self, of: str, among: str, whole: float = 1) -> float:
         return whole * self.total[of] / self.total[among] if self.total[among] else 0.0
 
 
-class Owner:
+class TenantRows:
     """A tenant, and the rows that it has to have. `gone` are rows that it has no more."""
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.evaluations: dict[str, Evaluation] = {}
         self.artifacts: dict[str, ArtifactRecord] = {}
-        self.gone: list[Any] = []
+        self.deleted_rows: list[Any] = []
 
-    def bounds(self, *wanted: datetime | int | None) -> tuple[datetime | None, datetime | None]:
+    def choose_bounds(self, *wanted: datetime | int | None) -> tuple[datetime | None, datetime | None]:
         times = sorted(row.created_at for row in self.evaluations.values())
         times += sorted(row.metadata.created_at for row in self.artifacts.values())
         since, until = (
@@ -126,9 +126,9 @@ class Owner:
         )
         return (until, since) if since and until and until < since else (since, until)
 
-    def evaluated(self, wanted: evaluations.EvaluationFilter) -> Truth:
+    def filter_evaluations(self, wanted: evaluations.EvaluationFilter) -> StatsOracle:
         names = [name for name in wanted.__struct_fields__ if name not in ("since", "until")]
-        return Truth(
+        return StatsOracle(
             row
             for row in sorted(self.evaluations.values(), key=lambda row: (row.created_at, row.id), reverse=True)
             if all(getattr(wanted, name) in (None, getattr(row, name)) for name in names)
@@ -136,11 +136,11 @@ class Owner:
             and (wanted.until is None or row.created_at < wanted.until)
         )
 
-    def recorded(self, wanted: service.ArtifactFilter) -> Truth:
+    def filter_artifacts(self, wanted: service.ArtifactFilter) -> StatsOracle:
         names = ("environment", "deterministic", "replay_level", "model_name", "provider", "status", "run_id")
         names += ("error_type", "execution_id", "labelled_tenant")
         rows = sorted(self.artifacts.values(), key=lambda r: (r.metadata.created_at, r.metadata.id), reverse=True)
-        return Truth(
+        return StatsOracle(
             row
             for row in rows
             for made in (row.metadata,)
@@ -153,11 +153,11 @@ class Owner:
         )
 
 
-def _names(owner: Owner) -> tuple[str, str]:
+def get_owner_ids(owner: TenantRows) -> tuple[str, str]:
     return owner.caller.tenant_id, owner.caller.user_id
 
 
-def _known(wanted: dict[str, Any], rows: list[Any]) -> dict[str, Any]:
+def fill_filter(wanted: dict[str, Any], rows: list[Any]) -> dict[str, Any]:
     """A filter, with the rows' own values where it has numbers."""
     found = {}
     for name, value in wanted.items():
@@ -168,11 +168,13 @@ def _known(wanted: dict[str, Any], rows: list[Any]) -> dict[str, Any]:
     return found
 
 
-def _chosen(rows: dict[str, Any], places: list[int]) -> list[str]:
+def choose_ids(rows: dict[str, Any], places: list[int]) -> list[str]:
     return list(dict.fromkeys(sorted(rows)[place % len(rows)] for place in places)) if rows else []
 
 
-def _scores(claimed: list[ClaimedEvaluation], drawn: list[EvaluationScores | None]) -> list[EvaluationScores | None]:
+def choose_scores(
+    claimed: list[ClaimedEvaluation], drawn: list[EvaluationScores | None]
+) -> list[EvaluationScores | None]:
     """Drawn scores where the caller sent none; some cannot be computed."""
     made: list[EvaluationScores | None] = []
     for number, one in enumerate(claimed):
@@ -183,7 +185,7 @@ def _scores(claimed: list[ClaimedEvaluation], drawn: list[EvaluationScores | Non
     return made
 
 
-def buckets_of(now: datetime, days: int, bucket: str, points: list[Any]) -> Iterable[tuple[datetime, datetime, Any]]:
+def list_buckets(now: datetime, days: int, bucket: str, points: list[Any]) -> Iterable[tuple[datetime, datetime, Any]]:
     """The points with their begin and end; all of those with records, and a few of the others."""
     begin = now.replace(hour=0, minute=0, second=0, microsecond=0) - (days - 1) * DAY
     step = DAY if bucket == "day" else HOUR
@@ -193,7 +195,7 @@ def buckets_of(now: datetime, days: int, bucket: str, points: list[Any]) -> Iter
     return [(p.date, p.date + step, p) for number, p in enumerate(points) if p.count or number in near]
 
 
-_ALL_TIMES = [max(at + by, OLDEST_RECORD_TIME) for at in BEGINS for by in BESIDE] + NOWS
+_ALL_TIMES = [max(at + by, OLDEST_RECORD_TIME) for at in PERIOD_STARTS for by in OFFSETS] + NOWS
 
 
 def check_page(truth: list[Any], listed: Listing[Any], page: Page) -> None:
@@ -206,7 +208,7 @@ def check_page(truth: list[Any], listed: Listing[Any], page: Page) -> None:
     )
 
 
-async def check_groups(tx: Any, question: Any, truth: Truth) -> None:
+async def check_groups(tx: Any, question: Any, truth: StatsOracle) -> None:
     """The very sums, as whole numbers."""
     shown: dict[Any, Any] = {"true": True, "false": False}
     members = {"hallucinated": shown.get, "deterministic": shown.get, "semantic_bucket": lambda v: tuple(json.loads(v))}
@@ -217,15 +219,15 @@ async def check_groups(tx: Any, question: Any, truth: Truth) -> None:
     assert found == {dims: dict(measures) for dims, measures in truth.groups.items()}
 
 
-async def check_evaluations(answer: evaluations.EvaluationStats, truth: Truth, since: datetime | None) -> None:
+async def check_evaluations(answer: evaluations.EvaluationStats, truth: StatsOracle, since: datetime | None) -> None:
     found = msgspec.structs.asdict(answer)
     truth.check_quantiles(*(found.pop(f"p{number}_latency") for number in (50, 95, 99)))
     expected = {
         "total_evaluations": len(truth.rows),
         "total_hallucinations": truth.total["hallucinated"],
-        "hallucination_rate": truth.rate("hallucinated", "judged"),
-        **truth.averages(),
-        **{f"by_{name}": truth.by(place) for place, name in enumerate(("model", "agent", "mode"))},
+        "hallucination_rate": truth.compute_rate("hallucinated", "judged"),
+        **truth.compute_averages(),
+        **{f"by_{name}": truth.count_by(place) for place, name in enumerate(("model", "agent", "mode"))},
         "since": since,
     }
     assert found == expected

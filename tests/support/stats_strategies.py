@@ -15,14 +15,16 @@ from domain.stats import RECORD_KINDS
 
 HOUR, DAY, LEASE = timedelta(hours=1), timedelta(days=1), timedelta(minutes=5)
 # Beginnings of months, days and hours, a leap day, and the oldest a record may be; the latest is what the clocks show.
-BEGINS = [
+PERIOD_STARTS = [
     *(OLDEST_RECORD_TIME, datetime(2027, 12, 31, 23, tzinfo=UTC), datetime(2028, 1, 31, tzinfo=UTC)),
     *(datetime(2028, 2, 1, tzinfo=UTC), datetime(2028, 2, 27, 5, tzinfo=UTC), datetime(2028, 2, 29, tzinfo=UTC)),
     *(datetime(2028, 2, 29, 23, tzinfo=UTC), datetime(2028, 3, 1, tzinfo=UTC), datetime(2028, 3, 1, 1, tzinfo=UTC)),
 ]
 MICRO = timedelta(microseconds=1)
-BESIDE = [timedelta(0), timedelta(0), MICRO, -MICRO, timedelta(minutes=30), timedelta(minutes=45), HOUR, 22 * HOUR]
-TIMES = st.builds(lambda at, by: max(at + by, OLDEST_RECORD_TIME), st.sampled_from(BEGINS), st.sampled_from(BESIDE))
+OFFSETS = [timedelta(0), timedelta(0), MICRO, -MICRO, timedelta(minutes=30), timedelta(minutes=45), HOUR, 22 * HOUR]
+TIMES = st.builds(
+    lambda at, by: max(at + by, OLDEST_RECORD_TIME), st.sampled_from(PERIOD_STARTS), st.sampled_from(OFFSETS)
+)
 NOWS = [datetime(2028, 3, 1, 0, 30, tzinfo=UTC), datetime(2028, 3, 1, 1, tzinfo=UTC)]
 
 
@@ -72,7 +74,7 @@ ARTIFACT = st.fixed_dictionaries(
 )
 
 
-def some(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+def draw_filter(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Values for a few of these names: with many a filter would let nothing through.
 
     A number stands for the value of one of the rows.
@@ -85,13 +87,13 @@ def some(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 # A number stands for the very time of one of the records.
 BOUND = st.none() | TIMES | st.integers(0, 1000)
 BOUNDS = st.tuples(BOUND, BOUND)
-OF_EVALUATIONS = some(
+OF_EVALUATIONS = draw_filter(
     hallucinated=st.booleans(),
     **dict.fromkeys(("mode", "model_name", "agent_name", "session_id"), NAME),
     execution_id=st.sampled_from(EXECUTIONS),
     artifact_id=st.just("k0"),
 )
-OF_ARTIFACTS = some(
+OF_ARTIFACTS = draw_filter(
     environment=NAME,
     semantic_bucket=st.sampled_from(BUCKETS),
     deterministic=st.booleans(),

@@ -14,8 +14,8 @@ from domain.shared.leases import LostLease
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.redis import Bell
-from tests.support.clients import events_of
-from tests.support.isolated_database import NOW, apart
+from tests.support.clients import fetch_events
+from tests.support.isolated_database import NOW, open_isolated_database
 from tests.workers.test_lifecycle import Silent
 from workers.leases import LeaseKeeper
 
@@ -65,9 +65,9 @@ async def test_an_older_attempt_is_stopped_and_does_not_let_go_of_the_newer_one(
 
 
 async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system) -> None:
-    async with apart(system) as database:
-        caller = await database.tenant()
-        agent_id = await database.agent(caller)
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
+        agent_id = await database.add_agent(caller)
         now = NOW
         engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: now)
@@ -92,7 +92,7 @@ async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system)
             settled = await executions.settle_executions(tx, both)
         async with store.transaction(caller) as tx:
             ended = await executions.get_execution(tx, made.id)
-            log = await events_of(tx, made)
+            log = await fetch_events(tx, made)
         await engine.dispose()
     assert settled.settled_attempts == {(made.id, 2)}
     assert (ended.status, ended.output_data, ended.attempt) == ("completed", "new", 2)

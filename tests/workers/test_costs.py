@@ -17,9 +17,20 @@ from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, QUANTILE_FRACTIONS
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import Apart
+from tests.support.isolated_database import IsolatedDatabase
 from tests.support.stats_oracle import assert_near, interpolate_quantile
-from tests.support.stats_strategies import BOUNDS, EXECUTIONS, NAME, NAMES, NOWS, PAGE, PLACE, TENANT, TIMES, some
+from tests.support.stats_strategies import (
+    BOUNDS,
+    EXECUTIONS,
+    NAME,
+    NAMES,
+    NOWS,
+    PAGE,
+    PLACE,
+    TENANT,
+    TIMES,
+    draw_filter,
+)
 from tests.workers.test_stats import own
 from workers.record.stats import StatsFolder
 from workers.upkeep.retention import RetentionSweeper
@@ -56,7 +67,7 @@ STEP = st.one_of(
     st.tuples(st.just("fold"), TENANT, st.integers(1, 7)),
     st.tuples(st.just("fold_all")),
 )
-FILTER = some(
+FILTER = draw_filter(
     agent_id=st.sampled_from([*AGENTS, *NAMES]),
     execution_id=st.sampled_from([*EXECUTIONS, "nonsense"]),
     **dict.fromkeys(("provider", "model", "model_name"), NAME),
@@ -104,7 +115,9 @@ class Truth:
 class World:
     """Two tenants in one database, and the costs that they have to have."""
 
-    def __init__(self, database: Apart, store: PostgresStore, callers: list[Any], clock: list[datetime]) -> None:
+    def __init__(
+        self, database: IsolatedDatabase, store: PostgresStore, callers: list[Any], clock: list[datetime]
+    ) -> None:
         self.database, self.store, self.callers, self.clock = database, store, callers, clock
         self.rows: list[dict[str, Cost]] = [{}, {}]
 
@@ -227,12 +240,12 @@ class World:
 
 
 async def test_any_interleaving_leaves_what_brute_force_finds(system) -> None:
-    def body(runner: asyncio.Runner, database: Apart, store: PostgresStore, clock: list[datetime]) -> None:
+    def body(runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, clock: list[datetime]) -> None:
         async def run(steps: list[Any]) -> None:
             clock[0] = NOWS[0]
             for table in ("stat_deltas", "stat_rollups", "costs"):
                 await database.owner.execute(f"DELETE FROM {table}")
-            world = World(database, store, [await database.tenant() for _ in range(2)], clock)
+            world = World(database, store, [await database.add_tenant() for _ in range(2)], clock)
             for (name, *drawn), asked in steps:
                 await getattr(world, name)(*drawn)
                 await world.ask(*asked)

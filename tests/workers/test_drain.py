@@ -16,7 +16,7 @@ from domain.shared.errors import DomainError
 from infra.polling import PollResult
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import NOW, apart
+from tests.support.isolated_database import NOW, open_isolated_database
 from tests.workers.test_dispatcher import Work
 from tests.workers.test_lifecycle import LEASE, Silent
 from workers.claimer import Claimer
@@ -111,9 +111,9 @@ async def test_leases_are_kept_until_the_work_has_ended() -> None:
 
 async def test_handing_over_never_uses_up_attempts(system) -> None:
     """Executions, builds and evaluations: five workers are stopped in a row, and the sixth may still lose it once."""
-    async with apart(system) as database:
-        caller, now = await database.tenant(), NOW
-        agent_id = await database.agent(caller)
+    async with open_isolated_database(system) as database:
+        caller, now = await database.add_tenant(), NOW
+        agent_id = await database.add_agent(caller)
         engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: now)
         try:

@@ -13,8 +13,8 @@ from domain.shared import ids
 from domain.shared.access import Caller
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.clients import Tenant, tenant
-from tests.support.isolated_database import NOW, Apart, apart
+from tests.support.clients import TenantClient, register_tenant
+from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
 from tests.workers.test_lifecycle import Silent
 
 LEASE = timedelta(seconds=10)
@@ -58,7 +58,7 @@ def expected(
 class World:
     """Tenants with agents, some runs of which are held and some wait."""
 
-    def __init__(self, database: Apart, store: PostgresStore) -> None:
+    def __init__(self, database: IsolatedDatabase, store: PostgresStore) -> None:
         self._database, self._store = database, store
 
     async def check(
@@ -69,10 +69,10 @@ class World:
         owners: dict[str, str] = {}
         held, waiting = Counter[str](), list[Execution]()
         for bound, of_tenant in tenants:
-            caller = await self._database.tenant()
+            caller = await self._database.add_tenant()
             limits[caller.tenant_id] = bound
             for limit, running, pending in of_tenant:
-                agent_id = await self._database.agent(caller)
+                agent_id = await self._database.add_agent(caller)
                 limits[agent_id], owners[agent_id], held[agent_id] = limit, caller.tenant_id, running
                 await self._start(caller, agent_id, running)
                 await self._claim(running)
@@ -105,13 +105,13 @@ async def test_the_claim_is_what_the_rule_says(system) -> None:
         with asyncio.Runner() as runner:
 
             async def opened():
-                holding = apart(system)
+                holding = open_isolated_database(system)
                 database = await holding.__aenter__()
                 return holding, database, create_engine(database.url, pool_size=2, application="tests")
 
             holding, database, engine = runner.run(opened())
             # Of a tenant that is alone, no slot is kept from it.
-            runner.run(database.tenant())
+            runner.run(database.add_tenant())
             world = World(database, PostgresStore(engine, Silent(), lambda: NOW))
 
             @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -129,9 +129,9 @@ async def test_the_claim_is_what_the_rule_says(system) -> None:
 
 
 async def test_two_workers_that_claim_at_once_pass_no_limit_and_share_no_row(system) -> None:
-    async with apart(system) as database:
-        caller = await database.tenant()
-        limited, free = await database.agent(caller, max_concurrency=3), await database.agent(caller)
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
+        limited, free = await database.add_agent(caller, max_concurrency=3), await database.add_agent(caller)
         engine = create_engine(database.url, pool_size=8, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
         async with store.transaction(caller) as tx:
@@ -149,23 +149,23 @@ async def test_two_workers_that_claim_at_once_pass_no_limit_and_share_no_row(sys
     assert Counter(one.agent_id for one in claimed) == {limited: 3, free: 20}
 
 
-async def test_a_thousand_queued_runs_of_one_do_not_delay_the_one_of_another(system, acme: Tenant) -> None:
+async def test_a_thousand_queued_runs_of_one_do_not_delay_the_one_of_another(system, acme: TenantClient) -> None:
     source = "import time\ndef handle(p):\n    time.sleep(0.2)\n    return {}\n"
-    mine = await acme.deploy(source)
-    async with tenant(system.url) as other:
-        theirs = await other.deploy(source)
-        await other.run(theirs)
+    mine = await acme.deploy_agent(source)
+    async with register_tenant(system.url) as other:
+        theirs = await other.deploy_agent(source)
+        await other.run_agent(theirs)
         async with asyncio.TaskGroup() as group:
             gate = asyncio.Semaphore(16)
 
             async def submit() -> None:
                 async with gate:
-                    await acme.start(mine)
+                    await acme.start_execution(mine)
 
             for _ in range(1000):
                 group.create_task(submit())
-        submitted = await other.start(theirs)
-        ended = await other.ended(submitted["id"])
+        submitted = await other.start_execution(theirs)
+        ended = await other.wait_for_end(submitted["id"])
         assert ended["status"] == "completed"
         # How many of the thousand began while it waited: a slot or two each, not the queue.
         page = (await acme.http.get("/executions?limit=1000")).json()["items"]

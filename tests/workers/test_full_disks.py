@@ -17,8 +17,8 @@ from infra.polling import retry_through_outage
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
-from tests.support.clients import Tenant
-from tests.support.isolated_database import NOW, apart
+from tests.support.clients import TenantClient
+from tests.support.isolated_database import NOW, open_isolated_database
 
 WRITTEN = ("executions", "workers", "agents", "agent_versions", "evaluations", "execution_events", "api_keys")
 
@@ -55,26 +55,28 @@ async def failing(system: System, state: str) -> AsyncIterator[None]:
     ],
 )
 async def test_an_outage_has_a_name_and_one_line_a_minute(
-    system: System, home: Tenant, state: str, code: str, word: str
+    system: System, shared_tenant: TenantClient, state: str, code: str, word: str
 ) -> None:
-    echo = await home.deploy("import time\ndef handle(p):\n    time.sleep(p.get('for', 0))\n    return p\n")
-    held = await home.start(echo, {"for": 4})
-    while (await home.http.get(f"/executions/{held['id']}")).json()["status"] != "running":
+    echo = await shared_tenant.deploy_agent(
+        "import time\ndef handle(p):\n    time.sleep(p.get('for', 0))\n    return p\n"
+    )
+    held = await shared_tenant.start_execution(echo, {"for": 4})
+    while (await shared_tenant.http.get(f"/executions/{held['id']}")).json()["status"] != "running":
         await asyncio.sleep(0.05)
     begun = len(system.lines)  # type: ignore[attr-defined]
     async with failing(system, state):
         for _ in range(5):
             for path in ("/evaluations", f"/agents/{echo}/execute"):
                 body = {"prompt": "a", "response": "b"} if path == "/evaluations" else {"payload": {}}
-                answer = await home.http.post(path, json=body)
+                answer = await shared_tenant.http.post(path, json=body)
                 assert (answer.status_code, answer.json()["error"]) == (503, code), answer.text
                 assert word in answer.json()["detail"]
                 assert answer.headers["retry-after"]
-        assert (await home.http.get("/agents")).status_code == 200
+        assert (await shared_tenant.http.get("/agents")).status_code == 200
         await asyncio.sleep(1.5)
-    ended = await home.ended(held["id"])
+    ended = await shared_tenant.wait_for_end(held["id"])
     assert (ended["status"], ended["attempt"]) == ("completed", 1)
-    assert (await home.run(echo, {"n": 1}))["status"] == "completed"
+    assert (await shared_tenant.run_agent(echo, {"n": 1}))["status"] == "completed"
     lines = [line for line in system.lines[begun:] if " request " not in line]  # type: ignore[attr-defined]
     assert not [line for line in lines if "Traceback" in line or "unexpected" in line], lines
     for component in ("api", "run", "upkeep"):
@@ -84,7 +86,7 @@ async def test_an_outage_has_a_name_and_one_line_a_minute(
 
 
 async def test_health_says_that_the_disk_is_full_until_there_is_room(system: System, monkeypatch) -> None:
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         store = PostgresStore(create_engine(database.url, pool_size=2, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
         await store.check_health()
         with pytest.raises(DomainError) as caught:
@@ -105,7 +107,7 @@ async def test_health_says_that_the_disk_is_full_until_there_is_room(system: Sys
 
 
 async def test_a_database_that_became_read_only_is_not_ready(system: System) -> None:
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         name = await database.owner.fetchval("SELECT current_database()")
         await database.owner.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         store = PostgresStore(create_engine(database.url, pool_size=1, application="tests"), None, lambda: NOW)  # type: ignore[arg-type]
@@ -117,7 +119,7 @@ async def test_a_database_that_became_read_only_is_not_ready(system: System) -> 
 
 async def test_out_of_connections_and_out_of_patience(system: System) -> None:
     role = f"few_{secrets.token_hex(4)}"
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         await database.owner.execute(
             f"CREATE ROLE {role} LOGIN PASSWORD '{role}' CONNECTION LIMIT 1; GRANT paddock_app TO {role}"
         )
@@ -152,7 +154,7 @@ async def test_out_of_connections_and_out_of_patience(system: System) -> None:
             await database.owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_a_full_object_storage_has_a_name_and_health_says_it(parts, system: System, monkeypatch) -> None:
+async def test_a_full_object_storage_has_a_name_and_health_says_it(resources, system: System, monkeypatch) -> None:
     """What the embedded one says is no more than that it failed; the room on its disk tells the rest."""
     blobs = r2.S3Blobs(system.settings)
     async with blobs:
@@ -225,7 +227,9 @@ async def _denied() -> None:
     raise OSError(errno.EACCES, "denied")
 
 
-async def test_a_worker_whose_disk_is_full_says_so_in_health(system: System, home: Tenant, monkeypatch) -> None:
+async def test_a_worker_whose_disk_is_full_says_so_in_health(
+    system: System, shared_tenant: TenantClient, monkeypatch
+) -> None:
     from workers import heartbeat
     from workers.heartbeat import Heartbeat
     from workers.main import describe_worker

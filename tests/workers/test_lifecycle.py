@@ -16,8 +16,8 @@ from domain.shared.leases import LostLease
 from domain.shared.status import TERMINAL_STATUSES
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.clients import events_of
-from tests.support.isolated_database import NOW, apart
+from tests.support.clients import fetch_events
+from tests.support.isolated_database import NOW, open_isolated_database
 
 LEASE = timedelta(seconds=10)
 
@@ -33,9 +33,9 @@ class Silent:
 
 
 async def test_any_interleaving_settles_once(system) -> None:
-    async with apart(system) as database:
-        caller = await database.tenant()
-        await _live(database.url, caller, await database.agent(caller))
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
+        await _live(database.url, caller, await database.add_agent(caller))
 
 
 async def _live(url: str, caller: Caller, agent_id: str) -> None:
@@ -152,7 +152,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                         self._do(lambda tx: executions.cancel_execution(tx, ended.id))
                         ended = self._status()
                     assert ended.attempt - ended.handovers <= self.max_attempts
-                    events = self._do(lambda tx: events_of(tx, ended))
+                    events = self._do(lambda tx: fetch_events(tx, ended))
                     assert isinstance(events, list)
                     assert [event.seq for event in events] == list(range(1, len(events) + 1))
                     assert [event.is_terminal for event in events] == [False] * (len(events) - 1) + [True]

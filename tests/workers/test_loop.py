@@ -21,9 +21,17 @@ from infra.llm import GenaiPrices
 from infra.polling import retry_through_outage
 from infra.wiring import Resources
 from scripts.system import System
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Answer, Wire, call
-from tests.support.model_fixtures import agent, events, fresh, model, run, start, until
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider, ScriptedAnswer, build_call
+from tests.support.model_agents import (
+    create_model,
+    create_model_agent,
+    generate_name,
+    run_execution,
+    start_execution,
+    stream_events,
+    wait_for_status,
+)
 from workers.event_writer import EventWriter
 from workers.model_calls import ModelAccess, ModelCalls, ModelRequest
 
@@ -31,63 +39,66 @@ PRICE = {"input": 1000.0, "output": 1000.0}
 HALF = "half \ud83d of a pair"
 
 
-async def test_broken_text_of_a_provider_ends_nothing_but_its_call(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name)
-    provider.fail(500, message=HALF, to=name)
-    provider.say("Fine", to=name)
-    assert (await run(acme, made["id"], task="Go"))["result"] == {"content": "Fine"}
-    provider.fail(400, message=HALF + "\0", to=name)
-    refused = await run(acme, made["id"], task="Go")
+async def test_broken_text_of_a_provider_ends_nothing_but_its_call(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name)
+    provider.queue_failure(500, message=HALF, to=name)
+    provider.queue_text("Fine", to=name)
+    assert (await run_execution(acme, made["id"], task="Go"))["result"] == {"content": "Fine"}
+    provider.queue_failure(400, message=HALF + "\0", to=name)
+    refused = await run_execution(acme, made["id"], task="Go")
     assert (refused["error_type"], "half \ufffd of a pair" in refused["error_message"]) == ("refused", True)
-    claude = fresh("claude")
+    claude = generate_name("claude")
     registered = {"name": claude, "provider": "anthropic", "model": claude, "base_url": provider.root}
     assert (await acme.http.post("/models", json=registered)).status_code == 201
-    provider.queue(Answer(tokens=[HALF]), claude)
-    ended = await run(acme, (await agent(acme, claude))["id"], task="Go")
+    provider.queue_answer(ScriptedAnswer(tokens=[HALF]), claude)
+    ended = await run_execution(acme, (await create_model_agent(acme, claude))["id"], task="Go")
     assert ended["result"] == {"content": "half \ufffd of a pair"}
 
 
-async def test_numbers_that_no_server_can_have_used(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
-    made = await agent(acme, name)
+async def test_numbers_that_no_server_can_have_used(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    made = await create_model_agent(acme, name)
     for prompt, completion in ((-5, 10), (10**40, 1), (1, 10**18)):
-        provider.say("Fine", prompt=prompt, completion=completion, to=name)
-        ended = await run(acme, made["id"], task="Go")
+        provider.queue_text("Fine", prompt=prompt, completion=completion, to=name)
+        ended = await run_execution(acme, made["id"], task="Go")
         assert ended["result"] == {"content": "Fine"}, ended
         [cost] = (await acme.http.get(f"/costs?execution_id={ended['id']}")).json()["items"]
         assert (cost["estimated"], 0 < cost["total_tokens"] < 100) == (True, True)
 
 
-async def test_names_and_answers_that_no_column_holds(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_write", "filesystem_read", "python"], verbose=True)
+async def test_names_and_answers_that_no_column_holds(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_write", "filesystem_read", "python"], verbose=True)
     forged = "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals['_collect_changed_files'] = lambda b: ({}, 5)\n  f = f.f_back"
     calls = {
-        "there is no tool": call("bad\0name", {}, id="id\0"),
-        "is not a path": call("filesystem_write", {"path": "a\0", "content": ""}),
-        "'size': 1": call("filesystem_write", {"path": "nul", "content": "\0"}),
-        "no text encoding": call("filesystem_read", {"path": "nul", "encoding": "punycode"}),
-        "'content': '\\x00'": call("filesystem_read", {"path": "nul"}),
-        "\\\\ud800": call("python", {"code": "print('\\ud800')"}),
-        "files_too_large": call("python", {"code": "open(b'\\xff', 'w').close()"}),
-        "cannot be read": call("python", {"code": forged}),
+        "there is no tool": build_call("bad\0name", {}, id="id\0"),
+        "is not a path": build_call("filesystem_write", {"path": "a\0", "content": ""}),
+        "'size': 1": build_call("filesystem_write", {"path": "nul", "content": "\0"}),
+        "no text encoding": build_call("filesystem_read", {"path": "nul", "encoding": "punycode"}),
+        "'content': '\\x00'": build_call("filesystem_read", {"path": "nul"}),
+        "\\\\ud800": build_call("python", {"code": "print('\\ud800')"}),
+        "files_too_large": build_call("python", {"code": "open(b'\\xff', 'w').close()"}),
+        "cannot be read": build_call("python", {"code": forged}),
     }
     for one in calls.values():
-        provider.say("", calls=[one], to=name)
-    provider.say("Done", to=name)
-    ended = await run(acme, made["id"], task="Go", mode="yolo")
+        provider.queue_text("", calls=[one], to=name)
+    provider.queue_text("Done", to=name)
+    ended = await run_execution(acme, made["id"], task="Go", mode="yolo")
     assert ended["result"] == {"content": "Done"}, ended
-    told = [one for one in await events(acme, ended["id"]) if one["type"] == "tool_result"]
+    told = [one for one in await stream_events(acme, ended["id"]) if one["type"] == "tool_result"]
     for expected, found in zip(calls, told, strict=True):
         assert expected in str(found.get("result", found.get("error"))), found
     logs = await acme.http.get(f"/logs/{made['id']}")
     assert logs.status_code == 200, logs.text
 
 
-async def test_a_schema_cannot_keep_the_worker_busy(acme: Tenant) -> None:
+async def test_a_schema_cannot_keep_the_worker_busy(acme: TenantClient) -> None:
     properties = {"q": {"type": "string", "pattern": "^(a+)+$"}, "n": {"type": 5}}
-    body = {"name": fresh("tool"), "configuration": {"api_endpoint": "http://127.0.0.1:9/", "parameters": properties}}
+    body = {
+        "name": generate_name("tool"),
+        "configuration": {"api_endpoint": "http://127.0.0.1:9/", "parameters": properties},
+    }
     tool = (await acme.http.post("/tools", json=body)).json()
     bad = await acme.http.post(f"/tools/{tool['id']}/execute", json={"args": {"q": "a" * 60 + "b"}})
     assert (bad.status_code, "does not match" in bad.text) == (422, True)
@@ -96,30 +107,30 @@ async def test_a_schema_cannot_keep_the_worker_busy(acme: Tenant) -> None:
     assert (unknown.status_code, "cannot be reached" in unknown.text) == (422, True), unknown.text
 
 
-async def test_calls_of_one_id_are_decided_on_apart(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_write"])
-    twice = [call("filesystem_write", {"path": path, "content": "x"}, id="same") for path in ("a", "b")]
-    provider.say("", calls=twice, to=name)
-    provider.say("Done", to=name)
-    execution_id = await start(acme, made["id"], task="Go")
-    waiting = (await until(acme, execution_id, "waiting"))["waiting_for"]
+async def test_calls_of_one_id_are_decided_on_apart(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_write"])
+    twice = [build_call("filesystem_write", {"path": path, "content": "x"}, id="same") for path in ("a", "b")]
+    provider.queue_text("", calls=twice, to=name)
+    provider.queue_text("Done", to=name)
+    execution_id = await start_execution(acme, made["id"], task="Go")
+    waiting = (await wait_for_status(acme, execution_id, "waiting"))["waiting_for"]
     first = {"call_id": waiting[0]["call_id"]}
     narrowed = (await acme.http.post(f"/executions/{execution_id}/approve", json=first)).json()
     assert [one["args"]["path"] for one in narrowed["waiting_for"]] == ["b"]
     await acme.http.post(f"/executions/{execution_id}/reject", json={})
-    await until(acme, execution_id, "completed")
+    await wait_for_status(acme, execution_id, "completed")
     files = (await acme.http.get(f"/executions/{execution_id}/files")).json()["items"]
     assert [one["path"] for one in files] == ["a"]
 
 
-async def test_one_answer_cannot_ask_for_everything(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_write"])
-    provider.say("", calls=[call("nothing", {}) for _ in range(steps.MAX_CALLS_PER_ANSWER + 5)], to=name)
-    provider.say("Done", to=name)
-    ended = await run(acme, made["id"], task="Go")
-    told = await events(acme, ended["id"])
+async def test_one_answer_cannot_ask_for_everything(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_write"])
+    provider.queue_text("", calls=[build_call("nothing", {}) for _ in range(steps.MAX_CALLS_PER_ANSWER + 5)], to=name)
+    provider.queue_text("Done", to=name)
+    ended = await run_execution(acme, made["id"], task="Go")
+    told = await stream_events(acme, ended["id"])
     assert sum(one["type"] == "tool_result" for one in told) == steps.MAX_CALLS_PER_ANSWER
     assert any(one["type"] == "warning" for one in told)
     answered = [one for one in provider.requests if one.model == name][-1].body["messages"]
@@ -128,23 +139,23 @@ async def test_one_answer_cannot_ask_for_everything(acme: Tenant, provider: Wire
     )
 
 
-async def test_a_name_is_a_file_or_a_folder(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name, tools=["filesystem_write", "python"])
+async def test_a_name_is_a_file_or_a_folder(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name, tools=["filesystem_write", "python"])
     for path in ("a/b", "a", "a/b/c", "a/d"):
-        provider.say("", calls=[call("filesystem_write", {"path": path, "content": "x"})], to=name)
-    provider.say("", calls=[call("python", {"code": "import os; sorted(os.listdir('a'))"})], to=name)
-    provider.say("Done", to=name)
-    ended = await run(acme, made["id"], task="Go", mode="yolo")
-    told = [one for one in await events(acme, ended["id"]) if one["type"] == "tool_result"]
+        provider.queue_text("", calls=[build_call("filesystem_write", {"path": path, "content": "x"})], to=name)
+    provider.queue_text("", calls=[build_call("python", {"code": "import os; sorted(os.listdir('a'))"})], to=name)
+    provider.queue_text("Done", to=name)
+    ended = await run_execution(acme, made["id"], task="Go", mode="yolo")
+    told = [one for one in await stream_events(acme, ended["id"]) if one["type"] == "tool_result"]
     assert ["error" in one for one in told] == [False, True, True, False, False]
     assert told[-1]["result"] == {"value": "['b', 'd']"}
 
 
-async def test_a_number_that_no_log_reaches(system: System, acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    made = await agent(acme, name)
-    ended = await run(acme, made["id"], task="Go")
+async def test_a_number_that_no_log_reaches(system: System, acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    made = await create_model_agent(acme, name)
+    ended = await run_execution(acme, made["id"], task="Go")
     url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{made['name']}/stream"
     async with connect(url, additional_headers={"Authorization": acme.http.headers["Authorization"]}) as socket:
         await socket.send(json.dumps({"execution_id": ended["id"], "after": 2**31}))
@@ -152,28 +163,30 @@ async def test_a_number_that_no_log_reaches(system: System, acme: Tenant, provid
 
 
 async def test_large_events_come_a_few_at_a_time_and_all_of_them(
-    acme: Tenant, provider: Wire, parts: Resources
+    acme: TenantClient, provider: FakeProvider, resources: Resources
 ) -> None:
-    execution = await held(acme, provider, parts)
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    execution = await held(acme, provider, resources)
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         large = [
             ExecutionEvent(type="tool_result", data={"n": n, "result": "x" * 200_000}, at=tx.now) for n in range(20)
         ]
         assert await tx.events.append_if_leased(execution.id, execution.attempt, large)
-    async with parts.store.autocommit() as tx:
+    async with resources.store.autocommit() as tx:
         asked = EventQuery(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
         [found] = await tx.events.find_slices([asked], 500)
     assert found is not None
     assert (len(found.events) < 12, found.is_complete) == (True, False)
     await acme.http.post(f"/executions/{execution.id}/cancel")
     began = time.monotonic()
-    told = await events(acme, execution.id)
+    told = await stream_events(acme, execution.id)
     assert [one["n"] for one in told if one["type"] == "tool_result"] == list(range(20))
     assert time.monotonic() - began < 3, "nothing is waited for while there is more"
 
 
-async def test_inputs_do_not_multiply_without_end(acme: Tenant, provider: Wire) -> None:
-    made = await agent(acme, await model(acme, provider, fresh()), instructions="{x}" * 30_000)
+async def test_inputs_do_not_multiply_without_end(acme: TenantClient, provider: FakeProvider) -> None:
+    made = await create_model_agent(
+        acme, await create_model(acme, provider, generate_name()), instructions="{x}" * 30_000
+    )
     bomb = {"task": "Go", "inputs": {"x": "y" * 1000}}
     refused = await acme.http.post(f"/agents/{made['id']}/execute", json=bomb)
     assert (refused.status_code, "inputs" in refused.text) == (422, True), refused.text
@@ -278,20 +291,20 @@ class Said:
         yield ModelReply(message=ChatMessage(role="assistant", content="Hi"), finish="stop", usage=usage)
 
 
-async def held(acme: Tenant, provider: Wire, parts: Resources) -> Execution:
+async def held(acme: TenantClient, provider: FakeProvider, resources: Resources) -> Execution:
     """A run that a worker holds, whose model says nothing."""
-    name = await model(acme, provider, fresh())
-    provider.hang(to=name)
-    execution_id = await start(acme, (await agent(acme, name))["id"], task="Go")
-    await until(acme, execution_id, "running")
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    name = await create_model(acme, provider, generate_name())
+    provider.queue_hang(to=name)
+    execution_id = await start_execution(acme, (await create_model_agent(acme, name))["id"], task="Go")
+    await wait_for_status(acme, execution_id, "running")
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         found = await tx.executions.get(execution_id)
     assert found is not None
     return found
 
 
-def calling(store: Any, parts: Resources, execution: Execution) -> ModelCalls:
-    access = ModelAccess(store=store, llm=Said(), prices=GenaiPrices(), keyring=parts.keyring)
+def calling(store: Any, resources: Resources, execution: Execution) -> ModelCalls:
+    access = ModelAccess(store=store, llm=Said(), prices=GenaiPrices(), keyring=resources.keyring)
     return ModelCalls(access, execution)
 
 
@@ -313,9 +326,11 @@ REQUEST = ModelRequest(
 )
 
 
-async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider: Wire, parts: Resources) -> None:
-    execution = await held(acme, provider, parts)
-    calls = calling(Forgetful(parts.store), parts, execution)
+async def test_a_commit_whose_answer_was_lost_counts_once(
+    acme: TenantClient, provider: FakeProvider, resources: Resources
+) -> None:
+    execution = await held(acme, provider, resources)
+    calls = calling(Forgetful(resources.store), resources, execution)
 
     async def also(tx: Tx, _: ModelReply) -> None:
         await steps.write_step(tx, step(execution, "9", "finished"), [])
@@ -327,24 +342,24 @@ async def test_a_commit_whose_answer_was_lost_counts_once(acme: Tenant, provider
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
     assert [one["total_tokens"] for one in costs["items"]] == [2000]
     for _ in range(2):  # a step too: the same attempt may write it again, and nothing is told twice
-        async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+        async with resources.store.tenant_transaction(acme.tenant_id) as tx:
             told = ExecutionEvent(type="tool_result", data={"tool": "t"}, at=tx.now)
             await steps.write_step(tx, step(execution, "9.0", "finished"), [told])
     await acme.http.post(f"/executions/{execution.id}/cancel")
-    kinds = [one["type"] for one in await events(acme, execution.id)]
+    kinds = [one["type"] for one in await stream_events(acme, execution.id)]
     assert (kinds.count("tool_result"), kinds.count("cost"), kinds.count("model_call")) == (1, 1, 1)
     found = (await acme.http.get(f"/executions/{execution.id}")).json()
     assert found["steps_completed"] == 2
 
 
 async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(
-    acme: Tenant, provider: Wire, parts: Resources
+    acme: TenantClient, provider: FakeProvider, resources: Resources
 ) -> None:
-    execution = await held(acme, provider, parts)
-    store = Forgetful(parts.store, loses=0, seconds=0.3)
+    execution = await held(acme, provider, resources)
+    store = Forgetful(resources.store, loses=0, seconds=0.3)
 
     async def ask() -> None:
-        async for _ in calling(store, parts, execution).stream_answer(REQUEST):
+        async for _ in calling(store, resources, execution).stream_answer(REQUEST):
             pass
 
     task = asyncio.create_task(ask())

@@ -16,9 +16,9 @@ from domain.shared.errors import DomainError
 from infra.build_cache.folders import FolderCache
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.conftest import running
-from tests.support.clients import Tenant, archive
-from tests.support.isolated_database import NOW, Apart, apart
+from tests.conftest import run_system
+from tests.support.clients import TenantClient, pack_archive
+from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
 from tests.workers.test_lifecycle import Silent
 from workers.cache_cleanup import clean_cache
 
@@ -31,10 +31,12 @@ def test_some_slots_are_kept_of_several() -> None:
     assert [count_reserved_slots(slots) for slots in (0, 1, 2, 8, 16, 256)] == [0, 0, 1, 1, 2, 32]
 
 
-async def test_one_tenant_s_long_runs_leave_a_slot_to_another(system, acme: Tenant, rival: Tenant) -> None:
-    slow = await acme.deploy("import time\ndef handle(p):\n    time.sleep(300)\n")
-    quick = await rival.deploy(QUICK)
-    started = [await acme.start(slow, timeout=300) for _ in range(system.settings.run_slots + 4)]
+async def test_one_tenant_s_long_runs_leave_a_slot_to_another(
+    system, acme: TenantClient, other_tenant: TenantClient
+) -> None:
+    slow = await acme.deploy_agent("import time\ndef handle(p):\n    time.sleep(300)\n")
+    quick = await other_tenant.deploy_agent(QUICK)
+    started = [await acme.start_execution(slow, timeout=300) for _ in range(system.settings.run_slots + 4)]
     try:
         # All that it gets: every slot but the last.
         while True:
@@ -44,7 +46,7 @@ async def test_one_tenant_s_long_runs_leave_a_slot_to_another(system, acme: Tena
                 break
             await asyncio.sleep(0.1)
         for _ in range(3):
-            assert (await rival.run(quick))["status"] == "completed"
+            assert (await other_tenant.run_agent(quick))["status"] == "completed"
         page = (await acme.http.get(f"/executions?agent_id={slow}&limit=100")).json()["items"]
         assert {one["status"] for one in page} <= {"pending", "preparing", "running"}, "this showed nothing"
     finally:
@@ -52,13 +54,15 @@ async def test_one_tenant_s_long_runs_leave_a_slot_to_another(system, acme: Tena
             await acme.http.post(f"/executions/{one['id']}/cancel")
 
 
-async def test_one_tenant_s_slow_builds_leave_a_slot_to_another(system, acme: Tenant, rival: Tenant) -> None:
-    agent_id, theirs = (await acme.agent())["id"], (await rival.agent())["id"]
-    slow = archive({"agent.py": "import time\ntime.sleep(12)\n" + QUICK})
-    uploaded = [(await acme.upload(agent_id, slow)).json()["id"] for _ in range(3)]
+async def test_one_tenant_s_slow_builds_leave_a_slot_to_another(
+    system, acme: TenantClient, other_tenant: TenantClient
+) -> None:
+    agent_id, theirs = (await acme.create_agent())["id"], (await other_tenant.create_agent())["id"]
+    slow = pack_archive({"agent.py": "import time\ntime.sleep(12)\n" + QUICK})
+    uploaded = [(await acme.upload_archive(agent_id, slow)).json()["id"] for _ in range(3)]
     while not await _building(acme, agent_id):
         await asyncio.sleep(0.1)
-    assert (await rival.built(theirs, archive({"agent.py": QUICK})))["status"] == "ready"
+    assert (await other_tenant.build_version(theirs, pack_archive({"agent.py": QUICK})))["status"] == "ready"
     versions = (await acme.http.get(f"/agents/{agent_id}/versions")).json()["items"]
     assert {one["status"] for one in versions} & {"queued", "building"}, "this showed nothing"
     # And its own are all built, one after the other.
@@ -68,21 +72,21 @@ async def test_one_tenant_s_slow_builds_leave_a_slot_to_another(system, acme: Te
             await asyncio.sleep(0.2)
 
 
-async def _building(of: Tenant, agent_id: str) -> bool:
+async def _building(of: TenantClient, agent_id: str) -> bool:
     versions = (await of.http.get(f"/agents/{agent_id}/versions")).json()["items"]
     return any(one["status"] == "building" for one in versions)
 
 
-async def _version(of: Tenant, agent_id: str, version_id: str) -> dict[str, str]:
+async def _version(of: TenantClient, agent_id: str, version_id: str) -> dict[str, str]:
     return (await of.http.get(f"/agents/{agent_id}/versions/{version_id}")).json()
 
 
 async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
-    async with apart(system) as database:
-        caller = await database.tenant()
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
         engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
-        agent_id = await database.agent(caller)
+        agent_id = await database.add_agent(caller)
 
         async def claim(count: int) -> int:
             async with store.transaction(caller) as tx:
@@ -104,7 +108,7 @@ async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
         async with store.autocommit() as tx:
             assert await tx.queues.find_next_build(True) is not None
         # Now there is somebody whom a slot may be kept for.
-        await database.tenant()
+        await database.add_tenant()
         assert await claim(6) == 3
         async with store.autocommit() as tx:
             assert await tx.queues.find_next_build(True) is None
@@ -112,7 +116,7 @@ async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
         await engine.dispose()
 
 
-async def _queue(database: Apart, caller: Caller, agent_id: str, count: int) -> None:
+async def _queue(database: IsolatedDatabase, caller: Caller, agent_id: str, count: int) -> None:
     for number in range(count):
         await database.owner.execute(
             "INSERT INTO agent_versions (id, tenant_id, agent_id, number, version, status, tarball_path, sha256, "
@@ -130,8 +134,8 @@ async def _queue(database: Apart, caller: Caller, agent_id: str, count: int) -> 
 
 async def test_what_a_tenant_stores_is_counted(system) -> None:
     """Archives, what they unpack to, and each environment once; of agents that were not deleted."""
-    async with apart(system) as database:
-        caller = await database.tenant()
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
         engine = create_engine(database.url, pool_size=2, application="tests")
         store = PostgresStore(engine, Silent(), lambda: NOW)
 
@@ -156,7 +160,7 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
             async with store.transaction(caller) as tx:
                 return await tx.builds.sum_stored_bytes()
 
-        first, second = await database.agent(caller), await database.agent(caller)
+        first, second = await database.add_agent(caller), await database.add_agent(caller)
         versions = [await upload(agent_id, 10) for agent_id in (first, first, second)]
         for version in versions:
             await reserve(version, 100, "shared", 0)
@@ -170,7 +174,7 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
             await upload(first, 11, quota=1340)
         await upload(first, 10, quota=1340)
         # Another's are not among them.
-        other = await database.tenant()
+        other = await database.add_tenant()
         async with store.transaction(other) as tx:
             assert await tx.builds.sum_stored_bytes() == 0
         async with store.transaction(caller) as tx:
@@ -185,55 +189,57 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
 async def test_quotas_and_bounds_of_a_running_system() -> None:
     """Archives that unpack to much: refused with what to do, and the cache keeps to its bound while they are run."""
     bound = 8 * MIB
-    async with running(
+    async with run_system(
         PADDOCK_TENANT_MAX_STORED_BYTES=str(12 * MIB), PADDOCK_CACHE_MAX_BYTES=str(bound), PADDOCK_WARM_MEMORY_MB="0"
     ) as system:
-        from tests.support.clients import tenant
+        from tests.support.clients import register_tenant
 
-        async with tenant(system.url) as acme, tenant(system.url) as rival:
+        async with register_tenant(system.url) as acme, register_tenant(system.url) as rival:
             filler = {"agent.py": QUICK, "filler.bin": b"\0" * (5 * MIB)}
             mine, cache = [], system.data / "cache"
             for _ in range(2):
-                agent_id = (await acme.agent())["id"]
-                assert (await acme.built(agent_id, archive(filler)))["status"] == "ready"
+                agent_id = (await acme.create_agent())["id"]
+                assert (await acme.build_version(agent_id, pack_archive(filler)))["status"] == "ready"
                 mine.append(agent_id)
             # The third does not fit any more, though its archive is small.
-            agent_id = (await acme.agent())["id"]
-            failed = await acme.built(agent_id, archive(filler))
+            agent_id = (await acme.create_agent())["id"]
+            failed = await acme.build_version(agent_id, pack_archive(filler))
             assert failed["status"] == "failed"
             assert failed["error_message"].startswith("quota_exceeded: ")
             assert "PADDOCK_TENANT_MAX_STORED_BYTES" in failed["error_message"]
             # An archive that is large as it is, is refused at the door.
-            refused = await acme.upload(agent_id, archive({"agent.py": QUICK, "random.bin": os.urandom(3 * MIB)}))
+            refused = await acme.upload_archive(
+                agent_id, pack_archive({"agent.py": QUICK, "random.bin": os.urandom(3 * MIB)})
+            )
             assert refused.status_code == 413, refused.text
             assert refused.json()["error"] == "quota_exceeded"
             # Others are not concerned, and each runs although not all fit into the cache together.
-            theirs = (await rival.agent())["id"]
-            assert (await rival.built(theirs, archive(filler)))["status"] == "ready"
+            theirs = (await rival.create_agent())["id"]
+            assert (await rival.build_version(theirs, pack_archive(filler)))["status"] == "ready"
             for _ in range(2):
                 for agent_id in mine:
-                    assert (await acme.run(agent_id))["status"] == "completed"
-                assert (await rival.run(theirs))["status"] == "completed"
+                    assert (await acme.run_agent(agent_id))["status"] == "completed"
+                assert (await rival.run_agent(theirs))["status"] == "completed"
             sizes = FolderCache(cache, 0)
             held = {name: sizes.measure_folder("bundles", name) for name in sizes.list_names("bundles")}
             assert sum(held.values()) <= bound, held
             # What is deleted makes room.
             assert (await acme.http.delete(f"/agents/{mine[0]}")).status_code == 204
-            agent_id = (await acme.agent())["id"]
-            assert (await acme.built(agent_id, archive(filler)))["status"] == "ready"
+            agent_id = (await acme.create_agent())["id"]
+            assert (await acme.build_version(agent_id, pack_archive(filler)))["status"] == "ready"
 
 
-async def test_what_was_deleted_leaves_object_storage(parts, acme: Tenant) -> None:
+async def test_what_was_deleted_leaves_object_storage(resources, acme: TenantClient) -> None:
     """Or uploading and deleting would store without end, as what is deleted does not count for the quota."""
 
     async def stored() -> set[str]:
         return {
             blob.key
             for prefix in ("uploads", "bundles")
-            for blob in [blob async for blob in parts.blobs.list_objects(f"{prefix}/{acme.tenant_id}/")]
+            for blob in [blob async for blob in resources.blobs.list_objects(f"{prefix}/{acme.tenant_id}/")]
         }
 
-    kept, deleted = await acme.deploy(QUICK), await acme.deploy(QUICK)
+    kept, deleted = await acme.deploy_agent(QUICK), await acme.deploy_agent(QUICK)
     versions = {
         agent_id: (await acme.http.get(f"/agents/{agent_id}/versions")).json()["items"][0]["id"]
         for agent_id in (kept, deleted)
@@ -245,14 +251,14 @@ async def test_what_was_deleted_leaves_object_storage(parts, acme: Tenant) -> No
             break
         await asyncio.sleep(0.1)
     assert all(versions[kept] in key for key in left), left
-    assert (await acme.run(kept))["status"] == "completed"
+    assert (await acme.run_agent(kept))["status"] == "completed"
 
 
-async def test_what_was_deleted_leaves_the_cache(system, parts, acme: Tenant) -> None:
-    kept, deleted = await acme.deploy(QUICK), await acme.deploy(QUICK)
+async def test_what_was_deleted_leaves_the_cache(system, resources, acme: TenantClient) -> None:
+    kept, deleted = await acme.deploy_agent(QUICK), await acme.deploy_agent(QUICK)
     versions = {}
     for agent_id in (kept, deleted):
-        assert (await acme.run(agent_id))["status"] == "completed"
+        assert (await acme.run_agent(agent_id))["status"] == "completed"
         versions[agent_id] = (await acme.http.get(f"/agents/{agent_id}/versions")).json()["items"][0]["id"]
     cache = FolderCache(system.settings.cache_dir, 0)
     environments = cache.get_path("environments", "0" * 64), cache.get_path("environments", "1" * 64)
@@ -262,13 +268,13 @@ async def test_what_was_deleted_leaves_the_cache(system, parts, acme: Tenant) ->
     assert set(versions.values()) <= set(cache.list_names("bundles"))
     assert (await acme.http.delete(f"/agents/{deleted}")).status_code == 204
     with cache.lock_folder("bundles", versions[deleted]):
-        await clean_cache(cache, parts.store, 3600)
+        await clean_cache(cache, resources.store, 3600)
         assert versions[deleted] in cache.list_names("bundles"), "somebody uses it"
-    gone = await clean_cache(cache, parts.store, 3600)
+    gone = await clean_cache(cache, resources.store, 3600)
     assert versions[deleted] in gone or versions[deleted] not in cache.list_names("bundles")
     assert versions[deleted] not in cache.list_names("bundles")
     assert versions[kept] in cache.list_names("bundles")
-    assert (await acme.run(kept))["status"] == "completed"
+    assert (await acme.run_agent(kept))["status"] == "completed"
     # Environments that no version has stay for a while: whoever mends a failed build asks for them again.
     assert [path.is_dir() for path in environments] == [True, False]
     environments[0].rmdir()

@@ -16,10 +16,10 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources, get_utc_now
 from scripts.system import System
-from tests.support.clients import Tenant, archive
-from tests.support.fake_provider import Wire, call
-from tests.support.isolated_database import Apart, apart
-from tests.support.model_fixtures import agent, fresh, model
+from tests.support.clients import TenantClient, pack_archive
+from tests.support.fake_provider import FakeProvider, build_call
+from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
+from tests.support.model_agents import create_model, create_model_agent, generate_name
 from tests.workers.test_retention import NoQueue
 from workers.upkeep import Upkeep
 from workers.upkeep.retention import RetentionSweeper
@@ -69,10 +69,10 @@ async def _age(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
     )
 
 
-async def _retain(acme: Tenant, parts: Resources) -> Counter[str]:
+async def _retain(acme: TenantClient, resources: Resources) -> Counter[str]:
     """Remove what this tenant has from more than thirty days ago; and nobody else's."""
     assert (await acme.http.patch("/tenant", json={"retention_days": 30})).status_code == 200
-    gone = await RetentionSweeper(parts.store).remove_expired()
+    gone = await RetentionSweeper(resources.store).remove_expired()
     await acme.http.patch("/tenant", json={"retention_days": None})
     return gone
 
@@ -92,7 +92,7 @@ async def _left(owner: asyncpg.Connection, execution_ids: list[str]) -> dict[str
     return {table: count for table, count in found.items() if count}
 
 
-async def _all_below(acme: Tenant, execution_id: str) -> list[str]:
+async def _all_below(acme: TenantClient, execution_id: str) -> list[str]:
     found = [execution_id]
     children = (await acme.http.get(f"/executions?parent_id={execution_id}&limit=200")).json()["items"]
     for child in children:
@@ -101,14 +101,14 @@ async def _all_below(acme: Tenant, execution_id: str) -> list[str]:
 
 
 @pytest.fixture
-async def made(system, acme: Tenant, provider: Wire) -> dict[str, list[str]]:
+async def made(system, acme: TenantClient, provider: FakeProvider) -> dict[str, list[str]]:
     """Executions of every kind that have ended: of code, of a model with a file, of a plan within a plan."""
-    sleeper = await acme.deploy(SLEEPER)
-    name = await model(acme, provider, fresh(), price={"input": 1.0, "output": 1.0})
-    writer = await agent(acme, name, tools=["filesystem_write"])
-    write = call("filesystem_write", {"path": "notes", "content": "what I noted"})
-    provider.say("I write", [write], to=name)
-    provider.say("Done", to=name)
+    sleeper = await acme.deploy_agent(SLEEPER)
+    name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
+    writer = await create_model_agent(acme, name, tools=["filesystem_write"])
+    write = build_call("filesystem_write", {"path": "notes", "content": "what I noted"})
+    provider.queue_text("I write", [write], to=name)
+    provider.queue_text("Done", to=name)
     body = {"task": "Go", "mode": "yolo"}
     written = (await acme.http.post(f"/agents/{writer['id']}/execute", json=body)).json()["id"]
     steps = [{"id": f"s{n}", "agent": sleeper, "inputs": {"n": n}} for n in range(3)]
@@ -117,46 +117,54 @@ async def made(system, acme: Tenant, provider: Wire) -> dict[str, list[str]]:
     outer = await acme.http.post("/workflows", json=outer_body)
     assert outer.status_code == 201, outer.text
     planned = (await acme.http.post(f"/workflows/{outer.json()['id']}/execute", json={})).json()["id"]
-    ran = (await acme.start(sleeper, {"n": 1}))["id"]
+    ran = (await acme.start_execution(sleeper, {"n": 1}))["id"]
     for execution_id in (written, planned, ran):
-        assert (await acme.ended(execution_id))["status"] == "completed"
+        assert (await acme.wait_for_end(execution_id))["status"] == "completed"
     whole = [one for root in (written, planned, ran) for one in await _all_below(acme, root)]
     assert len(whole) == 1 + 1 + 1 + 1 + 3
     return {"agents": [sleeper, writer["id"]], "executions": whole, "written": [written]}
 
 
-async def test_old_executions_leave_nothing_behind(system, parts, acme: Tenant, rival: Tenant, made) -> None:
-    hello = await rival.deploy(SLEEPER)
-    theirs = (await rival.run(hello))["id"]
+async def test_old_executions_leave_nothing_behind(
+    system, resources, acme: TenantClient, other_tenant: TenantClient, made
+) -> None:
+    hello = await other_tenant.deploy_agent(SLEEPER)
+    theirs = (await other_tenant.run_agent(hello))["id"]
     before = [(await acme.http.get(path)).json() for path in ("/stats", "/costs/summary", "/evaluations/stats")]
     spent = (await acme.http.get("/costs")).json()["total"]
     # What runs is not old, however long ago it began.
-    runs = await acme.start(made["agents"][0], {"for": 30})
+    runs = await acme.start_execution(made["agents"][0], {"for": 30})
     async with _owner(system) as owner:
-        for tenant in (acme, rival):
+        for tenant in (acme, other_tenant):
             await _recorded(owner, tenant.tenant_id)
         before[0] = (await acme.http.get("/stats")).json()
         await owner.execute(
             "UPDATE executions SET created_at = created_at - interval '40 days' WHERE id = $1",
             ids.decode_id("exec", runs["id"]),
         )
-        for tenant in (acme, rival):
+        for tenant in (acme, other_tenant):
             await _age(owner, tenant.tenant_id, 40)
         key = f"workspaces/{acme.tenant_id}/"
-        assert [blob.key async for blob in parts.blobs.list_objects(key)] != []
+        assert [blob.key async for blob in resources.blobs.list_objects(key)] != []
         assert len(await _left(owner, made["executions"])) > 5
-        gone = await _retain(acme, parts)
+        gone = await _retain(acme, resources)
         assert gone["executions"] == len(made["executions"])
         # Records of them are as old as they say themselves, and go by that.
         assert set(await _left(owner, made["executions"])) <= {"artifacts", "costs", "evaluations"}
         assert await _left(owner, [theirs]) != {}
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE tenant_id = $1", acme.tenant_id) == 1
-    later = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(days=2))
+    later = Upkeep(
+        resources.settings,
+        resources.store,
+        resources.queue,
+        resources.blobs,
+        lambda: datetime.now(UTC) + timedelta(days=2),
+    )
     await later.sweep_objects()
-    assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
+    assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
     for execution_id in made["executions"]:
         assert (await acme.http.get(f"/executions/{execution_id}")).status_code == 404
-    assert (await rival.http.get(f"/executions/{theirs}")).status_code == 200
+    assert (await other_tenant.http.get(f"/executions/{theirs}")).status_code == 200
     # Sums are those of the records there are, which are as many as before.
     after = [(await acme.http.get(path)).json() for path in ("/stats", "/costs/summary", "/evaluations/stats")]
     assert after == before
@@ -166,7 +174,7 @@ async def test_old_executions_leave_nothing_behind(system, parts, acme: Tenant, 
     await acme.http.post(f"/executions/{runs['id']}/cancel")
 
 
-async def test_what_is_not_recorded_yet_or_still_runs_below_stays(system, parts, acme: Tenant, made) -> None:
+async def test_what_is_not_recorded_yet_or_still_runs_below_stays(system, resources, acme: TenantClient, made) -> None:
     async with _owner(system) as owner:
         await _recorded(owner, acme.tenant_id)
         await _age(owner, acme.tenant_id, 40)
@@ -176,23 +184,26 @@ async def test_what_is_not_recorded_yet_or_still_runs_below_stays(system, parts,
         # As if one child were still being stopped.
         done = await owner.fetchval("SELECT completed_at FROM executions WHERE id = $1", leaf)
         await owner.execute("UPDATE executions SET completed_at = NULL WHERE id = $1", leaf)
-        await _retain(acme, parts)
+        await _retain(acme, resources)
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE root_id = $1 OR id = $1", root) == 5
         await owner.execute("UPDATE executions SET completed_at = $2 WHERE id = $1", leaf, done)
-        await _retain(acme, parts)
+        await _retain(acme, resources)
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE tenant_id = $1", acme.tenant_id) == 0
 
 
-async def test_versions_that_serve_go_on_serving(system, parts, acme: Tenant) -> None:
-    made = await acme.agent()
-    versions = [await acme.built(made["id"], archive({"agent.py": f"def handle(p): return {n}\n"})) for n in range(4)]
-    failed = await acme.built(made["id"], archive({"agent.py": "1 / 0\n"}))
+async def test_versions_that_serve_go_on_serving(system, resources, acme: TenantClient) -> None:
+    made = await acme.create_agent()
+    versions = [
+        await acme.build_version(made["id"], pack_archive({"agent.py": f"def handle(p): return {n}\n"}))
+        for n in range(4)
+    ]
+    failed = await acme.build_version(made["id"], pack_archive({"agent.py": "1 / 0\n"}))
     assert failed["status"] == "failed"
     # One more that was deleted, with all it had.
-    other = await acme.deploy("def handle(p): return 0\n")
+    other = await acme.deploy_agent("def handle(p): return 0\n")
     (its,) = (await acme.http.get(f"/agents/{other}/versions")).json()["items"]
     await acme.http.delete(f"/agents/{other}")
-    used = (await acme.run(made["id"], {}, agent_version_id=versions[1]["id"]))["id"]
+    used = (await acme.run_agent(made["id"], {}, agent_version_id=versions[1]["id"]))["id"]
     async with _owner(system) as owner:
         await _recorded(owner, acme.tenant_id)
         await owner.execute(
@@ -204,40 +215,46 @@ async def test_versions_that_serve_go_on_serving(system, parts, acme: Tenant) ->
             "UPDATE agents SET deleted_at = deleted_at - interval '40 days' WHERE id = $1",
             ids.decode_id("agent", other),
         )
-        gone = await _retain(acme, parts)
+        gone = await _retain(acme, resources)
         assert (gone["versions"], gone["agents"]) == (3, 1)
         listed = (await acme.http.get(f"/agents/{made['id']}/versions")).json()["items"]
         # The active one, the newest (so that no number comes twice), and the one that an execution has run.
         assert [one["number"] for one in listed] == [5, 4, 2]
         await _age(owner, acme.tenant_id, 40)
-        gone = await _retain(acme, parts)
+        gone = await _retain(acme, resources)
         assert (gone["executions"], gone["versions"]) == (1, 1)
         assert await _left(owner, [used]) == {"artifacts": 1}
-    later = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(days=2))
+    later = Upkeep(
+        resources.settings,
+        resources.store,
+        resources.queue,
+        resources.blobs,
+        lambda: datetime.now(UTC) + timedelta(days=2),
+    )
     await later.sweep_objects()
     for version in (*versions[:3], its):
         for key in (version["tarball_path"], version["bundle_path"]):
-            assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
+            assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
     for key in (versions[3]["tarball_path"], versions[3]["bundle_path"], failed["tarball_path"]):
-        assert [blob.key async for blob in parts.blobs.list_objects(key)] == [key]
-    assert (await acme.run(made["id"], {}))["output_data"] == 3
-    again = await acme.built(made["id"], archive({"agent.py": "def handle(p): return 6\n"}))
+        assert [blob.key async for blob in resources.blobs.list_objects(key)] == [key]
+    assert (await acme.run_agent(made["id"], {}))["output_data"] == 3
+    again = await acme.build_version(made["id"], pack_archive({"agent.py": "def handle(p): return 6\n"}))
     assert again["number"] == 6
 
 
-async def test_a_version_that_a_plan_names_stays(system, parts, acme: Tenant) -> None:
+async def test_a_version_that_a_plan_names_stays(system, resources, acme: TenantClient) -> None:
     """A plan was written down when it was started; its step may start long after another version became active."""
-    made = await acme.agent()
-    first = await acme.built(made["id"], archive({"agent.py": "def handle(p): return 'first'\n"}))
+    made = await acme.create_agent()
+    first = await acme.build_version(made["id"], pack_archive({"agent.py": "def handle(p): return 'first'\n"}))
     steps = [{"id": "run", "agent": made["id"], "requires_approval": True}]
     workflow = await acme.http.post("/workflows", json={"name": "w", "steps": steps})
     assert workflow.status_code == 201, workflow.text
     begun = (await acme.http.post(f"/workflows/{workflow.json()['id']}/execute", json={})).json()
     for source in ("second", "third"):
-        await acme.built(made["id"], archive({"agent.py": f"def handle(p): return '{source}'\n"}))
+        await acme.build_version(made["id"], pack_archive({"agent.py": f"def handle(p): return '{source}'\n"}))
     async with _owner(system) as owner:
         await _age(owner, acme.tenant_id, 40)
-    gone = await _retain(acme, parts)
+    gone = await _retain(acme, resources)
     # The second served nothing; the first is what the plan will start.
     assert gone["versions"] == 1
     assert (await acme.http.get(f"/agents/{made['id']}/versions/{first['id']}")).status_code == 200
@@ -245,8 +262,8 @@ async def test_a_version_that_a_plan_names_stays(system, parts, acme: Tenant) ->
 
 
 async def test_an_installation_may_say_how_long_things_are_kept(system) -> None:
-    async with apart(system) as own:
-        one, two = await own.tenant(), await own.tenant()
+    async with open_isolated_database(system) as own:
+        one, two = await own.add_tenant(), await own.add_tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", two.tenant_id)
         store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         try:
@@ -258,8 +275,8 @@ async def test_an_installation_may_say_how_long_things_are_kept(system) -> None:
 
 
 async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
-    async with apart(system) as own:
-        caller = await own.tenant()
+    async with open_isolated_database(system) as own:
+        caller = await own.add_tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
         store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         count = 2 * MAX_REMOVAL_BATCH + 10
@@ -276,7 +293,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
             async with store.tenant_transaction(caller.tenant_id) as tx:
                 assert await tx.retention.delete_executions(tx.now - timedelta(days=7)) == 1
             # Another tenant's call reaches none of them.
-            other = await own.tenant()
+            other = await own.add_tenant()
             async with store.tenant_transaction(other.tenant_id) as tx:
                 assert await tx.retention.delete_executions(tx.now) == 0
             assert (await RetentionSweeper(store).remove_expired())["executions"] == 2
@@ -285,7 +302,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
             await store.close()
 
 
-async def _executions(own: Apart, tenant_id: str, user: object, count: int, events: int = 1) -> None:
+async def _executions(own: IsolatedDatabase, tenant_id: str, user: object, count: int, events: int = 1) -> None:
     await own.owner.execute(
         "INSERT INTO executions (id, tenant_id, user_id, run_name, kind, lane, status, attempt, max_attempts, timeout, "
         "steps_total, steps_completed, recorded, total_cost, last_seq, created_at, completed_at, updated_at) "
@@ -302,8 +319,8 @@ async def _executions(own: Apart, tenant_id: str, user: object, count: int, even
 
 async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
     """Of every kind one row that is just too old, and one that is not."""
-    async with apart(system) as own:
-        caller = await own.tenant()
+    async with open_isolated_database(system) as own:
+        caller = await own.add_tenant()
         user, tenant = ids.decode_id("user", caller.user_id), caller.tenant_id
         rows = {
             "answers": "INSERT INTO idempotency_keys (tenant_id, owner, key, fingerprint, status, body, created_at) "

@@ -30,11 +30,11 @@ from infra.otlp import CollectorRefusal, CollectorUnavailable, TraceCollector
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.settings import SettingsError, parse_headers, read_settings
-from tests.conftest import running
-from tests.support.clients import tenant
-from tests.support.fake_provider import Wire
-from tests.support.isolated_database import NOW, Apart, apart
-from tests.support.model_fixtures import agent, model, run
+from tests.conftest import run_system
+from tests.support.clients import register_tenant
+from tests.support.fake_provider import FakeProvider
+from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
+from tests.support.model_agents import create_model, create_model_agent, run_execution
 from workers.record.traces import EXPORT_LEASE, TraceExporter
 
 
@@ -279,7 +279,7 @@ class NoQueue:
 class World:
     """A database of its own with a clock that stands still, two exporters and a collector."""
 
-    database: Apart
+    database: IsolatedDatabase
     store: PostgresStore
     caller: Caller
     server: Server
@@ -327,14 +327,14 @@ def trace_of(one: Execution) -> str:
 
 @pytest.fixture
 async def world(system: Any) -> AsyncIterator[World]:
-    async with apart(system) as database, serving() as server:
+    async with open_isolated_database(system) as database, serving() as server:
         clock = [NOW]
         engine = create_engine(database.url, pool_size=6, application="tests")
         store = PostgresStore(engine, NoQueue(), lambda: clock[0])
         collector = TraceCollector(server.url, {})
-        caller = await database.tenant()
+        caller = await database.add_tenant()
         try:
-            agent_id = await database.agent(caller)
+            agent_id = await database.add_agent(caller)
             yield World(database, store, caller, server, collector, clock, agent_id)
         finally:
             await collector.close()
@@ -609,14 +609,14 @@ async def test_what_is_exported_is_what_the_api_shows(world: World) -> None:
     assert {span.parent_span_id for span in found[1:]} == {found[0].span_id}
 
 
-async def test_a_record_worker_exports_where_a_collector_is_named(provider: Wire) -> None:
+async def test_a_record_worker_exports_where_a_collector_is_named(provider: FakeProvider) -> None:
     """The whole way: a system of its own, with the two variables set."""
     async with serving() as server:
         names = {"PADDOCK_OTLP_ENDPOINT": server.url, "PADDOCK_OTLP_HEADERS": "X-Token=abc"}
-        async with running(**names) as system, tenant(system.url) as acme:
-            name = await model(acme, provider, "echo")
-            made = await agent(acme, name)
-            ended = await run(acme, made["id"], task="Say it back")
+        async with run_system(**names) as system, register_tenant(system.url) as acme:
+            name = await create_model(acme, provider, "echo")
+            made = await create_model_agent(acme, name)
+            ended = await run_execution(acme, made["id"], task="Say it back")
             assert ended["status"] == "completed", ended
             for _ in range(600):
                 if server.asked:

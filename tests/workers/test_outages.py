@@ -20,8 +20,8 @@ from infra.polling import retry_through_outage
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
-from tests.support.clients import Tenant
-from tests.support.isolated_database import NOW, Apart, apart
+from tests.support.clients import TenantClient
+from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
 from tests.workers.test_lifecycle import Silent
 from workers.upkeep import Upkeep
 
@@ -89,13 +89,13 @@ class World:
 
 @asynccontextmanager
 async def held_run(system: System) -> AsyncIterator[World]:
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         yield await _held(database, system)
 
 
-async def _held(database: Apart, system: System) -> World:
-    caller = await database.tenant()
-    agent_id = await database.agent(caller)
+async def _held(database: IsolatedDatabase, system: System) -> World:
+    caller = await database.add_tenant()
+    agent_id = await database.add_agent(caller)
     store = Clocked(create_engine(database.url, pool_size=2, application="tests"))
     async with store.transaction(caller) as tx:
         await executions.start_execution(tx, caller, agent_id, ExecutionStart())
@@ -156,7 +156,7 @@ async def test_a_worker_that_died_in_the_outage_loses_its_run_a_lease_after_it(s
 
 async def test_a_database_that_only_reads_is_noticed_before_any_lease_has_run_out(system) -> None:
     """It is writable again in the moment in which the lease runs out, and upkeep is quicker than the worker."""
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         world = await _held(database, system)
         store, owner = world.store, database.owner
         await world.rounds(3)
@@ -213,11 +213,11 @@ async def _raise(code: str) -> None:
     raise DomainError(code, "away")
 
 
-async def test_postgres_away_for_longer_than_a_lease(system: System, home: Tenant, monkeypatch) -> None:
-    sleeper = await home.deploy(SLEEPER)
-    runs = [await home.start(sleeper, {"for": 8.0, "n": number}) for number in range(3)]
+async def test_postgres_away_for_longer_than_a_lease(system: System, shared_tenant: TenantClient, monkeypatch) -> None:
+    sleeper = await shared_tenant.deploy_agent(SLEEPER)
+    runs = [await shared_tenant.start_execution(sleeper, {"for": 8.0, "n": number}) for number in range(3)]
     for run in runs:
-        while (await home.http.get(f"/executions/{run['id']}")).json()["status"] != "running":
+        while (await shared_tenant.http.get(f"/executions/{run['id']}")).json()["status"] != "running":
             await asyncio.sleep(0.05)
     postgres = system.services[0]
     assert postgres is not None
@@ -233,7 +233,7 @@ async def test_postgres_away_for_longer_than_a_lease(system: System, home: Tenan
     os.kill(old, signal.SIGINT)
     for run in runs:
         while True:
-            ended = await home.http.get(f"/executions/{run['id']}")
+            ended = await shared_tenant.http.get(f"/executions/{run['id']}")
             if ended.status_code == 200 and ended.json()["status"] in ("completed", "failed"):
                 break
             await asyncio.sleep(0.2)

@@ -24,15 +24,15 @@ from domain.shared.leases import LostLease
 from infra.postgres.plans import MAX_STEP_ANSWERS_BYTES
 from scripts.system import System
 from tests.support.isolated_database import NOW
-from tests.support.plan_builders import World, opened
+from tests.support.plan_builders import PlanEnvironment, open_plan_environment
 from workers.agent import AgentRunner
 from workers.model_calls import ModelAccess, ModelCalls
 from workers.plan.advancer import PlanAdvancer
 
 
 @pytest.fixture
-async def world(system: System) -> AsyncIterator[World]:
-    async with opened(system) as one:
+async def world(system: System) -> AsyncIterator[PlanEnvironment]:
+    async with open_plan_environment(system) as one:
         yield one
 
 
@@ -40,16 +40,16 @@ def within(*steps: PlanStep, **more: Any) -> PlanWork:
     return PlanWork(plan=Plan(kind="workflow", name="inner", steps=list(steps), **more))
 
 
-def step(world: World, step_id: str, *above: str, **more: Any) -> PlanStep:
-    return PlanStep(id=step_id, name=step_id, depends_on=list(above), **({"work": world.work()} | more))
+def step(world: PlanEnvironment, step_id: str, *above: str, **more: Any) -> PlanStep:
+    return PlanStep(id=step_id, name=step_id, depends_on=list(above), **({"work": world.build_work()} | more))
 
 
-async def retried(world: World, execution_id: str) -> Execution:
+async def retried(world: PlanEnvironment, execution_id: str) -> Execution:
     async with world.store.transaction(world.caller) as tx:
         return await service.retry_plan(tx, world.caller, execution_id, from_failed=True)
 
 
-async def settle(world: World, **errors: str | None) -> list[str]:
+async def settle(world: PlanEnvironment, **errors: str | None) -> list[str]:
     """Settle all that can be claimed; a step named here fails."""
     async with world.store.autocommit() as tx:
         claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 100)
@@ -63,28 +63,28 @@ async def settle(world: World, **errors: str | None) -> list[str]:
     return [one.step or "" for one in claimed]
 
 
-async def rows(world: World, query: str, *values: Any) -> list[tuple[Any, ...]]:
+async def rows(world: PlanEnvironment, query: str, *values: Any) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in await world.database.owner.fetch(query, *values)]
 
 
-async def signals(world: World) -> int:
+async def signals(world: PlanEnvironment) -> int:
     return int(await world.database.owner.fetchval("SELECT count(*) FROM plan_signals"))
 
 
 # costs
 
 
-async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> None:
+async def test_costs_are_those_of_all_below_whenever_they_come(world: PlanEnvironment) -> None:
     """A call that was under way when everything was cancelled is billed after it."""
-    root = await world.start(
+    root = await world.start_plan(
         PlanStep(
             id="sub",
             name="sub",
             work=within(step(world, "a"), PlanStep(id="d", name="d", work=within(step(world, "b")))),
         )
     )
-    await world.turns()
-    await world.turns()
+    await world.advance_until_idle()
+    await world.advance_until_idle()
     found = {
         row[0]: row[1:] for row in await rows(world, "SELECT step, id, root_id FROM executions WHERE step IS NOT NULL")
     }
@@ -116,7 +116,7 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
     await asyncio.gather(*(spend(one, 0.01) for one in ("a", "b") * 10))
     async with world.store.transaction(world.caller) as tx:
         await executions.cancel_execution(tx, root)
-    await world.turns()
+    await world.advance_until_idle()
     await spend("b", 0.2)
     await spend("a", 0.000000001)
     totals = dict(await rows(world, "SELECT coalesce(step, 'root'), total_cost FROM executions"))
@@ -138,82 +138,82 @@ async def test_costs_are_those_of_all_below_whenever_they_come(world: World) -> 
 # what others do to agents
 
 
-async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: World) -> None:
+async def test_who_starts_an_agent_takes_nothing_from_a_plan(world: PlanEnvironment) -> None:
     for policy in ("replace", "reject"):
-        agent_id = await world.database.agent(world.caller, max_concurrency=1, policy=policy)
+        agent_id = await world.database.add_agent(world.caller, max_concurrency=1, policy=policy)
         version = await world.database.owner.fetchval(
             "SELECT current_version_id FROM agents WHERE id = $1", ids.decode_id("agent", agent_id)
         )
         work = AgentWork(name="limited", agent_id=agent_id, version_id=ids.encode_id("ver", version))
-        root = await world.start(PlanStep(id="a", name="a", work=work), PlanStep(id="b", name="b", work=work))
-        await world.turns()
+        root = await world.start_plan(PlanStep(id="a", name="a", work=work), PlanStep(id="b", name="b", work=work))
+        await world.advance_until_idle()
         async with world.store.transaction(world.caller) as tx:
             direct = await executions.start_execution(tx, world.caller, agent_id, ExecutionStart(inputs={}))
         if policy == "replace":
             async with world.store.transaction(world.caller) as tx:
                 newer = await executions.start_execution(tx, world.caller, agent_id, ExecutionStart(inputs={}))
-            assert (await world.get(direct.id)).status == "cancelled"
+            assert (await world.get_execution(direct.id)).status == "cancelled"
             direct = newer
-        assert await world.children(root) == {"a": ["pending"], "b": ["pending"]}
-        assert (await world.get(direct.id)).status == "pending"
-        assert (await world.to_its_end(root)).status == "completed"
+        assert await world.list_children(root) == {"a": ["pending"], "b": ["pending"]}
+        assert (await world.get_execution(direct.id)).status == "pending"
+        assert (await world.run_to_end(root)).status == "completed"
         await world.database.owner.execute("UPDATE executions SET parent_id = NULL, root_id = NULL, step = NULL")
 
 
-async def test_an_agent_that_is_deleted_under_way_is_not_run_any_more(world: World) -> None:
-    root = await world.start(step(world, "a"), step(world, "b", "a"))
-    await world.turns()
-    assert await world.work_off() == ["a"]
+async def test_an_agent_that_is_deleted_under_way_is_not_run_any_more(world: PlanEnvironment) -> None:
+    root = await world.start_plan(step(world, "a"), step(world, "b", "a"))
+    await world.advance_until_idle()
+    assert await world.settle_claimed() == ["a"]
     async with world.store.transaction(world.caller) as tx:
         await agents.delete_agent(tx, world.agent_id)
-    await world.turns()
-    ended = await world.get(root)
+    await world.advance_until_idle()
+    ended = await world.get_execution(root)
     assert (ended.status, ended.error_type) == ("failed", "not_startable")
     assert "The agent 'agent' was deleted." in (ended.error_message or "")
     assert ended.results == {"a": {"step": "a"}}
 
 
-async def test_deleting_an_agent_cancels_the_steps_that_run_it(world: World) -> None:
-    root = await world.start(step(world, "a"))
-    await world.turns()
+async def test_deleting_an_agent_cancels_the_steps_that_run_it(world: PlanEnvironment) -> None:
+    root = await world.start_plan(step(world, "a"))
+    await world.advance_until_idle()
     async with world.store.transaction(world.caller) as tx:
         await agents.delete_agent(tx, world.agent_id)
-    await world.turns()
-    ended = await world.get(root)
+    await world.advance_until_idle()
+    ended = await world.get_execution(root)
     assert (ended.status, ended.error_type) == ("failed", "cancelled")
 
 
-async def test_one_slot_of_a_tenant_is_enough_for_plans_in_plans(world: World) -> None:
+async def test_one_slot_of_a_tenant_is_enough_for_plans_in_plans(world: PlanEnvironment) -> None:
     await world.database.owner.execute("UPDATE tenants SET max_concurrency = 1")
-    root = await world.start(
+    root = await world.start_plan(
         PlanStep(id="s", name="s", work=within(*(step(world, one) for one in "abc"))), step(world, "d")
     )
-    assert (await world.to_its_end(root)).status == "completed"
+    assert (await world.run_to_end(root)).status == "completed"
 
 
 # run again
 
 
-async def test_a_plan_within_goes_on_where_it_failed(world: World) -> None:
+async def test_a_plan_within_goes_on_where_it_failed(world: PlanEnvironment) -> None:
     sub = within(step(world, "x"), step(world, "y", "x"), step(world, "z", "y"))
-    root = await world.start(
+    root = await world.start_plan(
         PlanStep(id="each", name="each", work=sub, map=["p", "q"], inputs={"of": "{{ item }}"}),
         step(world, "end", "each"),
     )
-    await world.turns()
+    await world.advance_until_idle()
     assert sorted(await settle(world)) == ["x", "x"]
-    await world.turns()
+    await world.advance_until_idle()
     assert sorted(await settle(world, y="ValueError")) == ["y", "y"]
-    await world.turns()
-    assert (await world.get(root)).status == "failed"
+    await world.advance_until_idle()
+    assert (await world.get_execution(root)).status == "failed"
     # Once more it fails there, then one further on.
     for expected, failing in ((["y"], "y"), (["y", "z"], "z"), (["z", "end"], "")):
         root = (await retried(world, root)).id
-        await world.turns()
+        await world.advance_until_idle()
         for one in expected:
             assert set(await settle(world, **{failing: "E"})) == {one}
-            await world.turns()
-    ended = await world.get(root)
+            await world.advance_until_idle()
+    ended = await world.get_execution(root)
     assert ended.status == "completed"
     assert ended.results == {"each": [{"step": "z"}] * 2, "end": {"step": "end"}}
     assert dict(await rows(world, "SELECT step, count(*) FROM executions WHERE lane = 'run' GROUP BY 1")) == {
@@ -226,42 +226,42 @@ async def test_a_plan_within_goes_on_where_it_failed(world: World) -> None:
     assert await rows(world, kept) == [(6,)]
 
 
-async def test_a_plan_within_that_is_asked_something_else_begins_anew(world: World) -> None:
+async def test_a_plan_within_that_is_asked_something_else_begins_anew(world: PlanEnvironment) -> None:
     sub = within(step(world, "x"), step(world, "y", "x"))
-    root = await world.start(
+    root = await world.start_plan(
         step(world, "a", continue_on_failure=True),
         PlanStep(id="sub", name="sub", work=sub, depends_on=["a"], inputs={"a": "{{ steps.a.status }}"}),
     )
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world, a="ValueError")
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world)
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world, y="ValueError")
-    await world.turns()
-    assert (await world.get(root)).status == "failed"
+    await world.advance_until_idle()
+    assert (await world.get_execution(root)).status == "failed"
     again = await retried(world, root)
-    assert (await world.to_its_end(again.id)).status == "completed"
+    assert (await world.run_to_end(again.id)).status == "completed"
     query = "SELECT step FROM executions WHERE lane = 'run' ORDER BY id"
     assert [one for (one,) in await rows(world, query)] == ["a", "x", "y", "a", "x", "y"]
 
 
-async def test_what_was_skipped_is_judged_again_after_what_is_run_again(world: World) -> None:
-    root = await world.start(
+async def test_what_was_skipped_is_judged_again_after_what_is_run_again(world: PlanEnvironment) -> None:
+    root = await world.start_plan(
         step(world, "a", continue_on_failure=True),
         step(world, "b", "a", when="steps.a.status == 'completed'"),
         step(world, "each", "a", map="steps.a.status == 'completed' ? [1] : [1, 2, 3]", max_parallel=3),
         step(world, "kept", when="false"),
         step(world, "end", "b", "each"),
     )
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world, a="ValueError")
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world, **{"each[1]": "ValueError"})
-    await world.turns()
-    assert (await world.get(root)).status == "failed"
+    await world.advance_until_idle()
+    assert (await world.get_execution(root)).status == "failed"
     again = await retried(world, root)
-    ended = await world.to_its_end(again.id)
+    ended = await world.run_to_end(again.id)
     assert ended.status == "completed", ended
     assert ended.results == {
         "a": {"step": "a"},
@@ -272,19 +272,19 @@ async def test_what_was_skipped_is_judged_again_after_what_is_run_again(world: W
     assert ended.steps_completed == 5
 
 
-async def test_what_completed_before_a_cancel_was_taken_in_is_kept(world: World) -> None:
-    root = await world.start(step(world, "a"), step(world, "b", "a"))
-    await world.turns()
+async def test_what_completed_before_a_cancel_was_taken_in_is_kept(world: PlanEnvironment) -> None:
+    root = await world.start_plan(step(world, "a"), step(world, "b", "a"))
+    await world.advance_until_idle()
     await settle(world)
     async with world.store.transaction(world.caller) as tx:
         await executions.cancel_execution(tx, root)
     again = await retried(world, root)
-    await world.turns()
+    await world.advance_until_idle()
     assert await settle(world) == ["b"]
-    assert (await world.to_its_end(again.id)).results == {"a": {"step": "a"}, "b": {"step": "b"}}
+    assert (await world.run_to_end(again.id)).results == {"a": {"step": "a"}, "b": {"step": "b"}}
 
 
-async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
+async def test_only_a_name_that_was_given_is_kept(world: PlanEnvironment) -> None:
     for name in (None, "Mine"):
         plan = Plan(kind="workflow", name="plan", steps=[step(world, "a")])
         async with world.store.transaction(world.caller) as tx:
@@ -294,14 +294,14 @@ async def test_only_a_name_that_was_given_is_kept(world: World) -> None:
         assert again.run_name == (name or f"plan-{again.id[-6:]}")
 
 
-async def test_an_automatic_try_of_a_plan_within_is_a_whole_one(world: World) -> None:
+async def test_an_automatic_try_of_a_plan_within_is_a_whole_one(world: PlanEnvironment) -> None:
     sub = within(step(world, "x"), step(world, "y", "x"))
-    root = await world.start(PlanStep(id="sub", name="sub", work=sub, retry=RetryPolicy(attempts=1, delay=0)))
-    await world.turns()
+    root = await world.start_plan(PlanStep(id="sub", name="sub", work=sub, retry=RetryPolicy(attempts=1, delay=0)))
+    await world.advance_until_idle()
     await settle(world)
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world, y="ValueError")
-    assert (await world.to_its_end(root)).status == "completed"
+    assert (await world.run_to_end(root)).status == "completed"
     query = "SELECT step FROM executions WHERE lane = 'run' ORDER BY id"
     assert [one for (one,) in await rows(world, query)] == ["x", "y", "x", "y"]
 
@@ -309,44 +309,44 @@ async def test_an_automatic_try_of_a_plan_within_is_a_whole_one(world: World) ->
 # what is too large, or no text
 
 
-async def test_outputs_that_are_too_large_fail_the_step_that_refers_to_them(world: World) -> None:
-    root = await world.start(
+async def test_outputs_that_are_too_large_fail_the_step_that_refers_to_them(world: PlanEnvironment) -> None:
+    root = await world.start_plan(
         step(world, "a"),
         step(world, "b", "a", inputs={"a": "{{ steps.a.outputs }}"}, continue_on_failure=True),
         step(world, "c", "a", when="size(steps.a.outputs) > 3", continue_on_failure=True),
     )
-    await world.turns()
+    await world.advance_until_idle()
     await settle(world)
     large = f'"{"x" * MAX_STEP_ANSWERS_BYTES}"'
     await world.database.owner.execute("UPDATE executions SET output_data = $1::json WHERE step = 'a'", large)
-    await world.turns()
+    await world.advance_until_idle()
     failed = await rows(world, "SELECT step, error_type FROM plan_steps WHERE status = 'failed' ORDER BY 1")
     assert failed == [("b", "outputs_too_large"), ("c", "outputs_too_large")]
-    assert (await world.get(root)).status == "completed"
+    assert (await world.get_execution(root)).status == "completed"
 
 
-async def test_a_plan_whose_last_output_is_too_large_is_completed_without_one(world: World) -> None:
-    root = await world.start(step(world, "a"))
-    await world.turns()
+async def test_a_plan_whose_last_output_is_too_large_is_completed_without_one(world: PlanEnvironment) -> None:
+    root = await world.start_plan(step(world, "a"))
+    await world.advance_until_idle()
     await settle(world)
     large = f'"{"x" * MAX_STEP_ANSWERS_BYTES}"'
     await world.database.owner.execute("UPDATE executions SET output_data = $1::json WHERE step = 'a'", large)
-    await world.turns()
-    ended = await world.get(root)
+    await world.advance_until_idle()
+    ended = await world.get_execution(root)
     assert (ended.status, ended.output_data) == ("completed", None)
     query = "SELECT data->>'message' FROM execution_events WHERE type = 'warning'"
     ((told,),) = await rows(world, query)
     assert "too much" in told
 
 
-async def test_values_without_a_place_in_texts_are_told_of_all_the_same(world: World) -> None:
+async def test_values_without_a_place_in_texts_are_told_of_all_the_same(world: PlanEnvironment) -> None:
     """U+0000 in an answer that an error quotes."""
-    root = await world.start(step(world, "a"), step(world, "b", "a", map="steps.a.outputs"))
-    await world.turns()
+    root = await world.start_plan(step(world, "a"), step(world, "b", "a", map="steps.a.outputs"))
+    await world.advance_until_idle()
     await settle(world)
     await world.database.owner.execute("UPDATE executions SET output_data = '\"\\u0000\"' WHERE step = 'a'")
-    await world.turns()
-    ended = await world.get(root)
+    await world.advance_until_idle()
+    ended = await world.get_execution(root)
     assert (ended.status, ended.error_type) == ("failed", "bad_expression")
     assert "map: must be a list, not \ufffd." in (ended.error_message or "")
     # Nor does the log hold what SQL could not read.
@@ -354,31 +354,31 @@ async def test_values_without_a_place_in_texts_are_told_of_all_the_same(world: W
     assert await rows(world, told) == [("map: must be a list, not \ufffd.",)]
 
 
-async def test_a_prompt_that_comes_to_too_much_fails_its_step_with_the_reason(world: World) -> None:
+async def test_a_prompt_that_comes_to_too_much_fails_its_step_with_the_reason(world: PlanEnvironment) -> None:
     text = "{a}" * 2000
-    work = world.spec(instructions=text)
-    root = await world.start(PlanStep(id="a", name="a", work=work, inputs={"a": "{{ inputs.a }}"}, prompt="Go."))
+    work = world.build_model_agent(instructions=text)
+    root = await world.start_plan(PlanStep(id="a", name="a", work=work, inputs={"a": "{{ inputs.a }}"}, prompt="Go."))
     await world.database.owner.execute(
         "UPDATE executions SET input_data = $1::json", msgspec.json.encode({"a": "x" * 4000}).decode()
     )
-    await world.turns()
-    ended = await world.get(root)
+    await world.advance_until_idle()
+    ended = await world.get_execution(root)
     assert (ended.status, ended.error_type) == ("failed", "not_startable"), ended
     assert "add more than" in (ended.error_message or "")
 
 
-async def test_a_plan_has_so_many_items_in_all(world: World) -> None:
+async def test_a_plan_has_so_many_items_in_all(world: PlanEnvironment) -> None:
     mapped = [step(world, f"s{number}", map=list(range(1000)), max_parallel=1) for number in range(21)]
-    root = await world.start(*mapped)
-    await world.turns()
+    root = await world.start_plan(*mapped)
+    await world.advance_until_idle()
     failed = await rows(world, "SELECT step, error_type FROM plan_steps WHERE status = 'failed' AND item < 0")
     assert [kind for _, kind in failed] == ["map_too_large"]
-    assert (await world.get(root)).error_type == "map_too_large"
+    assert (await world.get_execution(root)).error_type == "map_too_large"
 
 
-def test_the_team_of_an_agent_is_told_the_inputs_as_it_is(world: World) -> None:
-    mate = msgspec.convert(msgspec.to_builtins(world.spec(goal="Know {topic}.").spec), agents.Agent)
-    work = world.spec(goal="Ask of {topic}.", team=[mate])
+def test_the_team_of_an_agent_is_told_the_inputs_as_it_is(world: PlanEnvironment) -> None:
+    mate = msgspec.convert(msgspec.to_builtins(world.build_model_agent(goal="Know {topic}.").spec), agents.Agent)
+    work = world.build_model_agent(goal="Ask of {topic}.", team=[mate])
     one = PlanStep(id="a", name="a", work=work, text=TaskText(description="Go."))
     plan = Plan(kind="crew", name="c", steps=[one])
     spec = PlanScope(plan, {"topic": "bees"}, {}).render_spec(work, one)
@@ -389,7 +389,7 @@ def test_the_team_of_an_agent_is_told_the_inputs_as_it_is(world: World) -> None:
 # what is accepted, and has an effect
 
 
-async def test_what_would_have_no_effect_is_refused(world: World) -> None:
+async def test_what_would_have_no_effect_is_refused(world: PlanEnvironment) -> None:
     code = Plan(
         kind="workflow",
         name="c",
@@ -398,9 +398,13 @@ async def test_what_would_have_no_effect_is_refused(world: World) -> None:
     model = Plan(
         kind="workflow",
         name="m",
-        steps=[PlanStep(id="s", name="s", work=within(PlanStep(id="m", name="m", work=world.spec(), prompt="Go.")))],
+        steps=[
+            PlanStep(
+                id="s", name="s", work=within(PlanStep(id="m", name="m", work=world.build_model_agent(), prompt="Go."))
+            )
+        ],
     )
-    calls = msgspec.structs.replace(world.work(), calls_models=True)
+    calls = msgspec.structs.replace(world.build_work(), calls_models=True)
     caller = Plan(kind="workflow", name="x", steps=[PlanStep(id="a", name="a", work=calls)])
     given: dict[str, Any] = {"cost_limit": 1.0, "mode": "safe", "model": "m"}
     for plan, refused in ((code, set(given)), (caller, {"mode", "model"}), (model, set[str]())):
@@ -414,7 +418,7 @@ async def test_what_would_have_no_effect_is_refused(world: World) -> None:
         assert found == refused
 
 
-async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_door(world: World) -> None:
+async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_door(world: PlanEnvironment) -> None:
     """Each may take a fifth of a second; two thousand of them may not take minutes."""
     heavy = "inputs.n.map(x, x + 1).map(y, y * 2)"
     steps = [step(world, f"s{number}", map=heavy) for number in range(300)]
@@ -431,11 +435,11 @@ async def test_lists_of_which_the_inputs_tell_are_looked_at_for_so_long_at_the_d
 # turns
 
 
-async def test_nothing_is_told_of_a_plan_that_has_ended(world: World) -> None:
+async def test_nothing_is_told_of_a_plan_that_has_ended(world: PlanEnvironment) -> None:
     for ending in ("completed", "failed", "cancelled", "timeout"):
         sub = PlanStep(id="sub", name="sub", work=within(step(world, "x")))
-        root = await world.start(step(world, "a"), sub)
-        await world.turns()
+        root = await world.start_plan(step(world, "a"), sub)
+        await world.advance_until_idle()
         if ending == "cancelled":
             async with world.store.transaction(world.caller) as tx:
                 await executions.cancel_execution(tx, root)
@@ -443,29 +447,29 @@ async def test_nothing_is_told_of_a_plan_that_has_ended(world: World) -> None:
             world.clock[0] += timedelta(days=8)
         else:
             await settle(world, a="E" if ending == "failed" else None)
-        await world.turns()
-        ended = await world.get(root)
+        await world.advance_until_idle()
+        ended = await world.get_execution(root)
         assert ended.status == ("failed" if ending == "timeout" else ending)
         assert await signals(world) == 0
         states = "SELECT DISTINCT status FROM executions WHERE completed_at IS NULL"
         assert await rows(world, states) == []
 
 
-async def test_who_has_had_a_turn_lets_others_have_theirs(world: World) -> None:
-    root = await world.start(*(step(world, f"s{number}") for number in range(5)))
+async def test_who_has_had_a_turn_lets_others_have_theirs(world: PlanEnvironment) -> None:
+    root = await world.start_plan(*(step(world, f"s{number}") for number in range(5)))
     for number in range(1, 5):
         async with world.store.transaction(world.caller) as tx:
             await coordinator.advance_plan(tx, root, None, lambda: True)
-        assert len(await world.children(root)) == number
-        assert await world.due() == [root]
-    await world.turns()
-    assert await world.due() == []
-    assert (await world.to_its_end(root)).status == "completed"
+        assert len(await world.list_children(root)) == number
+        assert await world.list_due() == [root]
+    await world.advance_until_idle()
+    assert await world.list_due() == []
+    assert (await world.run_to_end(root)).status == "completed"
 
 
-async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> None:
+async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: PlanEnvironment) -> None:
     """The cancel commits after the turn has begun and before it writes down what came of it."""
-    root = await world.start(step(world, "a"))
+    root = await world.start_plan(step(world, "a"))
     with pytest.raises(LostLease):
         async with world.store.transaction(world.caller) as tx:
             save = tx.plans.save
@@ -477,21 +481,21 @@ async def test_what_is_begun_while_a_plan_is_cancelled_is_not(world: World) -> N
 
             tx.plans.save = cancelled_meanwhile  # type: ignore[method-assign]
             await coordinator.advance_plan(tx, root, None)
-    assert await world.children(root) == {}
-    await world.turns()
-    assert (await world.get(root)).status == "cancelled"
+    assert await world.list_children(root) == {}
+    await world.advance_until_idle()
+    assert (await world.get_execution(root)).status == "cancelled"
     assert await signals(world) == 0
 
 
-async def test_the_clock_of_who_starts_a_plan_delays_nothing(world: World) -> None:
+async def test_the_clock_of_who_starts_a_plan_delays_nothing(world: PlanEnvironment) -> None:
     world.clock[0] += timedelta(minutes=5)
-    root = await world.start(step(world, "a"))
+    root = await world.start_plan(step(world, "a"))
     world.clock[0] -= timedelta(minutes=5)
-    assert await world.due() == [root]
+    assert await world.list_due() == [root]
 
 
 @contextlib.asynccontextmanager
-async def planner(world: World, slots: int) -> AsyncIterator[PlanAdvancer]:
+async def planner(world: PlanEnvironment, slots: int) -> AsyncIterator[PlanAdvancer]:
     ring = asyncio.Event()
     one = PlanAdvancer(world.store, slots, ring)
     task = asyncio.create_task(one.run())
@@ -502,33 +506,33 @@ async def planner(world: World, slots: int) -> AsyncIterator[PlanAdvancer]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def started(world: World, execution_id: str) -> None:
+async def started(world: PlanEnvironment, execution_id: str) -> None:
     for _ in range(300):
-        if (await world.get(execution_id)).status == "running":
+        if (await world.get_execution(execution_id)).status == "running":
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it was not advanced")
 
 
-async def test_plans_that_somebody_holds_keep_no_others_from_their_turn(world: World) -> None:
+async def test_plans_that_somebody_holds_keep_no_others_from_their_turn(world: PlanEnvironment) -> None:
     """A process that is stopped in the middle of its transactions, for one."""
-    held = [await world.start(step(world, "a")) for _ in range(6)]
-    free = await world.start(step(world, "a"))
+    held = [await world.start_plan(step(world, "a")) for _ in range(6)]
+    free = await world.start_plan(step(world, "a"))
     async with contextlib.AsyncExitStack() as stack:
         for execution_id in held:
             tx = await stack.enter_async_context(world.store.transaction(world.caller))
             await tx.plans.lock(execution_id)
         async with planner(world, 1):
             await started(world, free)
-            assert (await world.get(held[0])).status == "pending"
+            assert (await world.get_execution(held[0])).status == "pending"
 
 
 async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_turn(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: PlanEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison = [await world.start(step(world, "a")) for _ in range(6)]
-    stuck = [await world.start(step(world, "a")) for _ in range(6)]
-    free = await world.start(step(world, "a"))
+    poison = [await world.start_plan(step(world, "a")) for _ in range(6)]
+    stuck = [await world.start_plan(step(world, "a")) for _ in range(6)]
+    free = await world.start_plan(step(world, "a"))
     advance, give_up = coordinator.advance_plan, coordinator.fail_plan
 
     async def broken(tx: Any, execution_id: str, *more: Any) -> Any:
@@ -546,19 +550,19 @@ async def test_plans_that_cannot_be_advanced_fail_and_keep_no_others_from_their_
     async with planner(world, 1):
         await started(world, free)
     for execution_id in poison:
-        ended = await world.get(execution_id)
+        ended = await world.get_execution(execution_id)
         assert (ended.status, ended.error_type) == ("failed", "internal_error")
         assert ended.error_message == "The worker failed: KeyError."
-    assert {(await world.get(one)).status for one in stuck} == {"pending"}
+    assert {(await world.get_execution(one)).status for one in stuck} == {"pending"}
 
 
-async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) -> None:
-    root = await world.start(PlanStep(id="sub", name="sub", work=within(step(world, "x"))), step(world, "a"))
-    await world.turns()
+async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: PlanEnvironment) -> None:
+    root = await world.start_plan(PlanStep(id="sub", name="sub", work=within(step(world, "x"))), step(world, "a"))
+    await world.advance_until_idle()
     async with world.store.transaction(world.caller) as tx:
         await coordinator.fail_plan(tx, root, "The worker failed.")
-    await world.turns()
-    assert await world.children(root) == {"sub": ["cancelled"], "a": ["cancelled"], "x": ["cancelled"]}
+    await world.advance_until_idle()
+    assert await world.list_children(root) == {"sub": ["cancelled"], "a": ["cancelled"], "x": ["cancelled"]}
     assert await signals(world) == 0
     events = await rows(
         world,
@@ -571,18 +575,18 @@ async def test_a_plan_that_is_given_up_takes_all_below_it_along(world: World) ->
 # the pace of calls
 
 
-def calls_of(world: World, run: Execution, run_timeout: Any = None) -> ModelCalls:
+def calls_of(world: PlanEnvironment, run: Execution, run_timeout: Any = None) -> ModelCalls:
     anything: Any = None
     access = ModelAccess(store=world.store, llm=anything, prices=anything, keyring=anything)
     return ModelCalls(access, run, run_timeout=run_timeout)
 
 
-async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: World) -> None:
+async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: PlanEnvironment) -> None:
     """Of a code agent too, whose `max_rpm` is looked up."""
-    root = await world.start(step(world, "a"), max_rpm=1)
-    await world.turns()
+    root = await world.start_plan(step(world, "a"), max_rpm=1)
+    await world.advance_until_idle()
     query = "SELECT id FROM executions WHERE step = 'a'"
-    run = await world.get(ids.encode_id("exec", await world.database.owner.fetchval(query)))
+    run = await world.get_execution(ids.encode_id("exec", await world.database.owner.fetchval(query)))
     extensions: list[float] = []
     run_timeout: Any = SimpleNamespace(when=lambda: 100.0, reschedule=lambda at: extensions.append(at - 100.0))
     for _ in range(2):
@@ -590,18 +594,18 @@ async def test_who_waits_for_a_turn_to_call_says_so_and_can_be_stopped(world: Wo
             async with asyncio.timeout(0.5):
                 await calls_of(world, run, run_timeout)._wait_for_rate_limit()
     assert extensions == [60.0]
-    unpaced = await world.start(step(world, "b"))
-    await world.turns()
+    unpaced = await world.start_plan(step(world, "b"))
+    await world.advance_until_idle()
     query = "SELECT id FROM executions WHERE step = 'b'"
-    run = await world.get(ids.encode_id("exec", await world.database.owner.fetchval(query)))
+    run = await world.get_execution(ids.encode_id("exec", await world.database.owner.fetchval(query)))
     calls = calls_of(world, run, run_timeout)
     for _ in range(3):
         await calls._wait_for_rate_limit()
     assert (extensions, root != unpaced) == ([60.0], True)
 
 
-async def test_the_pace_holds_whatever_the_clocks_say(world: World) -> None:
-    root = await world.start(step(world, "a"), max_rpm=2)
+async def test_the_pace_holds_whatever_the_clocks_say(world: PlanEnvironment) -> None:
+    root = await world.start_plan(step(world, "a"), max_rpm=2)
     found = []
     for behind in (0, 5, 3, 1, 2, 4):
         world.clock[0] = NOW - timedelta(seconds=behind)
@@ -623,9 +627,9 @@ class Paced(AgentRunner):
         return SandboxOutcome(output=b"1")
 
 
-async def test_waiting_for_a_turn_to_call_takes_nothing_from_the_time_of_a_run(world: World) -> None:
-    root = await world.start(step(world, "a"))
-    run = msgspec.structs.replace(await world.get(root), kind="agent", timeout=1)
+async def test_waiting_for_a_turn_to_call_takes_nothing_from_the_time_of_a_run(world: PlanEnvironment) -> None:
+    root = await world.start_plan(step(world, "a"))
+    run = msgspec.structs.replace(await world.get_execution(root), kind="agent", timeout=1)
     kinds = [
         outcome and outcome.error_type for outcome in [await Paced(one)._run_within_timeout(run) for one in (0.0, 5.0)]
     ]

@@ -9,11 +9,11 @@ import pytest
 
 from domain import evaluations
 from domain.shared.errors import DomainError
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 from workers.record.artifacts import BodyUploader
 
 
-async def _uploaded(tenant: Tenant, count: int = 1) -> list[str]:
+async def _uploaded(tenant: TenantClient, count: int = 1) -> list[str]:
     made = []
     for _ in range(count):
         answer = await tenant.http.post("/artifacts/upload", json={"inputs": {"is": secrets.token_hex(100)}})
@@ -22,60 +22,62 @@ async def _uploaded(tenant: Tenant, count: int = 1) -> list[str]:
     return made
 
 
-async def _moved(parts, tenant: Tenant) -> None:
+async def _moved(resources, tenant: TenantClient) -> None:
     """Until no body of the tenant waits any more."""
     while True:
-        async with parts.store.tenant_transaction(tenant.tenant_id) as tx:
+        async with resources.store.tenant_transaction(tenant.tenant_id) as tx:
             if not await tx._raw.fetchval("SELECT count(*) FROM artifact_bodies"):
                 return
         await asyncio.sleep(0.05)
 
 
-async def _readable(tenant: Tenant, artifacts: list[str]) -> bool:
+async def _readable(tenant: TenantClient, artifacts: list[str]) -> bool:
     answers = [await tenant.http.get(f"/artifacts/{one}") for one in artifacts]
     return all(answer.status_code == 200 for answer in answers)
 
 
-async def test_bodies_settled_twice_stay(parts, acme: Tenant) -> None:
+async def test_bodies_settled_twice_stay(resources, acme: TenantClient) -> None:
     """As when the answer to a commit is lost, or a lease has run out and another worker was quicker."""
     artifacts = await _uploaded(acme, 3)
-    await _moved(parts, acme)
+    await _moved(resources, acme)
     for _ in range(2):
-        async with parts.store.system_transaction() as tx:
+        async with resources.store.system_transaction() as tx:
             assert await tx.artifacts.mark_bodies_stored(artifacts) == set()
     assert await _readable(acme, artifacts)
 
 
-async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_first(parts, acme: Tenant) -> None:
+async def test_of_a_round_only_what_was_deleted_goes_also_if_deleting_fails_at_first(
+    resources, acme: TenantClient
+) -> None:
     kept, dropped = await _uploaded(acme, 2)
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         from infra.postgres.artifacts import get_body_key
 
         keys = {one: get_body_key(await tx.artifacts.get(one)) for one in (kept, dropped)}
-    await _moved(parts, acme)
+    await _moved(resources, acme)
     failures = [DomainError("storage_unavailable", "Away."), None]
 
     class Away:
         async def delete(self, keys: list[str]) -> None:
             if (error := failures.pop(0)) is not None:
                 raise error
-            await parts.blobs.delete(keys)
+            await resources.blobs.delete(keys)
 
     assert (await acme.http.delete(f"/artifacts/{dropped}")).status_code == 204
     from domain.artifacts.service import PendingBody
     from infra.polling import retry_through_outage
 
-    storer = BodyUploader(parts.store, Away())  # type: ignore[arg-type]
+    storer = BodyUploader(resources.store, Away())  # type: ignore[arg-type]
     round_ = [PendingBody(id=one, key=key, packed_body=b"") for one, key in keys.items()]
     await retry_through_outage(lambda: storer._settle_uploads(round_))
     assert failures == []
     assert await _readable(acme, [kept])
-    assert [blob.key async for blob in parts.blobs.list_objects(keys[dropped])] == []
+    assert [blob.key async for blob in resources.blobs.list_objects(keys[dropped])] == []
 
 
-async def test_an_evaluation_whose_workers_die_is_given_up(parts, acme: Tenant) -> None:
+async def test_an_evaluation_whose_workers_die_is_given_up(resources, acme: TenantClient) -> None:
     """Claimed again and again past its lease, as by workers that are killed: three attempts, and no more."""
-    async with parts.store.tenant_transaction(acme.tenant_id) as tx:
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         made = evaluations.build_evaluations(
             acme.tenant_id,
             acme.account["id"],
@@ -94,7 +96,7 @@ async def test_an_evaluation_whose_workers_die_is_given_up(parts, acme: Tenant) 
 
 
 @pytest.mark.parametrize("text", ["~/" * 32_000, "a_" * 32_000, "-" * 64_000, "http://" * 9_000, "e5." * 20_000])
-async def test_no_text_of_an_error_is_too_much(acme: Tenant, text: str) -> None:
+async def test_no_text_of_an_error_is_too_much(acme: TenantClient, text: str) -> None:
     # Six at once took Postgres minutes; the client waits a minute and a half in all.
     sent = [acme.http.post("/artifacts/upload", json={"error": {"type": "Odd", "stack": text}}) for _ in range(6)]
     assert [answer.status_code for answer in await asyncio.gather(*sent)] == [201] * 6
@@ -102,7 +104,7 @@ async def test_no_text_of_an_error_is_too_much(acme: Tenant, text: str) -> None:
     assert found.status_code == 200
 
 
-async def test_search_finds_words_phrases_and_not_others(acme: Tenant) -> None:
+async def test_search_finds_words_phrases_and_not_others(acme: TenantClient) -> None:
     for number, stack in enumerate(['File "app/pay.py", line 3', "pay by py", "", "naïve über_fluss -5"]):
         error = {"type": "E", "message": "m", "stack": stack}
         body = {"kurral_id": f"s{number}", "error": error}
@@ -121,7 +123,7 @@ async def test_search_finds_words_phrases_and_not_others(acme: Tenant) -> None:
     assert await found("-" * 50) == set()
 
 
-async def test_more_combinations_than_an_answer_names_are_counted_all(acme: Tenant) -> None:
+async def test_more_combinations_than_an_answer_names_are_counted_all(acme: TenantClient) -> None:
     rows = [{"prompt": "a", "response": "b", "model_name": f"m{number}"} for number in range(3000)]
     rows += [{"prompt": "a", "response": "b", "model_name": "often"}] * 3
     for start in range(0, len(rows), 1000):
@@ -134,7 +136,7 @@ async def test_more_combinations_than_an_answer_names_are_counted_all(acme: Tena
     assert (await acme.http.get("/evaluations/stats?model_name=m2999")).json()["total_evaluations"] == 1
 
 
-async def test_lists_show_the_beginning_of_long_texts_and_exports_all(acme: Tenant) -> None:
+async def test_lists_show_the_beginning_of_long_texts_and_exports_all(acme: TenantClient) -> None:
     docs = ["d" * 20_000]
     long = {"prompt": "p" * 500_000, "response": "r" * 500_000, "retrieved_docs": docs, "metadata": {"a": "b"}}
     for _ in range(12):
@@ -152,7 +154,7 @@ async def test_lists_show_the_beginning_of_long_texts_and_exports_all(acme: Tena
     assert all(len(line) > 1_000_000 for line in lines)
 
 
-async def test_metadata_is_an_object_of_a_bounded_size(acme: Tenant) -> None:
+async def test_metadata_is_an_object_of_a_bounded_size(acme: TenantClient) -> None:
     good = {"prompt": "a", "response": "b"}
     for metadata in ([], "x", 1, {"a": "x" * 70_000}):
         refused = await acme.http.post("/evaluations", json={**good, "metadata": metadata})

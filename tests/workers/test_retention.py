@@ -17,8 +17,8 @@ from infra.postgres.db import create_engine
 from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
 from infra.wiring import get_utc_now
-from tests.support.clients import Tenant
-from tests.support.isolated_database import apart
+from tests.support.clients import TenantClient
+from tests.support.isolated_database import open_isolated_database
 from workers.upkeep.retention import RetentionSweeper
 
 OLD = datetime.now(UTC) - timedelta(days=40)
@@ -29,9 +29,11 @@ class NoQueue:
         pass
 
 
-async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: Tenant, rival: Tenant) -> None:
+async def test_a_tenant_s_old_records_go_and_nobody_else_s(
+    system, resources, acme: TenantClient, other_tenant: TenantClient
+) -> None:
     evaluation = {"prompt": "a", "response": "b", "hallucinated": True, "latency_sec": 1.5, "model_name": "m"}
-    for tenant in (acme, rival):
+    for tenant in (acme, other_tenant):
         for made in (OLD, datetime.now(UTC)):
             stamped = {**evaluation, "created_at": made.isoformat()}
             assert (await tenant.http.post("/evaluations/batch", json=[stamped] * 3)).status_code == 201
@@ -39,16 +41,16 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
             assert (await tenant.http.post("/artifacts/upload", json=artifact)).status_code == 201
     old = (await acme.http.get(f"/artifacts/of-{OLD:%Y%m%d}/metadata")).json()
     key = f"artifacts/{acme.tenant_id}/{datetime.fromisoformat(old['received_at']):%Y/%m}/{old['id']}"
-    while not [blob async for blob in parts.blobs.list_objects(key)]:
+    while not [blob async for blob in resources.blobs.list_objects(key)]:
         await asyncio.sleep(0.05)
 
     patched = await acme.http.patch("/tenant", json={"retention_days": 30})
     assert patched.json()["retention_days"] == 30
     assert (await acme.http.patch("/tenant", json={"retention_days": 0})).status_code == 422
-    gone = await RetentionSweeper(parts.store).remove_expired()
+    gone = await RetentionSweeper(resources.store).remove_expired()
 
     assert (gone["evaluations"], gone["artifacts"]) == (3, 1)
-    for tenant, left in ((acme, 1), (rival, 2)):
+    for tenant, left in ((acme, 1), (other_tenant, 2)):
         figures = (await tenant.http.get("/evaluations/stats")).json()
         assert (figures["total_evaluations"], figures["total_hallucinations"]) == (3 * left, 3 * left)
         assert (await tenant.http.get("/evaluations?limit=1")).json()["total"] == 3 * left
@@ -56,15 +58,15 @@ async def test_a_tenant_s_old_records_go_and_nobody_else_s(system, parts, acme: 
         assert (figures["total_artifacts"], figures["total_cost_usd"]) == (left, 1.0 * left)
         assert (await tenant.http.get("/artifacts")).json()["total"] == left
     assert (await acme.http.get(f"/artifacts/of-{OLD:%Y%m%d}")).status_code == 404
-    assert (await rival.http.get(f"/artifacts/of-{OLD:%Y%m%d}")).status_code == 200
-    while [blob async for blob in parts.blobs.list_objects(key)]:
+    assert (await other_tenant.http.get(f"/artifacts/of-{OLD:%Y%m%d}")).status_code == 200
+    while [blob async for blob in resources.blobs.list_objects(key)]:
         await asyncio.sleep(0.05)
     await acme.http.patch("/tenant", json={"retention_days": None})
-    assert (await RetentionSweeper(parts.store).remove_expired())["evaluations"] == 0
+    assert (await RetentionSweeper(resources.store).remove_expired())["evaluations"] == 0
 
 
 async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
-    async with apart(system) as own:
+    async with open_isolated_database(system) as own:
         engine = create_engine(own.url, pool_size=2, application="tests")
         later = [get_utc_now()]
         store = PostgresStore(engine, NoQueue(), lambda: later[0])
@@ -77,7 +79,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
             made = await RetentionSweeper(store).make_partitions()
             assert made == len(await own.owner.fetch(names)) - len(before)
             assert made > 0
-            caller = await own.tenant()
+            caller = await own.add_tenant()
             # One record, of today: its month stays, the others of the past go.
             await own.owner.execute(
                 "INSERT INTO evaluations (id, tenant_id, user_id, created_at, prompt, response, metrics) "
@@ -97,10 +99,10 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
 
 async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
     """Readers and writers go on while months come and go; one that reads for long keeps its month for the next time."""
-    async with apart(system) as own:
+    async with open_isolated_database(system) as own:
         engine = create_engine(own.url, pool_size=6, application="tests")
         store = PostgresStore(engine, NoQueue(), get_utc_now)
-        caller, done = await own.tenant(), asyncio.Event()
+        caller, done = await own.add_tenant(), asyncio.Event()
         row = evaluations.parse_evaluation(b'{"prompt":"a","response":"b","hallucinated":true}')
         written = 0
 
@@ -150,7 +152,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
 
 async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
     """One table is locked at a time: a reader of one and then the other never meets it the other way around."""
-    async with apart(system) as own:
+    async with open_isolated_database(system) as own:
         store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         done = asyncio.Event()
 
@@ -181,7 +183,7 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
 
 
 async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) -> None:
-    async with apart(system) as own:
+    async with open_isolated_database(system) as own:
         store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
         reader = await asyncpg.connect(own.url, server_settings={"role": APP_ROLE})
         try:
@@ -207,7 +209,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
 
 
 async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
-    async with apart(system) as own:
+    async with open_isolated_database(system) as own:
         now = [datetime(2001, 3, 1, 23, 59, tzinfo=UTC)]
         store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), lambda: now[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname ~ '_2001_' ORDER BY 1"

@@ -30,7 +30,7 @@ from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import Apart, apart
+from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
 from tests.workers.test_lifecycle import Silent
 from workers.upkeep.schedules import SCHEDULE_POLL_SECONDS, ScheduleStarter
 
@@ -58,7 +58,7 @@ class Mortal(PostgresStore):
 class World:
     """A database with a clock, and a store for each worker."""
 
-    def __init__(self, database: Apart, stores: list[Mortal], clock: list[datetime]) -> None:
+    def __init__(self, database: IsolatedDatabase, stores: list[Mortal], clock: list[datetime]) -> None:
         self.database, self.stores, self.clock = database, stores, clock
         self.store = stores[0]
         self.workers: list[ScheduleStarter] = []
@@ -80,7 +80,7 @@ class World:
 
     async def made(self, caller: Caller, cron_expression: str, **more: Any) -> Schedule:
         """A schedule of an agent of its own."""
-        more = {"agent_id": await self.database.agent(caller), "name": ids.generate_id("t"), **more}
+        more = {"agent_id": await self.database.add_agent(caller), "name": ids.generate_id("t"), **more}
         async with self.store.transaction(caller) as tx:
             return await schedules.create_schedule(tx, caller, NewSchedule(cron_expression=cron_expression, **more))
 
@@ -111,7 +111,7 @@ class World:
 
 @pytest.fixture(scope="module")
 async def world(system) -> AsyncIterator[World]:
-    async with apart(system) as database, AsyncExitStack() as stack:
+    async with open_isolated_database(system) as database, AsyncExitStack() as stack:
         clock, stores = [NOON], []
         for number in range(3):
             engine = create_engine(database.url, pool_size=2, application=f"tests {number}")
@@ -141,7 +141,7 @@ async def test_three_workers_meet_each_due_time_once_while_clocks_change(
 ) -> None:
     """Also when one of four transactions dies before its commit."""
     chance = random.Random(change)
-    at, caller, there = datetime.fromisoformat(change), await world.database.tenant(), cron.find_timezone(zone)
+    at, caller, there = datetime.fromisoformat(change), await world.database.add_tenant(), cron.find_timezone(zone)
     begin, end = at - 35 * MINUTE, at + 35 * MINUTE
     world.clock[0] = begin
     lines = [f"{of_day} * * *", "0,30 * * * *", "*/7 1-3 * * *", "* * * * *"]
@@ -168,7 +168,7 @@ async def test_three_workers_meet_each_due_time_once_while_clocks_change(
 
 @pytest.mark.parametrize("catch_up", [0, 1, 5, 100])
 async def test_after_an_hour_the_latest_are_made_up_for_and_no_more(world: World, catch_up: int) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=catch_up)
     now = NOON + HOUR + timedelta(seconds=20)
     await world.at(now)
@@ -185,7 +185,7 @@ async def test_after_an_hour_the_latest_are_made_up_for_and_no_more(world: World
 
 
 async def test_what_is_not_made_up_for_is_not_on_time_either(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     hourly = await world.made(caller, "0 * * * *", catch_up=0)
     late = await world.made(caller, "30 * * * *", catch_up=0)
     await world.at(NOON + HOUR + ON_TIME_WINDOW)
@@ -195,7 +195,7 @@ async def test_what_is_not_made_up_for_is_not_on_time_either(world: World) -> No
 
 
 async def test_after_years_there_is_no_more_to_do_than_after_hours(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=3)
     later = NOON + 400 * DAY
     await world.at(later)
@@ -233,7 +233,7 @@ def test_turns_follow_each_other(text: str, minutes: int, lateness: int, catch_u
 
 
 async def test_one_that_runs_lets_due_times_pass(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="skip")
     for minute in (1, 2, 3):
         await world.at(NOON + minute * MINUTE)
@@ -253,7 +253,7 @@ async def test_one_that_runs_lets_due_times_pass(world: World) -> None:
 
 
 async def test_one_waits_until_what_runs_has_ended(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="queue")
     for minute in (1, 2, 3):
         await world.at(NOON + minute * MINUTE)
@@ -280,7 +280,7 @@ async def test_one_waits_until_what_runs_has_ended(world: World) -> None:
 
 
 async def test_any_number_run_side_by_side(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="allow")
     for minute in (1, 2, 3):
         await world.at(NOON + minute * MINUTE)
@@ -288,7 +288,7 @@ async def test_any_number_run_side_by_side(world: World) -> None:
 
 
 async def test_what_is_due_while_a_schedule_is_disabled_is_nobody_s(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=100)
     for off, on in ((1, 10), (20, 30)):
         world.clock[0] = NOON + off * MINUTE - timedelta(seconds=1)
@@ -307,7 +307,7 @@ async def test_what_is_due_while_a_schedule_is_disabled_is_nobody_s(world: World
 
 
 async def test_another_line_or_zone_is_due_at_other_times(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "0 * * * *", overlap="allow")
     changed = await world.patched(caller, schedule, cron_expression="30 14 * * *", timezone="Asia/Kolkata")
     assert changed.next_run_at == NOON + 21 * HOUR
@@ -321,7 +321,7 @@ async def test_another_line_or_zone_is_due_at_other_times(world: World) -> None:
 
 
 async def test_a_due_time_is_met_once_whatever_the_clocks_of_others_show(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=9)
     late = await world.made(caller, "* * * * *", overlap="allow", catch_up=0)
     await world.at(NOON + MINUTE)
@@ -340,7 +340,7 @@ async def test_a_due_time_is_met_once_whatever_the_clocks_of_others_show(world: 
 async def test_it_runs_on_behalf_of_an_active_user_alone(world: World) -> None:
     owner = world.database.owner
     for gone in ("is_active = false", "role = 'viewer'"):
-        caller = await world.database.tenant()
+        caller = await world.database.add_tenant()
         schedule = await world.made(caller, "* * * * *", overlap="allow")
         waits = await world.made(caller, "* * * * *", overlap="queue")
         await world.at(NOON + MINUTE)
@@ -367,8 +367,8 @@ async def test_it_runs_on_behalf_of_an_active_user_alone(world: World) -> None:
 
 
 async def test_a_start_that_is_refused_is_on_record_and_the_next_is_tried(world: World) -> None:
-    caller, owner = await world.database.tenant(), world.database.owner
-    agent_id = await world.database.agent(caller, max_concurrency=1, policy="reject")
+    caller, owner = await world.database.add_tenant(), world.database.owner
+    agent_id = await world.database.add_agent(caller, max_concurrency=1, policy="reject")
     schedule = await world.made(caller, "* * * * *", overlap="allow", agent_id=agent_id)
     await world.at(NOON + MINUTE)
     await world.at(NOON + 2 * MINUTE)
@@ -388,7 +388,7 @@ async def test_a_start_that_is_refused_is_on_record_and_the_next_is_tried(world:
 
 
 async def test_who_is_killed_before_the_commit_has_done_nothing(world: World, monkeypatch) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *", overlap="allow")
     world.clock[0] = NOON + MINUTE
     monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: True))
@@ -404,7 +404,7 @@ async def test_who_is_killed_before_the_commit_has_done_nothing(world: World, mo
 
 
 async def test_whoever_has_it_lets_nobody_wait(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     one, other = [await world.made(caller, "* * * * *") for _ in range(2)]
     world.clock[0] = NOON + MINUTE
     async with world.store.transaction(caller) as tx:
@@ -416,7 +416,7 @@ async def test_whoever_has_it_lets_nobody_wait(world: World) -> None:
 
 
 async def test_a_schedule_that_cannot_be_read_stops_no_other(world: World, monkeypatch) -> None:
-    caller, owner = await world.database.tenant(), world.database.owner
+    caller, owner = await world.database.add_tenant(), world.database.owner
     broken, gone, whole = [await world.made(caller, "* * * * *") for _ in range(3)]
     query = "UPDATE schedules SET {} WHERE id = $1"
     await owner.execute(query.format("mode = 'no mode'"), ids.decode_id("sched", broken.id))
@@ -430,7 +430,7 @@ async def test_a_schedule_that_cannot_be_read_stops_no_other(world: World, monke
 
 
 async def test_it_looks_again_when_something_is_due_and_every_second(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     worker = world.workers[0]
     assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS <= 1
     await world.made(caller, "* * * * *", enabled=False)
@@ -444,7 +444,7 @@ async def test_it_looks_again_when_something_is_due_and_every_second(world: Worl
 
 
 async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) -> None:
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "0 0 * * *", overlap="queue")
     for day in (1, 2):
         await world.at(NOON + day * DAY)
@@ -470,7 +470,7 @@ async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) ->
 
 async def test_a_savepoint_undoes_what_raised(world: World) -> None:
     """Its rows, its rings; what was done before and after stays."""
-    caller = await world.database.tenant()
+    caller = await world.database.add_tenant()
     schedule = await world.made(caller, "* * * * *")
     async with world.store.transaction(caller) as tx:
         await schedules.run_schedule(tx, caller, schedule.id)

@@ -22,14 +22,16 @@ from domain.stats import RECORD_KINDS
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.sketches import build_bin_expression, find_bin_key
-from tests.support.isolated_database import Apart, apart
-from tests.support.stats_environment import World
-from tests.support.stats_oracle import Owner, _names, _scores
+from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
+from tests.support.stats_environment import StatsEnvironment
+from tests.support.stats_oracle import TenantRows, choose_scores, get_owner_ids
 from tests.support.stats_strategies import ASK, DAY, HOUR, LEASE, NAMES, NOWS, STEP
 from tests.workers.test_lifecycle import Silent
 
 
-async def own(system: Any, body: Callable[[asyncio.Runner, Apart, PostgresStore, list[datetime]], None]) -> None:
+async def own(
+    system: Any, body: Callable[[asyncio.Runner, IsolatedDatabase, PostgresStore, list[datetime]], None]
+) -> None:
     """Run `body` in a thread, with an event loop and a database of its own: Hypothesis calls functions, not coroutines."""
 
     def in_a_thread() -> None:
@@ -37,7 +39,7 @@ async def own(system: Any, body: Callable[[asyncio.Runner, Apart, PostgresStore,
             clock = [NOWS[0]]
 
             async def opened() -> Any:
-                holding = apart(system)
+                holding = open_isolated_database(system)
                 database = await holding.__aenter__()
                 return holding, database, create_engine(database.url, pool_size=6, application="tests")
 
@@ -52,12 +54,12 @@ async def own(system: Any, body: Callable[[asyncio.Runner, Apart, PostgresStore,
 
 
 async def test_any_interleaving_leaves_what_brute_force_finds(system) -> None:
-    def body(runner: asyncio.Runner, database: Apart, store: PostgresStore, clock: list[datetime]) -> None:
-        async def fresh() -> World:
+    def body(runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, clock: list[datetime]) -> None:
+        async def fresh() -> StatsEnvironment:
             clock[0] = NOWS[0]
             for table in ("stat_deltas", "stat_rollups", "evaluations", "artifacts", "artifact_ids", "artifact_bodies"):
                 await database.owner.execute(f"DELETE FROM {table}")
-            return World(database, store, [Owner(await database.tenant()) for _ in range(2)], clock)
+            return StatsEnvironment(database, store, [TenantRows(await database.add_tenant()) for _ in range(2)], clock)
 
         async def run(steps: list[Any]) -> None:
             await (await fresh()).check(steps)
@@ -77,11 +79,11 @@ TEN = 10
 
 async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(system) -> None:
     """Tens come and go in one commit each, while others fold and compute: no answer may see a part of ten."""
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         engine = create_engine(database.url, pool_size=12, application="tests")
         now, left, dice = NOWS[0], asyncio.Event(), random.Random(4)
         store = PostgresStore(engine, Silent(), lambda: now)
-        owner = Owner(await database.tenant())
+        owner = TenantRows(await database.add_tenant())
         folds, answers = Counter[str](), Counter[str]()
 
         def evaluated() -> list[Evaluation]:
@@ -97,11 +99,11 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
                 )
                 for _ in range(TEN)
             ]
-            return evaluations.build_evaluations(*_names(owner), made, now, batch=True)
+            return evaluations.build_evaluations(*get_owner_ids(owner), made, now, batch=True)
 
         def recorded(number: int) -> list[ArtifactRecord]:
             sent = [{"kurral_id": f"{number}-{one}", "cost_usd": one / 7, "duration_ms": one} for one in range(TEN)]
-            tenant_id, user_id = _names(owner)
+            tenant_id, user_id = get_owner_ids(owner)
             return [
                 artifacts.build_record(json.dumps(one).encode(), tenant_id=tenant_id, user_id=user_id, now=now)
                 for one in sent
@@ -117,7 +119,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
                 if turn % 3 == 2:
                     await twice(lambda tx, made=made: tx.evaluations.delete_many([one.id for one in made]))
                     for one in made:
-                        owner.gone.append(owner.evaluations.pop(one.id))
+                        owner.deleted_rows.append(owner.evaluations.pop(one.id))
 
         async def upload(number: int) -> None:
             # The same ten twice at once: they are stored once.
@@ -156,7 +158,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
                 drawn = EvaluationScores(
                     **dict.fromkeys(EvaluationScores.__struct_fields__[:4], 0.25), hallucinated=True
                 )
-                scores = _scores(claimed, [drawn])
+                scores = choose_scores(claimed, [drawn])
                 async with store.tenant_transaction(owner.caller.tenant_id) as tx:
                     await evaluations.settle_evaluations(tx, list(zip(claimed, scores, strict=True)))
                 await asyncio.sleep(0)
@@ -190,7 +192,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
             kept = {row_id: await evaluations.get_evaluation(tx, row_id) for row_id in owner.evaluations}
         assert all(row.created_at == owner.evaluations[row_id].created_at for row_id, row in kept.items())
         owner.evaluations = kept
-        world = World(database, store, [owner, Owner(await database.tenant())], [now])
+        world = StatsEnvironment(database, store, [owner, TenantRows(await database.add_tenant())], [now])
         await world.ask(0, page=Page(limit=1000))
         await world.clear()
         await engine.dispose()
@@ -201,7 +203,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
 async def test_postgres_has_the_bins_of_the_library(system) -> None:
     dice = random.Random(5)
     values = [0.0, 1e-12, 9.99e-10, 1e-9, 1e-3, 1.0, 1e12, *(10 ** dice.uniform(-9, 12) for _ in range(5000))]
-    async with apart(system) as database:
+    async with open_isolated_database(system) as database:
         query = (
             f"SELECT {build_bin_expression('v')} AS bin FROM unnest($1::float8[]) WITH ORDINALITY AS u(v, n) ORDER BY n"
         )

@@ -11,7 +11,7 @@ from domain.shared.jobs import Job
 from infra.build_cache.environments import uv_variables_from_pip
 from infra.build_cache.folders import FolderCache
 from infra.redis import WindowCounter
-from tests.support.clients import Tenant
+from tests.support.clients import TenantClient
 from workers.output import MAX_LOG_BYTES, OutputLog
 from workers.upkeep import Upkeep
 
@@ -20,45 +20,53 @@ async def _one(data: bytes):
     yield data
 
 
-async def test_old_uploads_that_belong_to_nothing_are_removed(parts, home: Tenant) -> None:
-    versions = (await home.http.get("/agents/hello/versions")).json()["items"]
+async def test_old_uploads_that_belong_to_nothing_are_removed(resources, shared_tenant: TenantClient) -> None:
+    versions = (await shared_tenant.http.get("/agents/hello/versions")).json()["items"]
     kept = versions[0]["tarball_path"]
-    orphan = f"uploads/{home.tenant_id}/ver_orphan.tar.gz"
-    await parts.blobs.write_object(orphan, _one(b"x"))
-    now = Upkeep(parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC))
+    orphan = f"uploads/{shared_tenant.tenant_id}/ver_orphan.tar.gz"
+    await resources.blobs.write_object(orphan, _one(b"x"))
+    now = Upkeep(resources.settings, resources.store, resources.queue, resources.blobs, lambda: datetime.now(UTC))
     await now.sweep_objects()
-    assert [blob.key async for blob in parts.blobs.list_objects(orphan)] == [orphan]
+    assert [blob.key async for blob in resources.blobs.list_objects(orphan)] == [orphan]
     later = Upkeep(
-        parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
+        resources.settings,
+        resources.store,
+        resources.queue,
+        resources.blobs,
+        lambda: datetime.now(UTC) + timedelta(hours=25),
     )
     removed = await later.sweep_objects()
     assert removed["objects"] >= 1
-    assert [blob.key async for blob in parts.blobs.list_objects(orphan)] == []
-    assert [blob.key async for blob in parts.blobs.list_objects(kept)] == [kept]
-    ran = await home.run((await home.http.get("/agents/hello")).json()["id"])
+    assert [blob.key async for blob in resources.blobs.list_objects(orphan)] == []
+    assert [blob.key async for blob in resources.blobs.list_objects(kept)] == [kept]
+    ran = await shared_tenant.run_agent((await shared_tenant.http.get("/agents/hello")).json()["id"])
     assert ran["status"] == "completed"
 
 
-async def test_objects_of_deleted_agents_are_removed(parts, acme: Tenant) -> None:
-    agent_id = await acme.deploy("def handle(p): return 1\n")
+async def test_objects_of_deleted_agents_are_removed(resources, acme: TenantClient) -> None:
+    agent_id = await acme.deploy_agent("def handle(p): return 1\n")
     version = (await acme.http.get(f"/agents/{agent_id}/versions/1")).json()
     await acme.http.delete(f"/agents/{agent_id}")
     later = Upkeep(
-        parts.settings, parts.store, parts.queue, parts.blobs, lambda: datetime.now(UTC) + timedelta(hours=25)
+        resources.settings,
+        resources.store,
+        resources.queue,
+        resources.blobs,
+        lambda: datetime.now(UTC) + timedelta(hours=25),
     )
     await later.sweep_objects()
     for key in (version["tarball_path"], version["bundle_path"]):
-        assert [blob.key async for blob in parts.blobs.list_objects(key)] == []
+        assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
 
 
-async def test_a_job_that_is_listed_is_not_rung_twice(parts) -> None:
+async def test_a_job_that_is_listed_is_not_rung_twice(resources) -> None:
     job = Job(lane="build", row_id="ver_listed", tenant_id="t", attempt=0)
-    redis = parts.queue._redis
+    redis = resources.queue._redis
     await redis.zadd("paddock:queue:build", {job.id: 9e15})
-    assert await parts.queue.ring_lost_jobs([job]) == 0
+    assert await resources.queue.ring_lost_jobs([job]) == 0
     # Taken by a worker that died before it claimed the row: rung under another id.
     await redis.set(f"arq:in-progress:{job.id}", b"1")
-    assert await parts.queue.ring_lost_jobs([job]) == 1
+    assert await resources.queue.ring_lost_jobs([job]) == 1
     await redis.zrem("paddock:queue:build", job.id)
     await redis.delete(f"arq:in-progress:{job.id}")
 
@@ -121,10 +129,10 @@ def test_pip_s_configuration_in_uv_s_words() -> None:
     assert uv_variables_from_pip("") == {}
 
 
-async def test_an_environment_is_installed_once(home: Tenant) -> None:
+async def test_an_environment_is_installed_once(shared_tenant: TenantClient) -> None:
     from scripts.demo import pack_example
 
-    agent = await home.agent()
-    version = await home.built(agent["id"], pack_example("summarizer"))
+    agent = await shared_tenant.create_agent()
+    version = await shared_tenant.build_version(agent["id"], pack_example("summarizer"))
     assert version["status"] == "ready"
     assert "requirements was cached" in version["build_log"]

@@ -4,23 +4,32 @@ import asyncio
 from typing import Any
 
 from tests.cases.test_streams import chunk, event
-from tests.support.clients import Tenant
-from tests.support.fake_provider import Answer, Wire
-from tests.support.model_fixtures import agent, events, fresh, model, run, start
-from tests.support.scripted_model import serving
+from tests.support.clients import TenantClient
+from tests.support.fake_provider import FakeProvider, ScriptedAnswer
+from tests.support.model_agents import (
+    create_model,
+    create_model_agent,
+    generate_name,
+    run_execution,
+    start_execution,
+    stream_events,
+)
+from tests.support.scripted_model import serve_body
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 
 
-async def costs(acme: Tenant, execution_id: str) -> list[dict[str, Any]]:
+async def costs(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
     return (await acme.http.get(f"/costs?execution_id={execution_id}")).json()["items"]
 
 
-async def test_a_call_that_is_cancelled_before_the_first_token_owes_its_prompt(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh(), price=PRICE)
-    made = await agent(acme, name)
-    provider.queue(Answer(wait=300), to=name)
-    execution_id = await start(acme, made["id"], task="x" * 4000)
+async def test_a_call_that_is_cancelled_before_the_first_token_owes_its_prompt(
+    acme: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name(), price=PRICE)
+    made = await create_model_agent(acme, name)
+    provider.queue_answer(ScriptedAnswer(wait=300), to=name)
+    execution_id = await start_execution(acme, made["id"], task="x" * 4000)
     async with asyncio.timeout(60):
         while not any(asked.model == name for asked in provider.requests):
             await asyncio.sleep(0.05)
@@ -36,25 +45,25 @@ async def test_a_call_that_is_cancelled_before_the_first_token_owes_its_prompt(a
         assert cost["cost_usd"] >= 1.0
 
 
-async def test_what_was_reported_is_billed_also_when_the_call_fails(acme: Tenant) -> None:
+async def test_what_was_reported_is_billed_also_when_the_call_fails(acme: TenantClient) -> None:
     usage = {"prompt_tokens": 1000, "completion_tokens": 5}
     body = (
         chunk(content="Paris is")
         + event({"choices": [], "usage": usage})
         + event({"error": {"message": "m", "code": 400}})
     )
-    async with serving(body) as url:
-        name = fresh()
+    async with serve_body(body) as url:
+        name = generate_name()
         told = {"name": name, "provider": "openai_compatible", "model": "m", "base_url": f"{url}/v1", "price": PRICE}
         assert (await acme.http.post("/models", json=told)).status_code == 201
-        ended = await run(acme, (await agent(acme, name))["id"], task="x")
+        ended = await run_execution(acme, (await create_model_agent(acme, name))["id"], task="x")
     assert (ended["status"], ended["error_type"]) == ("failed", "refused")
     [cost] = await costs(acme, ended["id"])
     assert (cost["prompt_tokens"], cost["completion_tokens"], cost["estimated"]) == (1000, 5, False)
 
 
-async def test_what_nobody_answered_costs_nothing(acme: Tenant) -> None:
-    name = fresh()
+async def test_what_nobody_answered_costs_nothing(acme: TenantClient) -> None:
+    name = generate_name()
     told = {
         "name": name,
         "provider": "openai_compatible",
@@ -63,22 +72,24 @@ async def test_what_nobody_answered_costs_nothing(acme: Tenant) -> None:
         "price": PRICE,
     }
     assert (await acme.http.post("/models", json=told)).status_code == 201
-    ended = await run(acme, (await agent(acme, name))["id"], task="x" * 4000)
+    ended = await run_execution(acme, (await create_model_agent(acme, name))["id"], task="x" * 4000)
     assert (ended["status"], ended["error_type"]) == ("failed", "unavailable")
     assert [cost["cost_usd"] for cost in await costs(acme, ended["id"])] == [0.0] * 4
 
 
-async def test_an_answer_of_thoughts_alone_that_used_up_its_tokens_is_no_success(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    provider.queue(Answer(thinking="Let me see", finish="length"), to=name)
-    ended = await run(acme, (await agent(acme, name))["id"], task="x")
+async def test_an_answer_of_thoughts_alone_that_used_up_its_tokens_is_no_success(
+    acme: TenantClient, provider: FakeProvider
+) -> None:
+    name = await create_model(acme, provider, generate_name())
+    provider.queue_answer(ScriptedAnswer(thinking="Let me see", finish="length"), to=name)
+    ended = await run_execution(acme, (await create_model_agent(acme, name))["id"], task="x")
     assert (ended["status"], ended["error_type"]) == ("failed", "refused")
     assert "max_tokens" in ended["error_message"]
 
 
-async def test_an_answer_that_the_filter_cut_counts_with_a_warning(acme: Tenant, provider: Wire) -> None:
-    name = await model(acme, provider, fresh())
-    provider.queue(Answer(tokens=["Par"], finish="content_filter"), to=name)
-    ended = await run(acme, (await agent(acme, name))["id"], task="x")
+async def test_an_answer_that_the_filter_cut_counts_with_a_warning(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    provider.queue_answer(ScriptedAnswer(tokens=["Par"], finish="content_filter"), to=name)
+    ended = await run_execution(acme, (await create_model_agent(acme, name))["id"], task="x")
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Par"})
-    assert any("filter" in one["message"] for one in await events(acme, ended["id"]) if one["type"] == "warning")
+    assert any("filter" in one["message"] for one in await stream_events(acme, ended["id"]) if one["type"] == "warning")

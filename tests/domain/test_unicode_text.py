@@ -1,4 +1,4 @@
-"""Halves of surrogate pairs: put together, or U+FFFD, and nothing else changed."""
+"""Test that halves of surrogate pairs are joined or replaced by U+FFFD, and that nothing else changes."""
 
 import json
 from typing import Any
@@ -10,39 +10,39 @@ from hypothesis import strategies as st
 
 from domain.shared.unicode_text import TextRepairer, repair_json, repair_json_text, repair_text
 
-# Escapes and what stands near them: every way in which a reader of escapes can lose its place.
+# Escapes and their neighbours, which a parser of escapes may misread.
 _PIECES = ("\\ud83d", "\\uD83D", "\\ude00", "\\uDE00", "\\\\", "\\n", '\\"', "\\u0041", "ud83d", "é", "😀", "x", "\\/")
-_ANY = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
+_ANY_TEXTS = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
 
 
-def _expected(value: Any) -> Any:
+def _repair_with_utf16(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
 
 @given(st.lists(st.sampled_from(_PIECES), max_size=12))
-def test_json_is_mended_as_its_text_is(pieces: list[str]) -> None:
+def test_json_is_repaired_like_its_text(pieces: list[str]) -> None:
     source = '{"a":"' + "".join(pieces) + '"}'
-    expected = _expected(json.loads(source)["a"])
+    expected = _repair_with_utf16(json.loads(source)["a"])
     assert msgspec.json.decode(repair_json(source.encode()))["a"] == expected
     assert msgspec.json.decode(repair_json_text(source))["a"] == expected
 
 
-@given(_ANY)
-def test_text_and_bytes_of_any_kind(text: str) -> None:
-    assert repair_text(text) == _expected(text)
+@given(_ANY_TEXTS)
+def test_any_text_and_json_bytes_are_repaired(text: str) -> None:
+    assert repair_text(text) == _repair_with_utf16(text)
     repair_text(text).encode()
     for ascii_only in (True, False):
         source = json.dumps([text], ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        assert msgspec.json.decode(repair_json(source)) == [_expected(text)]
+        assert msgspec.json.decode(repair_json(source)) == [_repair_with_utf16(text)]
 
 
-@given(st.lists(_ANY, max_size=6))
-def test_pieces_come_to_what_the_whole_is(pieces: list[str]) -> None:
-    mender = TextRepairer()
-    said = "".join([*(mender.add(piece) for piece in pieces), mender.finish()])
-    assert said == _expected("".join(pieces))
+@given(st.lists(_ANY_TEXTS, max_size=6))
+def test_pieces_are_repaired_like_the_whole_text(pieces: list[str]) -> None:
+    repairer = TextRepairer()
+    repaired = "".join([*(repairer.add(piece) for piece in pieces), repairer.finish()])
+    assert repaired == _repair_with_utf16("".join(pieces))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,6 @@ def test_pieces_come_to_what_the_whole_is(pieces: list[str]) -> None:
         "\udbff\udfff".encode("utf-8", "surrogatepass") * 60_000,
     ],
 )
-def test_what_is_no_json_is_left_to_its_reader(source: bytes) -> None:
+def test_invalid_json_is_left_to_the_decoder(source: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         msgspec.json.decode(repair_json(source))

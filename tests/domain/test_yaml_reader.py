@@ -1,4 +1,4 @@
-"""YAML that people write: what it comes to, which line each place is on, and what is refused."""
+"""Test the YAML reader: the values it returns, the line of each value, and what it refuses."""
 
 import json
 from typing import Any
@@ -10,61 +10,61 @@ from hypothesis import strategies as st
 from domain.shared.errors import DomainError
 from domain.shared.yaml_reader import MAX_YAML_BYTES, MAX_YAML_DEPTH, MAX_YAML_NODES, dump_yaml, parse_yaml
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
-JSON = st.recursive(
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
+JSON_VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT
+    | TEXTS
     | st.sampled_from(["yes", "no", "on", "1e5", "1.0", "~", "null", "True", ".nan", "<<", "=", "2020-01-01", "0x1f"])
     | st.sampled_from(["a\nb\n", "a\n", "\na", "a \nb", "a\r\nb", " a\nb", "12:30:45", "1_000", "- a", "# a", "a: b"]),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXT, inner, max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXTS, inner, max_size=5),
     max_leaves=20,
 )
 
 
-def refused(text: str) -> str:
+def refuse_yaml(text: str) -> str:
     with pytest.raises(DomainError) as caught:
         parse_yaml(text, "yaml")
     assert caught.value.code == "invalid_field"
-    assert [one.field for one in caught.value.errors] == ["yaml"]
+    assert [error.field for error in caught.value.errors] == ["yaml"]
     return caught.value.errors[0].message
 
 
-def test_a_document_and_its_lines() -> None:
+def test_document_is_read_with_the_line_of_each_value() -> None:
     text = "name: review\n\nsteps:\n  - id: a\n    agent: x\n    with: {deep: [1, 2]}\n  - id: b\n    prompt: |\n      one\n      two\n"
-    made = parse_yaml(text, "yaml")
-    assert made.value == {
+    document = parse_yaml(text, "yaml")
+    assert document.value == {
         "name": "review",
         "steps": [{"id": "a", "agent": "x", "with": {"deep": [1, 2]}}, {"id": "b", "prompt": "one\ntwo\n"}],
     }
-    assert made.lines[""] == 1
-    assert made.lines["steps"] == 3
-    assert made.lines["steps[0]"] == 4
-    assert made.lines["steps[0].agent"] == 5
-    assert made.lines["steps[0].with.deep[1]"] == 6
-    assert made.lines["steps[1]"] == 7
-    assert made.lines["steps[1].prompt"] == 8
+    assert document.lines[""] == 1
+    assert document.lines["steps"] == 3
+    assert document.lines["steps[0]"] == 4
+    assert document.lines["steps[0].agent"] == 5
+    assert document.lines["steps[0].with.deep[1]"] == 6
+    assert document.lines["steps[1]"] == 7
+    assert document.lines["steps[1].prompt"] == 8
 
 
-def test_only_true_and_false_are_booleans_and_dates_are_text() -> None:
+def test_only_true_and_false_are_booleans_and_dates_stay_text() -> None:
     text = "on: push\na: [yes, no, off, y, 2020-01-01, 12:30:45, 007, 0x1f, 1_000, 1.2.3]\nb: [true, False, ~, null, 1, -2.5, 1e3]"
-    made = parse_yaml(text, "yaml").value
-    assert made["on"] == "push"
-    assert made["a"] == ["yes", "no", "off", "y", "2020-01-01", "12:30:45", "007", "0x1f", "1_000", "1.2.3"]
-    assert made["b"] == [True, False, None, None, 1, -2.5, 1000.0]
+    value = parse_yaml(text, "yaml").value
+    assert value["on"] == "push"
+    assert value["a"] == ["yes", "no", "off", "y", "2020-01-01", "12:30:45", "007", "0x1f", "1_000", "1.2.3"]
+    assert value["b"] == [True, False, None, None, 1, -2.5, 1000.0]
 
 
-BOMB = "a: &a [x, x, x, x]\n" + "".join(
+ALIAS_BOMB = "a: &a [x, x, x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join(['*' + chr(97 + n)] * 9)}]\n" for n in range(9)
 )
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "about"),
+    ("text", "line", "words"),
     [
-        (BOMB, 1, "anchors"),
+        (ALIAS_BOMB, 1, "anchors"),
         ("a: 1\nb: &x 2\n", 2, "anchors"),
         ("a: 1\n\nb: *x\n", 3, "aliases"),
         ("a: 1\n<<: {b: 1}\n", 2, "merge"),
@@ -103,71 +103,73 @@ BOMB = "a: &a [x, x, x, x]\n" + "".join(
         ("- a\n" * (MAX_YAML_NODES + 1), MAX_YAML_NODES, "values"),
     ],
 )
-def test_what_is_refused_and_on_which_line(text: str, line: int, about: str) -> None:
-    message = refused(text)
+def test_invalid_yaml_is_refused_with_its_line(text: str, line: int, words: str) -> None:
+    message = refuse_yaml(text)
     assert message.startswith(f"line {line}: ")
-    assert about in message
+    assert words in message
     assert len(message) < 500
 
 
-def test_as_deep_as_allowed() -> None:
+def test_depth_limit_is_exact() -> None:
     parse_yaml("[" * MAX_YAML_DEPTH + "]" * MAX_YAML_DEPTH, "yaml")
-    assert "deeper" in refused("[" * (MAX_YAML_DEPTH + 1) + "]" * (MAX_YAML_DEPTH + 1))
+    assert "deeper" in refuse_yaml("[" * (MAX_YAML_DEPTH + 1) + "]" * (MAX_YAML_DEPTH + 1))
 
 
-def test_long_names_do_not_repeat_in_the_lines() -> None:
+def test_line_table_stays_small_for_long_names() -> None:
     text = "".join("  " * n + "k" * 400 + ":\n" for n in range(20)) + "  " * 20 + "[" + "a," * 15_000 + "]"
-    made = parse_yaml(text, "yaml")
-    assert sum(map(len, made.lines)) < 1_000_000
+    document = parse_yaml(text, "yaml")
+    assert sum(map(len, document.lines)) < 1_000_000
 
 
-@given(JSON)
+@given(JSON_VALUES)
 @example({"a": "x\ny\n", "b": ["1e5", "<<", {}], "": []})
 @settings(max_examples=150)
-def test_what_is_dumped_is_read_again(value: Any) -> None:
+def test_dumped_yaml_reads_back_the_same_value(value: Any) -> None:
     text = dump_yaml(value)
     assert parse_yaml(text, "yaml").value == value
-    assert [type(one) for one in flat(parse_yaml(text, "yaml").value)] == [type(one) for one in flat(value)]
+    assert [type(item) for item in flatten_value(parse_yaml(text, "yaml").value)] == [
+        type(item) for item in flatten_value(value)
+    ]
 
 
-@given(JSON, st.sampled_from([None, 1, "\t"]), st.booleans())
+@given(JSON_VALUES, st.sampled_from([None, 1, "\t"]), st.booleans())
 @settings(max_examples=150)
-def test_json_is_read_as_it_is(value: Any, indent: Any, ascii_only: bool) -> None:
+def test_json_is_read_as_yaml(value: Any, indent: Any, ascii_only: bool) -> None:
     if not isinstance(value, dict | list):
         value = [value]
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     try:
-        made = parse_yaml(text, "yaml").value
+        parsed = parse_yaml(text, "yaml").value
     except DomainError as error:
-        # JSON lets characters stand that YAML wants escaped; line breaks of other alphabets are the same to YAML.
+        # JSON allows characters that YAML wants escaped; YAML treats line breaks of other alphabets alike.
         assert not ascii_only, error
         return
     if ascii_only:
-        assert made == value
+        assert parsed == value
 
 
 @given(st.text(max_size=200) | st.text(alphabet="{}[]:,-?&*!|>'\"%@`#\n\t ab1.~<", max_size=60))
 @settings(max_examples=300)
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
-        made = parse_yaml(text, "yaml")
+        document = parse_yaml(text, "yaml")
     except DomainError as error:
         assert error.code == "invalid_field"
         assert error.errors[0].message.startswith("line ")
     else:
-        assert parse_yaml(dump_yaml(made.value), "yaml").value == made.value
+        assert parse_yaml(dump_yaml(document.value), "yaml").value == document.value
 
 
-def test_a_dump_is_for_people() -> None:
+def test_dump_is_readable_without_aliases() -> None:
     value = {"name": "review", "steps": [{"id": "a", "prompt": "one\ntwo\n"}], "aside": "é", "empty": {}}
     assert dump_yaml(value) == ("name: review\nsteps:\n- id: a\n  prompt: |\n    one\n    two\naside: é\nempty: {}\n")
-    twice = ["a", "b"]
-    assert dump_yaml({"here": twice, "there": twice}) == "here:\n- a\n- b\nthere:\n- a\n- b\n"
+    shared_list = ["a", "b"]
+    assert dump_yaml({"here": shared_list, "there": shared_list}) == "here:\n- a\n- b\nthere:\n- a\n- b\n"
 
 
-def flat(value: Any) -> list[Any]:
+def flatten_value(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return [value, *(one for item in value.values() for one in flat(item))]
+        return [value, *(inner for item in value.values() for inner in flatten_value(item))]
     if isinstance(value, list):
-        return [value, *(one for item in value for one in flat(item))]
+        return [value, *(inner for item in value for inner in flatten_value(item))]
     return [value]

@@ -1,4 +1,4 @@
-"""What is said of fields that break a rule: in words, with what may be sent instead."""
+"""Test the messages for invalid fields: plain words, and what to send instead."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from domain.tools import check_custom_configuration
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "told"),
+    ("kind", "value", "message"),
     [
         (Description, "a\0b", "must not contain the character U+0000."),
         (RunName, "a\nb", "must not contain line breaks or other control characters."),
@@ -23,15 +23,15 @@ from domain.tools import check_custom_configuration
         (tools.Category, "My Tools", "must be lower-case letters, digits, _ and -, a letter or digit first."),
     ],
 )
-def test_rules_of_characters_are_told_in_words(kind: Any, value: str, told: str) -> None:
-    named = msgspec.defstruct("Named", [("field", kind)])
-    [error] = collect_field_errors({"field": value}, named)
-    assert (error.field, error.message) == ("field", told)
+def test_character_rules_are_explained_in_words(kind: Any, value: str, message: str) -> None:
+    struct = msgspec.defstruct("Named", [("field", kind)])
+    [error] = collect_field_errors({"field": value}, struct)
+    assert (error.field, error.message) == ("field", message)
 
 
-def test_all_that_is_wrong_with_a_tool_is_told_with_what_may_be_sent() -> None:
+def test_all_problems_of_a_tool_are_reported_with_allowed_values() -> None:
     with pytest.raises(DomainError) as caught:
         check_custom_configuration({"api_endpoint": "https://example.com", "method": "get", "timeout": "x"})
-    told = {error.field: error.message for error in caught.value.errors}
-    assert told.keys() == {"configuration.method", "configuration.timeout"}
-    assert "'GET'" in told["configuration.method"]
+    messages = {error.field: error.message for error in caught.value.errors}
+    assert messages.keys() == {"configuration.method", "configuration.timeout"}
+    assert "'GET'" in messages["configuration.method"]

@@ -1,4 +1,4 @@
-"""Rules of the registries: names and slugs, parameters of models, addresses, keys, tools."""
+"""Test the rules for models, provider keys and tools: names, slugs, parameters, addresses and references."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,38 +19,38 @@ from domain.shared.secrets import Secret
 from domain.tools import BUILT_IN_TOOLS, BuiltInToolState
 from infra.credentials import Keyring
 from infra.settings import SettingsError, read_settings
-from tests.domain.test_rules import ENV
+from tests.domain.test_pages_scopes_and_settings import REQUIRED_SETTINGS
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
-def field_of(make: Any) -> str:
+def refuse_field(call: Any) -> str:
     with pytest.raises(DomainError) as caught:
-        make()
+        call()
     assert caught.value.code == "invalid_field"
     return caught.value.errors[0].field
 
 
-def test_slugs_are_what_documents_show() -> None:
+def test_slug_examples() -> None:
     assert names.make_slug("OpenAI API Key") == "openai_api_key"
     assert names.make_slug("  Clé  n° 2!") == "cle_n_2"
     assert names.make_slug("searchTool--v2") == "searchtool_v2"
 
 
 @given(st.text(max_size=200))
-def test_a_slug_is_its_own_slug_and_fits_what_models_call_tools(name: str) -> None:
-    made = names.make_slug(name)
-    assert names.make_slug(made) == made
-    assert "__" not in made
-    assert len(made) <= 64
-    assert made == "" or all(letter in "abcdefghijklmnopqrstuvwxyz0123456789_" for letter in made)
+def test_slug_is_idempotent_and_a_valid_tool_name(name: str) -> None:
+    slug = names.make_slug(name)
+    assert names.make_slug(slug) == slug
+    assert "__" not in slug
+    assert len(slug) <= 64
+    assert slug == "" or all(letter in "abcdefghijklmnopqrstuvwxyz0123456789_" for letter in slug)
 
 
 @pytest.mark.parametrize(
     "name", ["a/b", "a\\b", "a:b", "a\nb", " a", "a ", "..", "model_01m8mq09n9es4v8dn25gxgpnqz", "x" * 129, "\x7f"]
 )
-def test_names_that_cannot_stand_in_a_path(name: str) -> None:
-    assert field_of(lambda: names.check_name(name, "model")) == "name"
+def test_names_that_break_a_path_are_refused(name: str) -> None:
+    assert refuse_field(lambda: names.check_name(name, "model")) == "name"
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_names_that_cannot_stand_in_a_path(name: str) -> None:
         *("http://x\\y", "http://x:99999", "http://x:0", "http://[", "http://x\n", "http://é", "file:///etc/passwd"),
     ],
 )
-def test_addresses_that_are_refused(url: str) -> None:
-    assert field_of(lambda: check_base_url("base_url", url)) == "base_url"
+def test_invalid_base_url_is_refused(url: str) -> None:
+    assert refuse_field(lambda: check_base_url("base_url", url)) == "base_url"
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080/v1", "https://x.example.com", "http://[::1]:1/v1/"])
-def test_addresses_that_are_taken(url: str) -> None:
+def test_valid_base_url_is_accepted(url: str) -> None:
     assert check_base_url("base_url", url) == url
 
 
@@ -92,14 +92,14 @@ def test_addresses_that_are_taken(url: str) -> None:
         ("reasoning_effort", ["low", {"any": [1]}], []),
     ],
 )
-def test_known_parameters_are_checked_and_others_pass(name: str, good: list[Any], bad: list[Any]) -> None:
+def test_known_parameters_are_validated_and_others_pass(name: str, good: list[Any], bad: list[Any]) -> None:
     for value in good:
         assert check_parameters({name: value}) == {name: value}
     for value in bad:
-        assert field_of(lambda value=value: check_parameters({name: value})) == f"parameters.{name}"
+        assert refuse_field(lambda value=value: check_parameters({name: value})) == f"parameters.{name}"
 
 
-DECIDED = [
+RESERVED_PARAMETERS = [
     *("model", "models", "messages", "system", "input", "prompt", "instructions", "tools", "functions", "n", "best_of"),
     *("stream", "previous_response_id", "conversation", "background", "num_predict", "max_new_tokens", "extra_query"),
     *("extra_headers", "Model", "MESSAGES", " n ", "extra-headers", "openai_previous_response_id", "openai_background"),
@@ -108,8 +108,8 @@ DECIDED = [
 ]
 
 
-@pytest.mark.parametrize("name", DECIDED)
-def test_what_a_call_decides_is_no_parameter_by_any_name(name: str) -> None:
+@pytest.mark.parametrize("name", RESERVED_PARAMETERS)
+def test_reserved_parameters_are_refused_under_any_spelling(name: str) -> None:
     for parameters in ({name: 1}, {"extra_body": {name: 1}}):
         with pytest.raises(DomainError) as caught:
             check_parameters(parameters)
@@ -125,17 +125,17 @@ def test_what_a_call_decides_is_no_parameter_by_any_name(name: str) -> None:
         *("Max_Tokens", "max-tokens", "maxTokens", "maxOutputTokens", "MaxCompletionTokens"),
     ],
 )
-def test_the_length_of_an_answer_is_bounded_in_one_place(name: str) -> None:
-    assert field_of(lambda: check_parameters({"extra_body": {name: 100_000}})) == "parameters.extra_body"
+def test_token_limit_has_one_place(name: str) -> None:
+    assert refuse_field(lambda: check_parameters({"extra_body": {name: 100_000}})) == "parameters.extra_body"
     if name.islower() and "-" not in name:
         assert llms.find_token_limit({name: 7}) == 7
     assert llms.find_token_limit({"max_tokens": 9, "max_completion_tokens": 7}) == 7
     assert llms.find_token_limit({"max_tokens": "9"}) is None
-    # One that was registered before counts as what it says.
+    # A limit that an older registration put into `extra_body` still counts.
     assert llms.find_token_limit({"extra_body": {"max_tokens": 5}}) == 5
 
 
-def test_keys_are_never_printed_and_four_characters_only_of_long_ones() -> None:
+def test_keys_are_never_printed_beyond_their_last_four_characters() -> None:
     assert repr(NewProviderKey(name="n", service="openai", key="sk-hidden")) == "NewProviderKey(name='n')"
     assert "sk-hidden" not in repr(PatchProviderKey(key="sk-hidden"))
     assert get_last_four("x" * 19) is None
@@ -146,7 +146,7 @@ def test_keys_are_never_printed_and_four_characters_only_of_long_ones() -> None:
         assert wrong.strip() not in caught.value.detail
 
 
-def test_the_first_key_seals_and_each_opens() -> None:
+def test_first_encryption_key_seals_and_every_key_opens() -> None:
     old, new, secret = Secret("o" * 32), Secret("n" * 32), "s" * 32
     default, first, both, second = (Keyring(keys, secret) for keys in ((), (old,), (new, old), (new,)))
     sealed = first.seal(b"sk-1")
@@ -155,29 +155,29 @@ def test_the_first_key_seals_and_each_opens() -> None:
         second.open(sealed)
     with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
         second.reseal(sealed)
-    again = both.reseal(sealed)
-    assert again is not None
-    assert second.open(again) == b"sk-1"
-    assert both.reseal(again) is None
-    # What was sealed before there was any such key still opens, and moves to the first of them.
-    moved = second.reseal(default.seal(b"sk-2"))
-    assert moved is not None
-    assert Keyring((new,), "another secret").open(moved) == b"sk-2"
+    resealed = both.reseal(sealed)
+    assert resealed is not None
+    assert second.open(resealed) == b"sk-1"
+    assert both.reseal(resealed) is None
+    # What the default key sealed still opens, and is resealed with the first encryption key.
+    migrated = second.reseal(default.seal(b"sk-2"))
+    assert migrated is not None
+    assert Keyring((new,), "another secret").open(migrated) == b"sk-2"
     with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
         both.open(Fernet(Fernet.generate_key()).encrypt(b"x"))
 
 
-def test_encryption_keys_are_settings() -> None:
-    settings = read_settings({**ENV, "PADDOCK_ENCRYPTION_KEYS": f"{'a' * 32}, {'b' * 40}"})
+def test_encryption_keys_are_read_from_settings() -> None:
+    settings = read_settings({**REQUIRED_SETTINGS, "PADDOCK_ENCRYPTION_KEYS": f"{'a' * 32}, {'b' * 40}"})
     assert [key.reveal() for key in settings.encryption_keys] == ["a" * 32, "b" * 40]
     assert "aaa" not in repr(settings)
-    assert read_settings(ENV).encryption_keys == ()
+    assert read_settings(REQUIRED_SETTINGS).encryption_keys == ()
     with pytest.raises(SettingsError, match="PADDOCK_ENCRYPTION_KEYS") as caught:
-        read_settings({**ENV, "PADDOCK_ENCRYPTION_KEYS": "short-one"})
+        read_settings({**REQUIRED_SETTINGS, "PADDOCK_ENCRYPTION_KEYS": "short-one"})
     assert "short-one" not in str(caught.value)
 
 
-def test_built_in_tools_are_what_models_are_shown() -> None:
+def test_built_in_tools_have_valid_ids_names_and_schemas() -> None:
     assert len({tool.id for tool in BUILT_IN_TOOLS}) == len(BUILT_IN_TOOLS)
     for tool in BUILT_IN_TOOLS:
         assert ids.decode_id("tool", tool.id) is not None
@@ -196,8 +196,8 @@ def test_built_in_tools_are_what_models_are_shown() -> None:
 
 
 @dataclass
-class Shelf:
-    """As much of a transaction as `resolve` and `named` look at."""
+class FakeTransaction:
+    """Provide the part of a transaction that resolving models and tools reads."""
 
     models: dict[str, Model] = field(default_factory=dict)
     keys: dict[str, bytes] = field(default_factory=dict)
@@ -205,7 +205,7 @@ class Shelf:
     now: datetime = NOW
 
     @property
-    def llms(self) -> "Shelf":
+    def llms(self) -> "FakeTransaction":
         return self
 
     provider_keys = tools = llms
@@ -226,7 +226,7 @@ class Shelf:
         return BuiltInToolState(since=NOW, off=dict.fromkeys(self.off, NOW))
 
 
-async def refused(awaited: Any) -> list[str]:
+async def refuse_fields(awaited: Any) -> list[str]:
     with pytest.raises(DomainError) as caught:
         await awaited
     assert caught.value.code == "invalid_field"
@@ -240,28 +240,30 @@ async def refused(awaited: Any) -> list[str]:
         *(("claude-sonnet-4", "anthropic"), ("deepseek-chat", "deepseek")),
     ],
 )
-async def test_well_known_names_need_no_entry(name: str, provider: str) -> None:
-    found = await llms.resolve_model(Shelf(keys={provider: b"sealed"}), name)
-    assert (found.model.provider, found.model.model, found.sealed_key) == (provider, name, b"sealed")
-    assert (await llms.resolve_model(Shelf(), name)).sealed_key is None
+async def test_well_known_model_names_resolve_without_an_entry(name: str, provider: str) -> None:
+    resolved = await llms.resolve_model(FakeTransaction(keys={provider: b"sealed"}), name)
+    assert (resolved.model.provider, resolved.model.model, resolved.sealed_key) == (provider, name, b"sealed")
+    assert (await llms.resolve_model(FakeTransaction(), name)).sealed_key is None
 
 
-async def test_unknown_names_say_what_to_do() -> None:
-    assert await refused(llms.resolve_model(Shelf(), "omega-1")) == ["model"]
-    assert await refused(llms.resolve_model(Shelf(), "gpt-4", "nobody")) == ["provider"]
-    assert await refused(llms.resolve_model(Shelf(), "databricks-dbrx")) == ["model"]
-    assert await refused(llms.resolve_model(Shelf(), "x", "openai_compatible")) == ["model"]
-    assert (await llms.resolve_model(Shelf(), "llama3:8b", "ollama")).model.provider == "ollama"
+async def test_unknown_model_names_are_refused_by_field() -> None:
+    assert await refuse_fields(llms.resolve_model(FakeTransaction(), "omega-1")) == ["model"]
+    assert await refuse_fields(llms.resolve_model(FakeTransaction(), "gpt-4", "unknown-provider")) == ["provider"]
+    assert await refuse_fields(llms.resolve_model(FakeTransaction(), "databricks-dbrx")) == ["model"]
+    assert await refuse_fields(llms.resolve_model(FakeTransaction(), "x", "openai_compatible")) == ["model"]
+    assert (await llms.resolve_model(FakeTransaction(), "llama3:8b", "ollama")).model.provider == "ollama"
 
 
-async def test_agents_tools_are_named_by_place() -> None:
-    assert await refused(tools.resolve_tools(Shelf(), ["no"] * 64)) == [f"tools[{number}]" for number in range(64)]
+async def test_unknown_tools_are_refused_by_index() -> None:
+    assert await refuse_fields(tools.resolve_tools(FakeTransaction(), ["no"] * 64)) == [
+        f"tools[{number}]" for number in range(64)
+    ]
     python = next(tool for tool in BUILT_IN_TOOLS if tool.name == "python")
-    found = await tools.resolve_tools(Shelf(), ["python", "filesystem_read", python.id])
-    assert [tool.slug for tool in found] == ["python", "filesystem_read"]
+    resolved = await tools.resolve_tools(FakeTransaction(), ["python", "filesystem_read", python.id])
+    assert [tool.slug for tool in resolved] == ["python", "filesystem_read"]
     with pytest.raises(DomainError) as caught:
-        asked = ["python", "search_tool", "http_request/x", "http_request"]
-        await tools.resolve_tools(Shelf(off=frozenset({python.id})), asked)
+        references = ["python", "search_tool", "http_request/x", "http_request"]
+        await tools.resolve_tools(FakeTransaction(off=frozenset({python.id})), references)
     assert [error.field for error in caught.value.errors] == ["tools[0]", "tools[1]", "tools[2]"]
     assert "disabled" in caught.value.errors[0].message
     assert "search_tool" in caught.value.errors[1].message

@@ -1,4 +1,4 @@
-"""Artifacts that are refused, and where; and what the largest ones cost."""
+"""Test which artifacts are refused, with which field, and how much memory the largest ones take."""
 
 import json
 import tracemalloc
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from domain.artifacts.schema import MAX_ARTIFACT_DEPTH
 from domain.shared import ids
 from domain.shared.errors import MAX_FIELD_ERRORS
-from tests.support.sample_artifacts import NOW, body, fields, record, refusal
+from tests.support.sample_artifacts import NOW, build_sample, catch_refusal, list_refused_fields, read_stored_body
 
 
 @pytest.mark.parametrize(
@@ -24,53 +24,53 @@ from tests.support.sample_artifacts import NOW, body, fields, record, refusal
         b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"inputs":' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
         b"[" * 1_000_000,
-        # Closing brackets in a text do not make up for open ones.
+        # Closing brackets inside a string do not close open ones.
         b'{"inputs":["' + b"]" * 500 + b'",' + b"[" * 200 + b"]" * 200 + b"]}",
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_malformed(sent: bytes) -> None:
-    assert refusal(sent).code == "malformed_request"
+def test_unreadable_body_is_a_malformed_request(sent: bytes) -> None:
+    assert catch_refusal(sent).code == "malformed_request"
 
 
-def test_depth_counts_brackets_outside_of_texts_only() -> None:
-    assert record(b'{"inputs":' + b"[" * (MAX_ARTIFACT_DEPTH - 1) + b"]" * (MAX_ARTIFACT_DEPTH - 1) + b"}")
+def test_depth_ignores_brackets_inside_strings() -> None:
+    assert build_sample(b'{"inputs":' + b"[" * (MAX_ARTIFACT_DEPTH - 1) + b"]" * (MAX_ARTIFACT_DEPTH - 1) + b"}")
     assert (
-        refusal(b'{"inputs":' + b"[" * MAX_ARTIFACT_DEPTH + b"]" * MAX_ARTIFACT_DEPTH + b"}").code
+        catch_refusal(b'{"inputs":' + b"[" * MAX_ARTIFACT_DEPTH + b"]" * MAX_ARTIFACT_DEPTH + b"}").code
         == "malformed_request"
     )
     text = '["\\' * 1000
-    assert body({"inputs": [text, "x" * 1_048_560, text]})["inputs"][2] == text
+    assert read_stored_body({"inputs": [text, "x" * 1_048_560, text]})["inputs"][2] == text
 
 
 @given(
     st.recursive(st.text('["\\]{}a', max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=20),
     st.integers(0, 140),
 )
-def test_depth_is_exact(value: Any, wraps: int) -> None:
+def test_depth_limit_is_exact(value: Any, wraps: int) -> None:
     for _ in range(wraps):
         value = [value, ']}"\\']
     deepest, level = 0, 1
-    for letter in _without_texts(json.dumps(value)):
+    for letter in _remove_strings(json.dumps(value)):
         level += (letter in "[{") - (letter in "]}")
         deepest = max(deepest, level)
     if deepest > MAX_ARTIFACT_DEPTH:
-        assert refusal({"inputs": value}).code == "malformed_request"
+        assert catch_refusal({"inputs": value}).code == "malformed_request"
     else:
-        assert body({"inputs": value})["inputs"] == value
+        assert read_stored_body({"inputs": value})["inputs"] == value
 
 
-def _without_texts(text: str) -> str:
-    kept, place = [], 0
+def _remove_strings(text: str) -> str:
+    characters, place = [], 0
     while place < len(text):
         if text[place] == '"':
             _, place = json.decoder.scanstring(text, place + 1)
         else:
-            kept.append(text[place])
+            characters.append(text[place])
             place += 1
-    return "".join(kept)
+    return "".join(characters)
 
 
-LONG = "x" * 201
+TOO_LONG_TEXT = "x" * 201
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ LONG = "x" * 201
         ({"kurral_id": ids.generate_id("exec")}, "kurral_id"),
         ({"run_id": "x" * 257}, "run_id"),
         ({"run_id": "a\0"}, "run_id"),
-        *[({name: bad}, name) for name in ("tenant_id", "environment", "schema_version", "created_by") for bad in (LONG, "\0")],
-        *[({"llm_config": {name: bad}}, f"llm_config.{name}") for name in ("model_name", "model_version", "provider") for bad in (LONG, "\0")],
-        ({"semantic_buckets": ["a", LONG]}, "semantic_buckets[1]"),
+        *[({name: bad}, name) for name in ("tenant_id", "environment", "schema_version", "created_by") for bad in (TOO_LONG_TEXT, "\0")],
+        *[({"llm_config": {name: bad}}, f"llm_config.{name}") for name in ("model_name", "model_version", "provider") for bad in (TOO_LONG_TEXT, "\0")],
+        ({"semantic_buckets": ["a", TOO_LONG_TEXT]}, "semantic_buckets[1]"),
         ({"semantic_buckets": ["\0"]}, "semantic_buckets[0]"),
         ({"semantic_buckets": [""]}, "semantic_buckets[0]"),
         ({"semantic_buckets": ["a"] * 33}, "semantic_buckets"),
@@ -124,36 +124,44 @@ LONG = "x" * 201
         ({"artifact_data": {"artifact_data": {}}}, "artifact_data"),
     ],
 )  # fmt: skip
-def test_bad_fields_are_named(sent: Any, field: str) -> None:
-    assert fields(sent) == [field]
+def test_invalid_field_is_named(sent: Any, field: str) -> None:
+    assert list_refused_fields(sent) == [field]
 
 
-def test_several_mistakes_at_once() -> None:
-    sent = {"run_id": "\0", "created_at": "1970-01-01T00:00:00", "tags": [LONG], "tool_calls": [{"parent_id": "x"}]}
-    assert fields(sent) == ["tool_calls[0].parent_id", "created_at", "run_id", "tags[0]"]
-    assert len(fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_FIELD_ERRORS
+def test_several_invalid_fields_are_reported_together() -> None:
+    sent = {
+        "run_id": "\0",
+        "created_at": "1970-01-01T00:00:00",
+        "tags": [TOO_LONG_TEXT],
+        "tool_calls": [{"parent_id": "x"}],
+    }
+    assert list_refused_fields(sent) == ["tool_calls[0].parent_id", "created_at", "run_id", "tags[0]"]
+    assert len(list_refused_fields({"tool_calls": [{"parent_id": "x"}] * 100})) == MAX_FIELD_ERRORS
 
 
-def test_the_days_at_both_ends_are_let_in() -> None:
-    for at in (datetime(2000, 1, 1, tzinfo=UTC), NOW + timedelta(days=1)):
-        assert record({"created_at": at.isoformat()}).metadata.created_at == at
-    assert record({"created_at": "2026-01-01T02:00:00+02:00"}).metadata.created_at == datetime(2026, 1, 1, tzinfo=UTC)
+def test_created_at_accepts_the_first_and_last_allowed_day() -> None:
+    for moment in (datetime(2000, 1, 1, tzinfo=UTC), NOW + timedelta(days=1)):
+        assert build_sample({"created_at": moment.isoformat()}).metadata.created_at == moment
+    assert build_sample({"created_at": "2026-01-01T02:00:00+02:00"}).metadata.created_at == datetime(
+        2026, 1, 1, tzinfo=UTC
+    )
 
 
-def test_an_execution_writes_under_its_own_id_only() -> None:
+def test_execution_writes_artifacts_under_its_own_id_only() -> None:
     own = ids.generate_id("exec")
-    made = record({"kurral_id": own}, own)
-    assert (made.metadata.kurral_id, made.metadata.execution_id) == (own, own)
-    assert record({}, own).metadata.kurral_id == own
-    assert refusal({"kurral_id": ids.generate_id("exec")}, own).errors[0].field == "kurral_id"
+    artifact_record = build_sample({"kurral_id": own}, own)
+    assert (artifact_record.metadata.kurral_id, artifact_record.metadata.execution_id) == (own, own)
+    assert build_sample({}, own).metadata.kurral_id == own
+    assert catch_refusal({"kurral_id": ids.generate_id("exec")}, own).errors[0].field == "kurral_id"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filler", [b'"' + b"a" * (2**25 - 20) + b'"', b"[" + b"[1]," * (2**23 - 20) + b"1]"])
-def test_a_large_body_takes_about_its_size(filler: bytes) -> None:
+def test_parsing_a_large_body_takes_at_most_two_and_a_half_times_its_size(filler: bytes) -> None:
     sent = b'{"inputs":' + filler + b"}"
     tracemalloc.start()
-    made = record(sent)
+    artifact_record = build_sample(sent)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert filler in made.body
+    assert filler in artifact_record.body
     assert peak < 2.5 * len(sent)
