@@ -158,9 +158,9 @@ async def _attack(
         entrypoint="agent:handle",
         timeout=3 if name == "stubborn" else 25,
         memory_mb=memory,
-        gateway="-gateway" in way,
+        network=ProgramNetwork(gateway=True) if "-gateway" in way else None,
     )
-    serve = gateway.serve_gateway(Provider("mine"), ["small"]) if program.gateway else None
+    serve = gateway.serve_gateway(Provider("mine"), ["small"]) if program.network is not None else None
     try:
         if way.endswith("-warm"):
             await _warmed(sandbox, program, base)

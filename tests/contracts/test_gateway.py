@@ -26,7 +26,6 @@ from domain.llms import (
 from domain.ports import GatewayServer, SandboxLost, SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.exit_report import GuestStage
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.listener import GatewayListener, receive_listener
 from infra.sandbox.warm_sandbox import WarmSandbox
@@ -92,7 +91,10 @@ async def test_each_run_is_answered_by_its_own_worker(sandbox, code) -> None:
     program = _program(code)
     for number in range(3):
         answers = await asyncio.gather(
-            *(sandbox.run_program(program, b"{}", _ignore, _saying(f"{number}-{one}")) for one in range(4))
+            *(
+                sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=_saying(f"{number}-{one}")))
+                for one in range(4)
+            )
         )
         assert [msgspec.json.decode(one.output or b"") for one in answers] == [f"{number}-{one}" for one in range(4)]
 
@@ -105,7 +107,7 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
         "    held = [os.readlink(link) for link in links if os.path.lexists(link)]\n"
         "    return [{k: v for k, v in os.environ.items() if 'OPENAI' in k}, [one for one in held if 'socket' in one]]\n"
     )
-    outcome = await sandbox.run_program(_program(code, source), b"{}", _ignore, _saying("x"))
+    outcome = await sandbox.run_program(_program(code, source), b"{}", _ignore, ProgramHooks(serve=_saying("x")))
     found, sockets = msgspec.json.decode(outcome.output or b"")
     url = found["OPENAI_BASE_URL"]
     assert url.startswith("http://127.0.0.1:")
@@ -118,9 +120,13 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
 
 async def test_programs_without_a_gateway_have_no_socket(sandbox, code) -> None:
     source = "import socket\ndef handle(p):\n    socket.socket()\n"
-    outcome = await sandbox.run_program(_program(code, source, gateway=False), b"{}", _ignore, _saying("x"))
+    outcome = await sandbox.run_program(
+        _program(code, source, gateway=False), b"{}", _ignore, ProgramHooks(serve=_saying("x"))
+    )
     assert outcome.error_type == "PermissionError"
-    assert (await sandbox.run_program(_program(code, source), b"{}", _ignore, _saying("x"))).output == b"null"
+    assert (
+        await sandbox.run_program(_program(code, source), b"{}", _ignore, ProgramHooks(serve=_saying("x")))
+    ).output == b"null"
 
 
 async def test_where_nobody_serves_connections_are_refused_at_once(sandbox, code) -> None:
@@ -141,7 +147,7 @@ async def test_calls_made_while_importing_are_answered_in_a_run(sandbox, code) -
     )
     for word in ("a", "b"):
         assert (
-            await sandbox.run_program(program, b"{}", _ignore, _saying(word))
+            await sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=_saying(word)))
         ).output == f'["{word}","{word}"]'.encode()
 
 
@@ -150,12 +156,12 @@ async def test_runs_leave_no_descriptor_and_no_task_behind(code) -> None:
     program = _program(code)
     before = await _begun(sandbox, program)
     for _ in range(15):
-        assert (await sandbox.run_program(program, b"{}", _ignore, _saying("x"))).output == b'"x"'
+        assert (await sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=_saying("x")))).output == b'"x"'
     await _as_before(*before)
     broken = WarmSandbox(BubblewrapSandbox(bwrap="/usr/bin/false"), None, 0)
     for _ in range(3):
         with contextlib.suppress(Exception):
-            await broken.run_program(program, b"{}", _ignore, _saying("x"))
+            await broken.run_program(program, b"{}", _ignore, ProgramHooks(serve=_saying("x")))
     await _as_before(*before)
 
 
@@ -163,7 +169,7 @@ async def test_slots_that_were_never_used_leave_none_either(code) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 512)
     program = _program(code)
     before = await _begun(WarmSandbox(BubblewrapSandbox(), None, 0), program)
-    await sandbox.run_program(program, b"{}", _ignore, _saying("x"))
+    await sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=_saying("x")))
     await _until(lambda: sandbox.counts.warm > 0 and sandbox.counts.making == 0)
     assert _descriptors() > before[0]
     await sandbox.close()
@@ -186,7 +192,7 @@ async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: 
             await asyncio.sleep(0.05)
             left.append(1)
 
-    running = asyncio.create_task(sandbox.run_program(program, b"{}", _ignore, serve))
+    running = asyncio.create_task(sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=serve)))
     # None: once it is being served, however long that takes here.
     await (entered.wait() if delay is None else asyncio.sleep(delay))
     for _ in range(3):
@@ -207,7 +213,7 @@ async def test_serving_that_fails_ends_the_run_and_says_why(sandbox, code) -> No
     program = _program(code, "import time\ndef handle(p): time.sleep(30)\n", timeout=20)
     async with asyncio.timeout(10):
         with pytest.raises(RuntimeError, match="today"):
-            await sandbox.run_program(program, b"{}", _ignore, serve)
+            await sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=serve))
 
 
 async def test_the_end_of_serving_is_waited_for(sandbox, code) -> None:
@@ -338,8 +344,9 @@ async def test_a_guest_that_hands_over_something_else_is_lost(code) -> None:
     mine.close()
     base.assign_program(tree, _program(code), "run")
     with pytest.raises(SandboxLost, match="no listener"):
-        async with tree.serve_gateway(_saying("x")):
-            await tree.run(b"\0\0\0\2{}", 15, _ignore, GuestStage.FENCED)
+        async with tree.serve_network(_saying("x")):
+            request = TreeRequest(data=encode_request(b"{}", b"{}"), on_output=_ignore)
+            await tree.run(request, 15)
     await tree.kill_and_wait()
 
 
@@ -486,7 +493,9 @@ class Scripted:
 async def test_the_real_library_unchanged(sandbox, code) -> None:
     program = _program(code, LIBRARY, environment=PACKAGES, memory_mb=512, timeout=40)
     for _ in range(2):
-        outcome = await sandbox.run_program(program, b"{}", _ignore, serve_gateway(Scripted(), ["small", "large"]))
+        outcome = await sandbox.run_program(
+            program, b"{}", _ignore, ProgramHooks(serve=serve_gateway(Scripted(), ["small", "large"]))
+        )
         assert outcome.output is not None, outcome
         assert msgspec.json.decode(outcome.output) == {
             "models": ["small", "large"],

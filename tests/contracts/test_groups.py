@@ -41,7 +41,12 @@ def code(readable: Path) -> Path:
 
 def _program(code: Path, gateway: bool = False) -> SandboxProgram:
     return SandboxProgram(
-        code=code, environment=None, entrypoint="agent:handle", timeout=20, memory_mb=128, gateway=gateway
+        code=code,
+        environment=None,
+        entrypoint="agent:handle",
+        timeout=20,
+        memory_mb=128,
+        network=ProgramNetwork(gateway=True) if gateway else None,
     )
 
 
