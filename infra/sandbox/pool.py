@@ -187,6 +187,9 @@ class SlotPool:
             self._drop_slot(version.idle_slots, slot)
         if version.idle_slots:
             return self._take_slot(version.idle_slots)
+        if program.network is not None:
+            # Nobody serves the network of a slot that is being made: an import that calls out would never end.
+            return None
         pending = [slot for slot in version.list_unclaimed() if slot.identity == identity]
         if not pending:
             return None

@@ -33,7 +33,7 @@ from domain.llms import (
     TextDelta,
     ToolSpec,
 )
-from domain.ports import SandboxProgram
+from domain.ports import ProgramHooks, ProgramNetwork, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.cgroups import ControlGroupFactory
@@ -170,7 +170,7 @@ async def _attack(
                 _beside(sandbox, program, base) if name == "gateway_others" else contextlib.nullcontext(base) as told
             ):
                 outcome = await sandbox.run_program(
-                    program, json.dumps({**told, "attack": name}).encode(), _ignore, serve
+                    program, json.dumps({**told, "attack": name}).encode(), _ignore, ProgramHooks(serve=serve)
                 )
             left_to_others = _processor_seconds(neighbour.pid) if neighbour is not None else 0.0
     except DomainError as error:
@@ -222,7 +222,7 @@ async def _beside(
     payload = json.dumps({**base, "attack": "gateway_wait"}).encode()
     serve = gateway.serve_gateway(Provider("another's"), ["small"])
     running = asyncio.create_task(
-        sandbox.run_program(program, payload, lambda _, data: port.set_result(int(data)), serve)
+        sandbox.run_program(program, payload, lambda _, data: port.set_result(int(data)), ProgramHooks(serve=serve))
     )
     try:
         async with asyncio.timeout(10):

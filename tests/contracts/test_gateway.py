@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from domain.llms import (
     ToolCallDelta,
     ToolSpec,
 )
-from domain.ports import GatewayServer, SandboxLost, SandboxProgram
+from domain.ports import GATEWAY_LISTENER, NetworkServer, ProgramHooks, ProgramNetwork, SandboxLost, SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.guest_protocol import encode_request
 from infra.sandbox.listener import GatewayListener, receive_listener
+from infra.sandbox.tree_request import TreeRequest
 from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
 from workers.run.gateway import serve_gateway
@@ -58,21 +60,21 @@ def code(readable: Path) -> Path:
 def _program(code: Path, source: str = ASK, **more: Any) -> SandboxProgram:
     (code / "agent.py").write_text(source)
     told = {"code": code, "environment": None, "entrypoint": "agent:handle", "timeout": 10, "memory_mb": 128}
-    return SandboxProgram(**{**told, "gateway": True, **more})
+    return SandboxProgram(**{**told, "network": ProgramNetwork(gateway=True), **more})
 
 
-def _saying(word: str) -> GatewayServer:
+def _saying(word: str) -> NetworkServer:
     """Answers everything with a word."""
 
     @contextlib.asynccontextmanager
-    async def serve(listener: socket.socket) -> AsyncIterator[None]:
+    async def serve(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
             writer.write(f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(word)}\r\n\r\n{word}".encode())
             await writer.drain()
             writer.close()
 
-        server = await asyncio.start_server(answer, sock=listener)
+        server = await asyncio.start_server(answer, sock=listeners[GATEWAY_LISTENER])
         try:
             yield
         finally:
@@ -114,14 +116,14 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
     assert url.endswith("/v1")
     assert found == {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "paddock"}
     assert sockets == []
-    outcome = await sandbox.run_program(_program(code, source, gateway=False), b"{}", _ignore)
+    outcome = await sandbox.run_program(_program(code, source, network=None), b"{}", _ignore)
     assert outcome.output == b"[{},[]]"
 
 
 async def test_programs_without_a_gateway_have_no_socket(sandbox, code) -> None:
     source = "import socket\ndef handle(p):\n    socket.socket()\n"
     outcome = await sandbox.run_program(
-        _program(code, source, gateway=False), b"{}", _ignore, ProgramHooks(serve=_saying("x"))
+        _program(code, source, network=None), b"{}", _ignore, ProgramHooks(serve=_saying("x"))
     )
     assert outcome.error_type == "PermissionError"
     assert (
@@ -184,7 +186,7 @@ async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: 
     left, entered = [], asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def serve(_: socket.socket) -> AsyncIterator[None]:
+    async def serve(_: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         entered.set()
         try:
             yield
@@ -206,7 +208,7 @@ async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: 
 
 async def test_serving_that_fails_ends_the_run_and_says_why(sandbox, code) -> None:
     @contextlib.asynccontextmanager
-    async def serve(_: socket.socket) -> AsyncIterator[None]:
+    async def serve(_: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         raise RuntimeError("no gateway today")
         yield
 

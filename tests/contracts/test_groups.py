@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain.ports import SandboxProgram
+from domain.ports import ProgramNetwork, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox import cgroups
 from infra.sandbox.bubblewrap import BubblewrapSandbox

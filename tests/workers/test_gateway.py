@@ -26,6 +26,7 @@ from domain.llms import (
     ToolCallDelta,
     ToolSpec,
 )
+from domain.ports import GATEWAY_LISTENER
 from domain.shared.errors import DomainError
 from workers.run import gateway, openai_wire
 from workers.run.gateway import serve_gateway
@@ -127,7 +128,7 @@ async def _serving(calls: Scripted) -> AsyncIterator[Served]:
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
     listener.setblocking(False)
-    async with serve_gateway(calls, ["small", "large"])(listener):
+    async with serve_gateway(calls, ["small", "large"])({GATEWAY_LISTENER: listener}):
         served = Served(calls, listener.getsockname()[1])
         async with served.client:
             yield served
