@@ -188,7 +188,7 @@ class SlotPool:
         if version.idle_slots:
             return self._take_slot(version.idle_slots)
         if program.network is not None:
-            # Nobody serves the network of a slot that is being made: an import that calls out would never end.
+            # The network of a slot that is being made has no server yet: an import that calls out would never end.
             return None
         pending = [slot for slot in version.list_unclaimed() if slot.identity == identity]
         if not pending:
