@@ -42,7 +42,8 @@ from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.attacks.remains import KINDS
 from workers.run import gateway
-from workers.run.openai_wire import GatewayRefusal
+from workers.run.gateway import responder, router
+from workers.run.wire import GatewayRefusal
 
 SECRET = "the-worker-s-secret"
 KEY = f"sk-pdk-{os.urandom(16).hex()}"
@@ -99,8 +100,8 @@ class Provider:
 
 # Guards of the gateway itself: how each is taken away.
 GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
-    "manifest": (gateway._ModelGateway, "_check_model", lambda _, name: name),
-    "words": (gateway, "_refuse_call", lambda error, _: GatewayRefusal(500, str(error))),
+    "manifest": (router.RequestRouter, "_check_model", lambda _, name: name),
+    "words": (responder, "refuse_call", lambda error, _: GatewayRefusal(500, str(error))),
 }
 
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import openai
@@ -17,7 +17,6 @@ from domain.llms import (
     ChatMessage,
     ModelError,
     ModelOptions,
-    ModelReply,
     ModelToolCall,
     ModelUsage,
     ReasoningDelta,
@@ -26,14 +25,21 @@ from domain.llms import (
     ToolCallDelta,
     ToolSpec,
 )
-from domain.ports import GATEWAY_LISTENER
 from domain.shared.errors import DomainError
-from workers.run import gateway, openai_wire
-from workers.run.gateway import serve_gateway
-from workers.run.openai_wire import GatewayRefusal
+from tests.support.gateway_client import (
+    HELLO,
+    USUAL_LIMITS,
+    GatewayClient,
+    ScriptedCalls,
+    build_reply,
+    serve_scripted,
+    wait_until,
+)
+from workers.run import openai_wire
+from workers.run.gateway import GatewayLimits
+from workers.run.wire import GatewayRefusal
 
 KEY = "sk-the-provider-s-own-key"
-HELLO = [{"role": "user", "content": "hello"}]
 ADD = {
     "name": "add",
     "description": "Adds.",
@@ -41,123 +47,23 @@ ADD = {
 }
 
 
-class Scripted:
-    """Calls that answer what they are told to, and remember what they were asked and how they ended."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, tuple[ChatMessage, ...], tuple[ToolSpec, ...], ModelOptions]] = []
-        self.parts: list[ReplyPart | Exception] = []
-        self.delay = 0.0
-        self.running = self.most = self.closed = 0
-        self.endless = False
-
-    def say(self, *words: str, **more: Any) -> None:
-        self.parts = [*map(TextDelta, words), _reply("".join(words), **more)]
-
-    async def stream_answer(
-        self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
-    ) -> AsyncGenerator[ReplyPart, None]:
-        self.asked.append((name, messages, tools, options))
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            while self.endless:
-                yield TextDelta("x" * 10_000)
-            for part in list(self.parts):
-                await asyncio.sleep(self.delay)
-                if isinstance(part, Exception):
-                    raise part
-                yield part
-        finally:
-            # As the real one does: what was used is written down, which takes a moment.
-            await asyncio.sleep(0)
-            self.running -= 1
-            self.closed += 1
-
-
-def _reply(
-    content: str = "", calls: tuple[ModelToolCall, ...] = (), finish: Any = "stop", usage: ModelUsage | None = None
-) -> ModelReply:
-    return ModelReply(
-        message=ChatMessage(role="assistant", content=content, tool_calls=calls), finish=finish, usage=usage
-    )
-
-
-class Served:
-    def __init__(self, calls: Scripted, port: int) -> None:
-        self.calls, self.port = calls, port
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self.client = openai.AsyncOpenAI(base_url=self.url, api_key="paddock", max_retries=0, timeout=10)
-
-    async def ask(self, **fields: Any) -> Any:
-        return await self.client.chat.completions.create(**{"model": "small", "messages": HELLO, **fields})
-
-    async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
-    async def post(
-        self, body: Any, path: str = "/v1/chat/completions", **headers: str
-    ) -> tuple[int, dict[str, str], Any]:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.send(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(data)}\r\n"
-            + "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-            + "\r\n",
-            data,
-        )
-
-    async def send(self, head: str, body: bytes = b"") -> tuple[int, dict[str, str], Any]:
-        reader, writer = await self.raw()
-        with contextlib.suppress(ConnectionError):
-            writer.write(head.encode() + body)
-            await writer.drain()
-        told = await asyncio.wait_for(reader.read(), 10)
-        writer.close()
-        first, _, rest = told.partition(b"\r\n\r\n")
-        lines = first.decode().split("\r\n")
-        return (
-            int(lines[0].split()[1]),
-            dict(line.lower().split(": ", 1) for line in lines[1:]),
-            json.loads(rest or b"null"),
-        )
-
-
-@contextlib.asynccontextmanager
-async def _serving(calls: Scripted) -> AsyncIterator[Served]:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(128)
-    listener.setblocking(False)
-    async with serve_gateway(calls, ["small", "large"])({GATEWAY_LISTENER: listener}):
-        served = Served(calls, listener.getsockname()[1])
-        async with served.client:
-            yield served
-    listener.close()
-
-
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    async with _serving(Scripted()) as one:
+async def served() -> AsyncIterator[GatewayClient]:
+    async with serve_scripted(ScriptedCalls()) as one:
         yield one
 
 
-async def _until(true: Callable[[], bool], seconds: float = 5) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
-async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
+async def test_an_answer_whole_and_in_pieces(served: GatewayClient) -> None:
     usage = ModelUsage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
-    served.calls.say("Hel", "lo", usage=usage)
-    whole = await served.ask()
+    served.calls.script_text("Hel", "lo", usage=usage)
+    whole = await served.ask_chat()
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason, whole.model) == ("Hello", "stop", "small")
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (7, 3, 10)
     assert whole.usage.prompt_tokens_details.cached_tokens == 2
     assert whole.usage.completion_tokens_details.reasoning_tokens == 1
 
     served.calls.parts.insert(1, ReasoningDelta("hm"))
-    chunks = [one async for one in await served.ask(stream=True)]
+    chunks = [one async for one in await served.ask_chat(stream=True)]
     assert [one.choices[0].delta.content for one in chunks] == ["", "Hel", None, "lo", None]
     assert [getattr(one.choices[0].delta, "reasoning_content", None) for one in chunks] == [
         None,
@@ -168,27 +74,27 @@ async def test_an_answer_whole_and_in_pieces(served: Served) -> None:
     ]
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [one.choices[0].finish_reason for one in chunks] == [None, None, None, None, "stop"]
-    assert (await served.ask()).choices[0].message.reasoning_content == "hm"
+    assert (await served.ask_chat()).choices[0].message.reasoning_content == "hm"
     assert len({one.id for one in chunks}) == 1
     assert all(one.usage is None for one in chunks)
 
-    chunks = [one async for one in await served.ask(stream=True, stream_options={"include_usage": True})]
+    chunks = [one async for one in await served.ask_chat(stream=True, stream_options={"include_usage": True})]
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == 10
-    served.calls.say("a", usage=None)
-    assert (await served.ask()).usage is None
+    served.calls.script_text("a", usage=None)
+    assert (await served.ask_chat()).usage is None
 
 
-async def test_tools_there_and_back(served: Served) -> None:
+async def test_tools_there_and_back(served: GatewayClient) -> None:
     call = ModelToolCall(id="c1", name="add", arguments='{"a":1}')
     served.calls.parts = [
         ToolCallDelta(index=0, id="c1", name="add"),
         ToolCallDelta(index=0, arguments='{"a"'),
         ToolCallDelta(index=0, arguments=":1}"),
-        _reply(calls=(call,), finish="tool_calls"),
+        build_reply(calls=(call,), finish="tool_calls"),
     ]
     tools = [{"type": "function", "function": ADD}]
-    whole = await served.ask(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    whole = await served.ask_chat(tools=tools, tool_choice="required", parallel_tool_calls=False)
     name, _, specs, options = served.calls.asked[-1]
     assert name == "small"
     assert specs == (ToolSpec(**ADD),)
@@ -202,9 +108,9 @@ async def test_tools_there_and_back(served: Served) -> None:
         final = await stream.get_final_completion()
     for back in (message, final.choices[0].message):
         assert isinstance(back, ChatCompletionMessage)
-        served.calls.say("3")
+        served.calls.script_text("3")
         answer = {"role": "tool", "tool_call_id": "c1", "content": "3"}
-        await served.ask(messages=[*HELLO, back, answer], tools=tools)
+        await served.ask_chat(messages=[*HELLO, back, answer], tools=tools)
         _, messages, _, _ = served.calls.asked[-1]
         assert messages[1:] == (
             ChatMessage(role="assistant", tool_calls=(call,)),
@@ -213,9 +119,9 @@ async def test_tools_there_and_back(served: Served) -> None:
         served.calls.parts = []
 
 
-async def test_every_option_reaches_the_call(served: Served) -> None:
-    served.calls.say("ok")
-    await served.ask(
+async def test_every_option_reaches_the_call(served: GatewayClient) -> None:
+    served.calls.script_text("ok")
+    await served.ask_chat(
         model="large",
         messages=[
             {"role": "developer", "content": "Be brief."},
@@ -247,20 +153,20 @@ async def test_every_option_reaches_the_call(served: Served) -> None:
         presence_penalty=0.1,
         frequency_penalty=-0.1,
     )
-    await served.ask(max_completion_tokens=5, stop="end", response_format={"type": "json_object"})
+    await served.ask_chat(max_completion_tokens=5, stop="end", response_format={"type": "json_object"})
     assert served.calls.asked[-1][3] == ModelOptions(max_tokens=5, stop=("end",), schema={"type": "object"})
-    await served.ask(response_format={"type": "text"}, temperature=None)
+    await served.ask_chat(response_format={"type": "text"}, temperature=None)
     assert served.calls.asked[-1][3] == ModelOptions()
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")  # the library's, of what it sends back
-async def test_answers_of_a_schema(served: Served) -> None:
+async def test_answers_of_a_schema(served: GatewayClient) -> None:
     class City(BaseModel):
         """A place."""
 
         name: str
 
-    served.calls.say('{"name":"Rome"}')
+    served.calls.script_text('{"name":"Rome"}')
     told = await served.client.chat.completions.parse(model="small", messages=HELLO, response_format=City)
     assert told.choices[0].message.parsed == City(name="Rome")
     schema = served.calls.asked[-1][3].schema
@@ -268,25 +174,27 @@ async def test_answers_of_a_schema(served: Served) -> None:
     assert schema["properties"]["name"]["type"] == "string"
     assert schema["title"] == "City"
     # What the library noted beside the answer comes back with it, and is no part of it.
-    await served.ask(messages=[*HELLO, told.choices[0].message])
+    await served.ask_chat(messages=[*HELLO, told.choices[0].message])
     assert served.calls.asked[-1][1][1] == ChatMessage(role="assistant", content='{"name":"Rome"}')
 
 
-async def test_tools_as_the_library_makes_them(served: Served) -> None:
+async def test_tools_as_the_library_makes_them(served: GatewayClient) -> None:
     class Add(BaseModel):
         a: int
 
     call = ModelToolCall(id="c1", name="Add", arguments='{"a":1}')
     served.calls.parts = [
         ToolCallDelta(index=0, id="c1", name="Add", arguments='{"a":1}'),
-        _reply(calls=(call,), finish="tool_calls"),
+        build_reply(calls=(call,), finish="tool_calls"),
     ]
     tools = [openai.pydantic_function_tool(Add)]
     told = await served.client.chat.completions.parse(model="small", messages=HELLO, tools=tools)
     message = told.choices[0].message
     assert message.tool_calls is not None
     assert message.tool_calls[0].function.parsed_arguments == Add(a=1)
-    await served.ask(messages=[*HELLO, message, {"role": "tool", "tool_call_id": "c1", "content": "3"}], tools=tools)
+    await served.ask_chat(
+        messages=[*HELLO, message, {"role": "tool", "tool_call_id": "c1", "content": "3"}], tools=tools
+    )
     assert served.calls.asked[-1][1][1] == ChatMessage(role="assistant", tool_calls=(call,))
 
 
@@ -467,10 +375,10 @@ JSON_SCHEMA = {
 
 
 @pytest.mark.parametrize("fields", [LANGCHAIN, JSON_SCHEMA])
-async def test_structured_output_of_frameworks(served: Served, fields: dict[str, Any]) -> None:
+async def test_structured_output_of_frameworks(served: GatewayClient, fields: dict[str, Any]) -> None:
     """What instructor's default mode, and LangChain's `with_structured_output` in both of its methods, send."""
     call = ModelToolCall(id="c1", name="Answer", arguments='{"text":"hi"}')
-    served.calls.parts = [_reply('{"text":"hi"}', (call,) if "tools" in fields else (), "stop")]
+    served.calls.parts = [build_reply('{"text":"hi"}', (call,) if "tools" in fields else (), "stop")]
     status, _, told = await served.post({"model": "small", "messages": HELLO, **fields})
     assert status == 200, told
     _, _, specs, options = served.calls.asked[-1]
@@ -530,18 +438,18 @@ def test_what_is_no_request_is_refused(body: bytes) -> None:
     assert caught.value.status == 400
 
 
-async def test_the_models_of_the_manifest_and_no_others(served: Served) -> None:
-    served.calls.say("ok")
+async def test_the_models_of_the_manifest_and_no_others(served: GatewayClient) -> None:
+    served.calls.script_text("ok")
     assert [one.id async for one in served.client.models.list()] == ["small", "large"]
     assert (await served.client.models.retrieve("large")).id == "large"
     with pytest.raises(openai.NotFoundError) as caught:
         await served.client.models.retrieve("other")
     assert caught.value.code == "model_not_found"
     with pytest.raises(openai.NotFoundError) as caught:
-        await served.ask(model="other")
+        await served.ask_chat(model="other")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
     assert served.calls.asked == []
-    await served.ask(model="large")
+    await served.ask_chat(model="large")
     assert served.calls.asked
 
 
@@ -558,7 +466,7 @@ async def test_the_models_of_the_manifest_and_no_others(served: Served) -> None:
         ("DELETE", "/v1/models/small", 405),
     ],
 )
-async def test_everything_else_is_not_there(served: Served, method: str, path: str, status: int) -> None:
+async def test_everything_else_is_not_there(served: GatewayClient, method: str, path: str, status: int) -> None:
     code, headers, told = await served.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert code == status
     assert told["error"].keys() == {"message", "type", "param", "code"}
@@ -587,7 +495,7 @@ async def test_everything_else_is_not_there(served: Served, method: str, path: s
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_errors_are_told_in_openai_s_shape_and_no_more_than_concerns_the_agent(
-    served: Served, error: Exception | None, status: int, code: str, again: str | None, stream: bool
+    served: GatewayClient, error: Exception | None, status: int, code: str, again: str | None, stream: bool
 ) -> None:
     served.calls.parts = [] if error is None else [error]
     got, headers, told = await served.post({"model": "small", "messages": HELLO, "stream": stream})
@@ -605,7 +513,7 @@ async def test_errors_are_told_in_openai_s_shape_and_no_more_than_concerns_the_a
     served.calls.parts.insert(0, TextDelta("begun"))
     seen = []
     with pytest.raises(openai.APIError) as caught:
-        async for chunk in await served.ask(stream=True):
+        async for chunk in await served.ask_chat(stream=True):
             seen.append(chunk.choices[0].delta.content)
     assert seen == ["", "begun"]
     assert isinstance(caught.value.body, dict)
@@ -613,7 +521,7 @@ async def test_errors_are_told_in_openai_s_shape_and_no_more_than_concerns_the_a
     assert KEY not in str(caught.value) + str(caught.value.body)
 
 
-async def test_the_library_does_not_try_again_what_costs_too_much(served: Served) -> None:
+async def test_the_library_does_not_try_again_what_costs_too_much(served: GatewayClient) -> None:
     served.calls.parts = [DomainError("budget_exceeded", "The budget is spent.")]
     for error, tries in ((DomainError("budget_exceeded", "Spent."), 1), (ModelError("unavailable", "x", 0.01), 3)):
         served.calls.parts, served.calls.asked = [error], []
@@ -622,9 +530,9 @@ async def test_the_library_does_not_try_again_what_costs_too_much(served: Served
         assert len(served.calls.asked) == tries
 
 
-async def test_nothing_of_a_request_s_head_goes_any_further(served: Served) -> None:
+async def test_nothing_of_a_request_s_head_goes_any_further(served: GatewayClient) -> None:
     """The signature of `Calls` says so; here for whoever widens it."""
-    served.calls.say("ok")
+    served.calls.script_text("ok")
     told, _, _ = await served.post(
         {"model": "small", "messages": HELLO},
         Authorization="Bearer smuggled",
@@ -637,33 +545,33 @@ async def test_nothing_of_a_request_s_head_goes_any_further(served: Served) -> N
     assert "smuggled" not in repr(served.calls.asked)
 
 
-async def test_whoever_hangs_up_ends_the_call_at_once(served: Served) -> None:
-    served.calls.say(*["x"] * 1000)
+async def test_whoever_hangs_up_ends_the_call_at_once(served: GatewayClient) -> None:
+    served.calls.script_text(*["x"] * 1000)
     served.calls.delay = 0.05
     for stream in (True, False):
-        reader, writer = await served.raw()
+        reader, writer = await served.open_connection()
         body = json.dumps({"model": "small", "messages": HELLO, "stream": stream}).encode()
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         )
-        await _until(lambda: served.calls.running == 1)
+        await wait_until(lambda: served.calls.running == 1)
         if stream:
             await reader.readline()
         writer.close()
-        await _until(lambda: served.calls.running == 0, 1)
+        await wait_until(lambda: served.calls.running == 0, 1)
 
 
 async def test_the_end_of_a_run_ends_its_calls_before_anything_else() -> None:
-    calls = Scripted()
-    calls.say(*["x"] * 1000)
+    calls = ScriptedCalls()
+    calls.script_text(*["x"] * 1000)
     calls.delay = 0.05
     before = asyncio.all_tasks()
-    async with _serving(calls) as served:
-        asking = [asyncio.create_task(served.ask(stream=number % 2 == 0)) for number in range(5)]
-        await _until(lambda: calls.running == 5)
+    async with serve_scripted(calls) as served:
+        asking = [asyncio.create_task(served.ask_chat(stream=number % 2 == 0)) for number in range(5)]
+        await wait_until(lambda: calls.running == 5)
     assert (calls.running, calls.closed) == (0, 5)
     await asyncio.gather(*asking, return_exceptions=True)
-    await _until(lambda: asyncio.all_tasks() <= before)
+    await wait_until(lambda: asyncio.all_tasks() <= before)
 
 
 async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
@@ -678,33 +586,33 @@ async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
             await asyncio.sleep(0.3)
             settled.set()
 
-    calls = Scripted()
+    calls = ScriptedCalls()
     calls.stream_answer = stream_answer  # type: ignore[method-assign]
-    async with _serving(calls) as served:
-        asked = await served.ask(stream=True)
+    async with serve_scripted(calls) as served:
+        asked = await served.ask_chat(stream=True)
         await anext(asked)
         await asked.close()
         await asyncio.sleep(0.1)
     assert settled.is_set()
 
 
-async def test_a_client_that_does_not_read_stops_the_model(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "WRITE_TIMEOUT_SECONDS", 0.5)
-    served.calls.endless = True
-    with socket.create_connection(("127.0.0.1", served.port)) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        body = json.dumps({"model": "small", "messages": HELLO, "stream": True}).encode()
-        client.sendall(
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-        )
-        await _until(lambda: served.calls.running == 1)
-        await asyncio.sleep(0.2)
-        # It waits for room meanwhile rather than holding what nobody takes.
-        assert served.calls.running == 1
-        await _until(lambda: served.calls.running == 0, 3)
+async def test_a_client_that_does_not_read_stops_the_model() -> None:
+    async with serve_scripted(ScriptedCalls(), GatewayLimits(write_timeout=0.5)) as served:
+        served.calls.endless = True
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            body = json.dumps({"model": "small", "messages": HELLO, "stream": True}).encode()
+            client.sendall(
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            )
+            await wait_until(lambda: served.calls.running == 1)
+            await asyncio.sleep(0.2)
+            # It waits for room meanwhile rather than holding what nobody takes.
+            assert served.calls.running == 1
+            await wait_until(lambda: served.calls.running == 0, 3)
 
 
-async def test_large_bodies_are_refused_before_they_are_held(served: Served) -> None:
+async def test_large_bodies_are_refused_before_they_are_held(served: GatewayClient) -> None:
     status, _, told = await served.send(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000000\r\nConnection: close\r\n\r\n"
     )
@@ -717,42 +625,40 @@ async def test_large_bodies_are_refused_before_they_are_held(served: Served) -> 
     assert (status, told["error"]["code"]) == (413, "too_large")
     status, _, told = await served.post(b"\x1f\x8b" + b"\0" * 100, Content_Encoding="gzip")
     assert status == 415
-    served.calls.say("ok")
+    served.calls.script_text("ok")
     most = {"model": "small", "messages": [{"role": "user", "content": "x" * (4 << 20)}]}
-    most["messages"][0]["content"] = "x" * (gateway.MAX_BODY_BYTES - 100)
+    most["messages"][0]["content"] = "x" * (USUAL_LIMITS.max_body_bytes - 100)
     assert (await served.post(most))[0] == 200
 
 
-async def test_all_requests_of_a_run_together_are_bounded(served: Served) -> None:
-    served.calls.say("x", "y")
+async def test_all_requests_of_a_run_together_are_bounded(served: GatewayClient) -> None:
+    served.calls.script_text("x", "y")
     served.calls.delay = 1.0
-    large = {"model": "small", "messages": [{"role": "user", "content": "x" * (gateway.MAX_BODY_BYTES - 100)}]}
+    large = {"model": "small", "messages": [{"role": "user", "content": "x" * (USUAL_LIMITS.max_body_bytes - 100)}]}
     told = await asyncio.gather(*(served.post(large) for _ in range(8)))
     statuses = [status for status, _, _ in told]
     assert 200 in statuses
     assert 429 in statuses
-    assert served.calls.most <= gateway.MAX_CONCURRENT_BYTES // (gateway.MAX_BODY_BYTES - 200)
+    assert served.calls.most <= USUAL_LIMITS.max_concurrent_bytes // (USUAL_LIMITS.max_body_bytes - 200)
 
 
-async def test_requests_and_connections_are_bounded_and_none_is_lost(served: Served) -> None:
-    served.calls.say("ok")
+async def test_requests_and_connections_are_bounded_and_none_is_lost(served: GatewayClient) -> None:
+    served.calls.script_text("ok")
     served.calls.delay = 0.02
-    answers = await asyncio.gather(*(served.ask() for _ in range(150)))
+    answers = await asyncio.gather(*(served.ask_chat() for _ in range(150)))
     assert len(answers) == 150
-    assert served.calls.most <= gateway.MAX_CONCURRENT_REQUESTS
+    assert served.calls.most <= USUAL_LIMITS.max_concurrent_requests
     # Whoever holds every connection open, saying nothing, keeps only itself waiting, and not for ever.
-    held = [await served.raw() for _ in range(gateway.MAX_CONNECTIONS + 20)]
+    held = [await served.open_connection() for _ in range(USUAL_LIMITS.max_connections + 20)]
     for _, writer in held:
         writer.close()
-    assert (await served.ask()).choices[0].message.content == "ok"
+    assert (await served.ask_chat()).choices[0].message.content == "ok"
 
 
-async def test_slow_heads_and_bodies_are_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "HEAD_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(gateway, "BODY_TIMEOUT_SECONDS", 0.3)
-    async with _serving(Scripted()) as served:
+async def test_slow_heads_and_bodies_are_hung_up_on() -> None:
+    async with serve_scripted(ScriptedCalls(), GatewayLimits(head_timeout=0.3, body_timeout=0.3)) as served:
         for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"):
-            reader, writer = await served.raw()
+            reader, writer = await served.open_connection()
             writer.write(begun)
             began = time.monotonic()
             # A byte now and then does not help.
@@ -765,7 +671,7 @@ async def test_slow_heads_and_bodies_are_hung_up_on(monkeypatch: pytest.MonkeyPa
                 assert await asyncio.wait_for(reader.read(), 3) == b""
             assert time.monotonic() - began < 3
             writer.close()
-        reader, writer = await served.raw()
+        reader, writer = await served.open_connection()
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in await asyncio.wait_for(reader.readline(), 3)
         writer.close()
@@ -784,22 +690,22 @@ async def test_slow_heads_and_bodies_are_hung_up_on(monkeypatch: pytest.MonkeyPa
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-async def test_nonsense_is_answered_or_hung_up_on_and_harms_nobody(served: Served, nonsense: bytes) -> None:
-    reader, writer = await served.raw()
+async def test_nonsense_is_answered_or_hung_up_on_and_harms_nobody(served: GatewayClient, nonsense: bytes) -> None:
+    reader, writer = await served.open_connection()
     writer.write(nonsense)
     writer.write_eof()
     told = await asyncio.wait_for(reader.read(), 5)
     assert told == b"" or b" 400 " in told.split(b"\r\n")[0]
     assert b"Traceback" not in told
     writer.close()
-    served.calls.say("ok")
-    assert (await served.ask()).choices[0].message.content == "ok"
+    served.calls.script_text("ok")
+    assert (await served.ask_chat()).choices[0].message.content == "ok"
 
 
-async def test_requests_sent_without_waiting_for_answers_are_not_gathered_without_end(served: Served) -> None:
-    served.calls.say(*["x"] * 50)
+async def test_requests_sent_without_waiting_for_answers_are_not_gathered_without_end(served: GatewayClient) -> None:
+    served.calls.script_text(*["x"] * 50)
     served.calls.delay = 0.05
-    _, writer = await served.raw()
+    _, writer = await served.open_connection()
     body = json.dumps({"model": "small", "messages": HELLO}).encode()
     writer.write(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
@@ -814,4 +720,4 @@ async def test_requests_sent_without_waiting_for_answers_are_not_gathered_withou
                 sent += len(more)
     assert sent < 50 << 20
     writer.transport.abort()
-    await _until(lambda: served.calls.running == 0)
+    await wait_until(lambda: served.calls.running == 0)

@@ -19,7 +19,8 @@ from infra.tools.mcp import _AnswerMeter, _McpAnswerTooLarge, _MeteredStream
 from workers.agent.arguments import read_arguments
 from workers.agent.json_answers import parse_json_answer
 from workers.agent.messages import limit_result, render_arguments
-from workers.run.openai_wire import GatewayRefusal, parse_request
+from workers.run.openai_wire import parse_request
+from workers.run.wire import GatewayRefusal
 
 MANY = "[" + "[]," * MAX_JSON_VALUES + "1]"
 DEEP = "[" * 200 + "]" * 200

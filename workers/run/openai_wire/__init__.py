@@ -1,21 +1,20 @@
-"""Serve OpenAI's chat API: parse requests, and render answers whole or in chunks.
+"""Serve OpenAI's chat completions: parse requests, and render answers whole or in chunks.
 
 Source: platform.openai.com/docs/api-reference/chat. A field that does not change the answer is accepted; one that
 would change it and is not supported is refused by name.
 """
 
-from workers.run.openai_wire.errors import GatewayRefusal, refuse_unknown_model, render_refusal
 from workers.run.openai_wire.parser import parse_request
-from workers.run.openai_wire.renderer import CompletionRenderer, render_failure, render_model
+from workers.run.openai_wire.renderer import CompletionRenderer
 from workers.run.openai_wire.schema import CompletionRequest
 
-__all__ = [
-    "CompletionRenderer",
-    "CompletionRequest",
-    "GatewayRefusal",
-    "parse_request",
-    "refuse_unknown_model",
-    "render_failure",
-    "render_model",
-    "render_refusal",
-]
+__all__ = ["ChatWire", "CompletionRenderer", "CompletionRequest", "parse_request"]
+
+
+class ChatWire:
+    """Serve `/v1/chat/completions`, as `workers.run.wire.AnswerWire` describes."""
+
+    def parse_request(self, body: bytes) -> tuple[CompletionRequest, CompletionRenderer]:
+        """Return what a body asks for, and what renders the answer. Errors: `GatewayRefusal`."""
+        request = parse_request(body)
+        return request, CompletionRenderer(request)

@@ -1,27 +1,15 @@
 """Parse the body of a request for a completion."""
 
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from domain.llms import ChatMessage, ModelOptions, ModelToolCall, ToolSpec
-from domain.shared.json_limits import JsonTooLarge, check_json
-from domain.shared.unicode_text import repair_json
-from workers.run.openai_wire.errors import GatewayRefusal
-from workers.run.openai_wire.schema import (
-    AnswerFormat,
-    ChatRequest,
-    CompletionRequest,
-    OfferedTool,
-    RequestMessage,
-    drop_nulls,
-)
-from workers.run.openai_wire.tool_choice import choose_tools
+from workers.run.openai_wire.schema import AnswerFormat, ChatRequest, CompletionRequest, OfferedTool, RequestMessage
+from workers.run.wire import GatewayRefusal, choose_tools, convert_fields, decode_body, drop_notes, drop_nulls
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
-_UTF8_BOM: Final = b"\xef\xbb\xbf"
 # Fields about identity, storage, caching and charges: the answer is the same without them.
 _IGNORED_FIELDS: Final = frozenset(
     {"service_tier", "safety_identifier", "user", "metadata", "store", "prediction"}
@@ -60,22 +48,7 @@ _TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text
 
 def parse_request(body: bytes) -> CompletionRequest:
     """Return what a request's body asks for. Errors: `GatewayRefusal`."""
-    try:
-        check_json(body)
-    except JsonTooLarge as error:
-        raise GatewayRefusal(400, f"The body {error.reason}") from None
-    try:
-        raw = msgspec.json.decode(repair_json(body.removeprefix(_UTF8_BOM)))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise GatewayRefusal(400, "The body is not JSON.") from None
-    if not isinstance(raw, dict):
-        raise GatewayRefusal(400, "The body must be a JSON object.")
-    try:
-        request = msgspec.convert(_drop_ignored_fields(raw), ChatRequest)
-    except msgspec.ValidationError as error:
-        raise GatewayRefusal(400, f"{error}.", param=_find_param(str(error))) from None
-    except RecursionError:
-        raise GatewayRefusal(400, "The body nests too deep.") from None
+    request = convert_fields(_drop_ignored_fields(decode_body(body)), ChatRequest)
     if request.n != 1:
         raise GatewayRefusal(400, "`n` can only be 1 here.", param="n")
     if request.stream_options.include_usage and not request.stream:
@@ -93,14 +66,14 @@ def parse_request(body: bytes) -> CompletionRequest:
 
 def _drop_ignored_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that affect the answer. Errors: `GatewayRefusal` for those that are not supported."""
-    fields = drop_nulls(raw)
+    fields = dict(raw)
     for field, is_neutral in _NEUTRAL_VALUES.items():
         if field in fields and not is_neutral(fields.pop(field)):
             instead = _FIELD_ALTERNATIVES.get(field, "leave it out")
             raise GatewayRefusal(400, f"`{field}` is not supported with this value: {instead}.", param=field)
     fields = {field: value for field, value in fields.items() if field not in _IGNORED_FIELDS}
     if isinstance(messages := fields.get("messages"), list):
-        fields["messages"] = [_drop_notes(message, _MESSAGE_NOTES) for message in messages]
+        fields["messages"] = [drop_notes(message, _MESSAGE_NOTES) for message in messages]
         for message in fields["messages"]:
             if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list):
                 message["tool_calls"] = [_clean_function(call) for call in calls]
@@ -109,25 +82,12 @@ def _drop_ignored_fields(raw: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _drop_notes(value: Any, notes: frozenset[str]) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {name: field for name, field in value.items() if field is not None and name not in notes}
-
-
 def _clean_function(entry: Any) -> Any:
     """Return a tool, or a call of one, without the notes of libraries."""
-    cleaned = _drop_notes(entry, _CALL_NOTES)
+    cleaned = drop_notes(entry, _CALL_NOTES)
     if isinstance(cleaned, dict) and "function" in cleaned:
-        cleaned["function"] = _drop_notes(cleaned["function"], _CALL_NOTES)
+        cleaned["function"] = drop_notes(cleaned["function"], _CALL_NOTES)
     return cleaned
-
-
-def _find_param(problem: str) -> str | None:
-    """Return the field that a validation error is about."""
-    unknown = re.search(r"unknown field `([^`]*)`", problem)
-    place = re.search(r"at `\$\.?([^`]*)`", problem)
-    return ".".join(match.group(1) for match in (place, unknown) if match is not None) or None
 
 
 def _parse_messages(sent: list[RequestMessage]) -> tuple[ChatMessage, ...]:
@@ -184,7 +144,7 @@ def _parse_text_part(part: Any, where: str) -> str:
         return part
     if not isinstance(part, dict):
         raise GatewayRefusal(400, f"`{where}` must be text or {{type, text}}.", param=where)
-    fields = _drop_notes(part, _PART_NOTES)
+    fields = drop_notes(part, _PART_NOTES)
     kind = fields.pop("type", "text")
     field = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if field is None:

@@ -7,22 +7,28 @@ from typing import Any
 import msgspec
 
 from domain.llms import ModelReply, ModelUsage, ReasoningDelta, ReplyPart, TextDelta, ToolCallDelta
-from workers.run.openai_wire.errors import GatewayRefusal
-from workers.run.openai_wire.schema import CompletionRequest, drop_nulls
+from workers.run.openai_wire.schema import CompletionRequest
+from workers.run.wire import GatewayRefusal, drop_nulls
 
 
 class CompletionRenderer:
     """Render one answer, whole or in chunks."""
 
-    def __init__(self, asked: CompletionRequest) -> None:
-        self._asked = asked
+    def __init__(self, request: CompletionRequest) -> None:
+        self._request = request
         self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        self._thoughts: list[str] = []
 
-    def render_whole(self, reply: ModelReply, thoughts: str = "") -> dict[str, Any]:
+    def add_part(self, part: ReplyPart) -> None:
+        """Collect the reasoning of a whole answer."""
+        if isinstance(part, ReasoningDelta):
+            self._thoughts.append(part.text)
+
+    def render_whole(self, reply: ModelReply) -> dict[str, Any]:
         """Return the answer as one object. Its reasoning stands in a field of its own, as DeepSeek has it."""
         message: dict[str, Any] = {"role": "assistant", "content": reply.message.content}
-        if thoughts:
-            message["reasoning_content"] = thoughts
+        if self._thoughts:
+            message["reasoning_content"] = "".join(self._thoughts)
         if reply.message.tool_calls:
             message["content"] = reply.message.content or None
             message["tool_calls"] = [
@@ -55,24 +61,23 @@ class CompletionRenderer:
     def render_last(self, reply: ModelReply) -> bytes:
         """Return the end of a stream whose answer is complete."""
         ending = self._render_chunk({}, reply.finish)
-        if self._asked.include_usage:
+        if self._request.include_usage:
             ending += _render_event(
                 {**self._render_head("chat.completion.chunk"), "choices": [], "usage": _render_usage(reply.usage)}
             )
         return ending + b"data: [DONE]\n\n"
 
+    def render_failure(self, refusal: GatewayRefusal) -> bytes:
+        """Return the end of a stream that failed."""
+        return _render_event(refusal.body)
+
     def _render_chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        usage = {"usage": None} if self._asked.include_usage else {}
+        usage = {"usage": None} if self._request.include_usage else {}
         return _render_event({**self._render_head("chat.completion.chunk"), "choices": [choice], **usage})
 
     def _render_head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
-
-
-def render_failure(refused: GatewayRefusal) -> bytes:
-    """Return the end of a stream that failed."""
-    return _render_event(refused.body)
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._request.model}
 
 
 def _render_event(data: dict[str, Any]) -> bytes:
@@ -89,8 +94,3 @@ def _render_usage(usage: ModelUsage | None) -> dict[str, Any] | None:
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
-
-
-def render_model(name: str) -> dict[str, Any]:
-    """Return a model as an entry of a list of models."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "paddock"}

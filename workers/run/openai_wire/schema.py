@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from domain.llms import ChatMessage, ModelOptions, ToolSpec
+from workers.run.wire import AnswerRequest
 
 MAX_MESSAGES: Final = 4096
 MAX_TOOLS: Final = 128
@@ -101,17 +101,7 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream_options: StreamOptions = StreamOptions()
 
 
-class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionRequest(AnswerRequest, frozen=True, kw_only=True):
     """Hold a parsed request for a completion."""
 
-    model: str
-    messages: tuple[ChatMessage, ...]
-    tools: tuple[ToolSpec, ...]
-    options: ModelOptions
-    stream: bool
     include_usage: bool
-
-
-def drop_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that are not null: many clients send null for what they leave out."""
-    return {name: value for name, value in fields.items() if value is not None}

@@ -3,7 +3,7 @@
 from typing import Any, Final, Literal
 
 from domain.llms import ToolSpec
-from workers.run.openai_wire.errors import GatewayRefusal
+from workers.run.wire.errors import GatewayRefusal
 
 ToolChoice = Literal["auto", "none", "required"]
 _CHOICE_MODES: Final[dict[Any, ToolChoice]] = {
@@ -21,7 +21,7 @@ _SHAPES_TEXT: Final = (
 def choose_tools(choice: Any, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
     """Return the tools that a model is shown, and whether it may, must or must not call one.
 
-    One that is chosen by name is the only one shown, and must be called. Errors: `Refused`.
+    One that is chosen by name is the only one shown, and must be called. Errors: `GatewayRefusal`.
     """
     mode, names = _parse_choice(choice)
     if names is not None:

@@ -1,0 +1,131 @@
+"""Route the requests of one run to the wires, within the run's limits."""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+
+from domain.shared.json_limits import SMALL_JSON_BYTES
+from workers.run.gateway.responder import (
+    INTERNAL_ERROR,
+    PrepareResponse,
+    StreamSender,
+    build_json_response,
+    send_whole,
+)
+from workers.run.gateway.schema import GatewayCalls, GatewayLimits
+from workers.run.openai_wire import ChatWire
+from workers.run.wire import AnswerWire, GatewayRefusal, refuse_unknown_model
+
+_log = structlog.get_logger("paddock.gateway")
+_MODELS_PATH: Final = "/v1/models"
+
+
+class RequestRouter:
+    """Answer the requests of one run."""
+
+    def __init__(self, calls: GatewayCalls, models: tuple[str, ...], limits: GatewayLimits) -> None:
+        self._calls, self._models, self._limits = calls, models, limits
+        self._wires: dict[str, AnswerWire] = {"/v1/chat/completions": ChatWire()}
+        self._request_slots = asyncio.Semaphore(limits.max_concurrent_requests)
+        self._read_slots = asyncio.Semaphore(limits.max_concurrent_reads)
+        self._bytes_in_progress = 0
+
+    async def answer_request(self, request: web.BaseRequest, prepare: PrepareResponse) -> web.StreamResponse:
+        """Answer a request, in the worst case with an error. Errors: `ConnectionError` if the client is gone."""
+        try:
+            response = await self._route_request(request, prepare)
+        except GatewayRefusal as refusal:
+            response = _build_error_response(refusal)
+        except web.HTTPRequestEntityTooLarge:
+            message = f"The body is larger than {self._limits.max_body_bytes} bytes."
+            response = _build_error_response(GatewayRefusal(413, message, "too_large"))
+            response.force_close()
+        except web.RequestPayloadError:
+            response = _build_error_response(GatewayRefusal(400, "The body breaks off."))
+        except ConnectionError:
+            raise
+        except Exception:
+            _log.exception("a request could not be answered")
+            response = _build_error_response(INTERNAL_ERROR)
+        prepare(response)
+        return response
+
+    async def _route_request(self, request: web.BaseRequest, prepare: PrepareResponse) -> web.StreamResponse:
+        method, path = request.method, request.path
+        if (wire := self._wires.get(path)) is not None:
+            _require_method("POST", method, path)
+            async with self._request_slots:
+                return await self._answer(request, wire, prepare)
+        if path == _MODELS_PATH:
+            _require_method("GET", method, path)
+            return build_json_response({"object": "list", "data": [_render_model(name) for name in self._models]})
+        if path.startswith(f"{_MODELS_PATH}/"):
+            _require_method("GET", method, path)
+            return build_json_response(_render_model(self._check_model(path.removeprefix(f"{_MODELS_PATH}/"))))
+        raise GatewayRefusal(
+            404, f"There is no {method} {path[:200]} here: chat completions and models alone.", "unknown_url"
+        )
+
+    def _check_model(self, name: str) -> str:
+        if name not in self._models:
+            raise refuse_unknown_model(name)
+        return name
+
+    async def _answer(self, request: web.BaseRequest, wire: AnswerWire, prepare: PrepareResponse) -> web.StreamResponse:
+        body = await self._read_body(request)
+        size = len(body)
+        with self._count_bytes(size):
+            # A large body is parsed in a thread: all other runs share this event loop.
+            is_small = size <= SMALL_JSON_BYTES
+            asked, renderer = (
+                wire.parse_request(body) if is_small else await asyncio.to_thread(wire.parse_request, body)
+            )
+            del body
+            self._check_model(asked.model)
+            parts = self._calls.stream_answer(asked.model, asked.messages, asked.tools, asked.options)
+            async with contextlib.aclosing(parts):
+                if asked.stream:
+                    sender = StreamSender(request, prepare, self._limits.write_timeout)
+                    return await sender.send_stream(asked.model, renderer, parts)
+                return await send_whole(asked.model, renderer, parts)
+
+    @contextlib.contextmanager
+    def _count_bytes(self, size: int) -> Any:
+        """Count the bytes of a request while it is being answered. Errors: `GatewayRefusal` if all are too many."""
+        limit = self._limits.max_concurrent_bytes
+        if self._bytes_in_progress + size > limit:
+            message = f"All requests at work together are larger than {limit} bytes."
+            raise GatewayRefusal(429, message, "too_large_together")
+        self._bytes_in_progress += size
+        try:
+            yield
+        finally:
+            self._bytes_in_progress -= size
+
+    async def _read_body(self, request: web.BaseRequest) -> bytes:
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise GatewayRefusal(415, "The body must not be compressed.")
+        if (request.content_length or 0) > self._limits.max_body_bytes:
+            raise web.HTTPRequestEntityTooLarge(self._limits.max_body_bytes, request.content_length or 0)
+        try:
+            async with self._read_slots, asyncio.timeout(self._limits.body_timeout):
+                return await request.read()
+        except TimeoutError:
+            raise GatewayRefusal(408, "The body took too long to come.") from None
+
+
+def _build_error_response(refusal: GatewayRefusal) -> web.StreamResponse:
+    return build_json_response(refusal.body, refusal.status, refusal.headers)
+
+
+def _require_method(required: str, method: str, path: str) -> None:
+    if method != required:
+        raise GatewayRefusal(405, f"{path} takes {required} only.", "method_not_allowed")
+
+
+def _render_model(name: str) -> dict[str, Any]:
+    """Return a model as an entry of a list of models."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "paddock"}

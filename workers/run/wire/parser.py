@@ -1,0 +1,59 @@
+"""Read the bodies of requests: JSON objects, of which clients send many variants."""
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from domain.shared.json_limits import JsonTooLarge, check_json
+from domain.shared.unicode_text import repair_json
+from workers.run.wire.errors import GatewayRefusal
+
+_UTF8_BOM: Final = b"\xef\xbb\xbf"
+_RequestStruct = TypeVar("_RequestStruct", bound=msgspec.Struct)
+
+
+def decode_body(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body, without the fields that are null. Errors: `GatewayRefusal`."""
+    try:
+        check_json(body)
+    except JsonTooLarge as error:
+        raise GatewayRefusal(400, f"The body {error.reason}") from None
+    try:
+        fields = msgspec.json.decode(repair_json(body.removeprefix(_UTF8_BOM)))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise GatewayRefusal(400, "The body is not JSON.") from None
+    if not isinstance(fields, dict):
+        raise GatewayRefusal(400, "The body must be a JSON object.")
+    return drop_nulls(fields)
+
+
+def convert_fields(fields: Any, kind: type[_RequestStruct], where: str = "") -> _RequestStruct:
+    """Convert fields that stand at `where` in the body to a Struct. Errors: `GatewayRefusal` names the field."""
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        param = ".".join(part for part in (where, _find_param(str(error))) if part) or None
+        place = f"`{where}`: " if where else ""
+        raise GatewayRefusal(400, f"{place}{error}.", param=param) from None
+    except RecursionError:
+        raise GatewayRefusal(400, "The body nests too deep.") from None
+
+
+def drop_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not null: many clients send null for what they leave out."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def drop_notes(value: Any, notes: frozenset[str]) -> Any:
+    """Return an object without its `notes`, which do not change an answer, and without fields that are null."""
+    if not isinstance(value, dict):
+        return value
+    return {name: field for name, field in value.items() if field is not None and name not in notes}
+
+
+def _find_param(problem: str) -> str | None:
+    """Return the field that a validation error is about."""
+    unknown = re.search(r"unknown field `([^`]*)`", problem)
+    place = re.search(r"at `\$\.?([^`]*)`", problem)
+    return ".".join(match.group(1) for match in (place, unknown) if match is not None) or None
