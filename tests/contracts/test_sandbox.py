@@ -174,7 +174,15 @@ async def test_a_guest_finds_the_same_names_however_it_was_made(sandbox, code) -
         "    return [queue.MINE, ours, sys.argv, sys.modules['__main__'].__file__, sorted(os.environ), sys.path[0], os.getpid()]\n",
     )
     outcome = await sandbox.run_program(program, b"{}", _ignore)
-    expected = [1, [], ["/guest/main.py"], "/guest/main.py", ["HOME", "LANG", "PATH", "TMPDIR"], "/agent", 1]
+    expected = [
+        1,
+        [],
+        ["/guest/main.py"],
+        "/guest/main.py",
+        ["HOME", "LANG", "PADDOCK_WORK", "PATH", "TMPDIR"],
+        "/agent",
+        1,
+    ]
     assert outcome.output is not None, outcome
     told = msgspec.json.decode(outcome.output)
     told[4] = [name for name in told[4] if name != "PWD"]

@@ -32,7 +32,7 @@ def _sent(head: dict[str, Any], body: bytes = b"") -> Any:
 
 @given(JSON)
 def test_what_json_can_hold_has_no_problem(value: Any) -> None:
-    told = guest._run_entrypoint(lambda _: value, "{}")
+    told = guest._run_entrypoint(lambda _: value, "{}", "{}")
     assert msgspec.json.decode(told["body"]) == msgspec.json.decode(json.dumps(value))
     assert guest.find_bad_value(value) is None
 
@@ -42,7 +42,7 @@ def test_what_it_cannot_hold_is_found_where_it_stands(place: list[int | str], ba
     value: Any = bad
     for step in reversed(place):
         value = {step: value, "z": 1} if isinstance(step, str) else [0] * step + [value, "after"]
-    problem = guest._run_entrypoint(lambda _: value, "{}")["problem"]
+    problem = guest._run_entrypoint(lambda _: value, "{}", "{}")["problem"]
     shown = ""
     for step in place:
         is_name = isinstance(step, str) and step.isidentifier()
@@ -60,11 +60,14 @@ def test_what_it_cannot_hold_is_found_where_it_stands(place: list[int | str], ba
     ],
 )
 def test_two_keys_that_are_one_in_json_are_refused(value: Any, keys: str) -> None:
-    assert f"has the keys {keys}, which are one key in JSON" in guest._run_entrypoint(lambda _: value, "{}")["problem"]
+    assert (
+        f"has the keys {keys}, which are one key in JSON"
+        in guest._run_entrypoint(lambda _: value, "{}", "{}")["problem"]
+    )
 
 
 def test_keys_that_stay_apart_are_taken() -> None:
-    assert json.loads(guest._run_entrypoint(lambda _: {1: "a", "2": "b", None: 0}, "{}")["body"]) == {
+    assert json.loads(guest._run_entrypoint(lambda _: {1: "a", "2": "b", None: 0}, "{}", "{}")["body"]) == {
         "1": "a",
         "2": "b",
         "null": 0,
@@ -74,7 +77,7 @@ def test_keys_that_stay_apart_are_taken() -> None:
 def test_a_result_that_holds_itself_is_told_of() -> None:
     ring: list[Any] = [1]
     ring.append({"a": ring})
-    assert "holds itself" in guest._run_entrypoint(lambda _: ring, "{}")["problem"]
+    assert "holds itself" in guest._run_entrypoint(lambda _: ring, "{}", "{}")["problem"]
 
 
 @pytest.mark.parametrize(
