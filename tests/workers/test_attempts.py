@@ -15,8 +15,7 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.redis import Bell
 from tests.support.clients import fetch_events
-from tests.support.isolated_database import NOW, open_isolated_database
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import NOW, SilentBell, open_isolated_database
 from workers.leases import LeaseKeeper
 
 LEASE = timedelta(seconds=10)
@@ -70,7 +69,7 @@ async def test_batch_with_two_attempts_settles_the_newer_one(system) -> None:
         agent_id = await database.add_agent(caller)
         now = NOW
         engine = create_engine(database.url, pool_size=2, application="tests")
-        store = PostgresStore(engine, Silent(), lambda: now)
+        store = PostgresStore(engine, SilentBell(), lambda: now)
         async with store.transaction(caller) as tx:
             execution = await executions.start_execution(tx, caller, agent_id, ExecutionStart())
         async with store.autocommit() as tx:

@@ -39,9 +39,8 @@ from tests.support.budget_model import (
     build_billed_call,
 )
 from tests.support.clients import TenantClient
-from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
-from tests.workers.test_lifecycle import Silent
-from tests.workers.test_stats import own
+from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
+from tests.support.stats_environment import run_property_test
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ async def environment(system):
     async with open_isolated_database(system) as database:
         clock = [NOW]
         store = PostgresStore(
-            create_engine(database.url, pool_size=12, application="tests"), Silent(), lambda: clock[0]
+            create_engine(database.url, pool_size=12, application="tests"), SilentBell(), lambda: clock[0]
         )
         yield BudgetEnvironment(database, store, await database.add_tenant(), clock)
         await store.close()
@@ -76,7 +75,7 @@ async def test_any_sequence_of_calls_matches_the_model(system) -> None:
 
         check()
 
-    await own(system, run_examples)
+    await run_property_test(system, run_examples)
 
 
 async def test_concurrent_calls_exceed_no_limit_and_come_close(environment: BudgetEnvironment) -> None:

@@ -18,6 +18,7 @@ from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, QUANTILE_FRACTIONS
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import IsolatedDatabase
+from tests.support.stats_environment import run_property_test
 from tests.support.stats_oracle import assert_near, interpolate_quantile
 from tests.support.stats_strategies import (
     BOUNDS,
@@ -31,7 +32,6 @@ from tests.support.stats_strategies import (
     TIMES,
     draw_filter,
 )
-from tests.workers.test_stats import own
 from workers.record.stats import StatsFolder
 from workers.upkeep.retention import RetentionSweeper
 
@@ -283,4 +283,4 @@ async def test_any_interleaving_matches_brute_force(system) -> None:
 
         check()
 
-    await own(system, run_examples)
+    await run_property_test(system, run_examples)

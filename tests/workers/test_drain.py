@@ -16,9 +16,9 @@ from domain.shared.errors import DomainError
 from infra.polling import PollResult
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import NOW, open_isolated_database
-from tests.workers.test_dispatcher import FakeRunner
-from tests.workers.test_lifecycle import LEASE, Silent
+from tests.support.isolated_database import NOW, SilentBell, open_isolated_database
+from tests.workers.test_claimer import FakeRunner
+from tests.workers.test_lifecycle import LEASE
 from workers.claimer import Claimer
 from workers.lifecycle import STALLED_SECONDS, Drain, run_with_background
 
@@ -115,7 +115,7 @@ async def test_handing_over_uses_up_no_attempts(system) -> None:
         caller, now = await database.add_tenant(), NOW
         agent_id = await database.add_agent(caller)
         engine = create_engine(database.url, pool_size=2, application="tests")
-        store = PostgresStore(engine, Silent(), lambda: now)
+        store = PostgresStore(engine, SilentBell(), lambda: now)
         try:
             async with store.transaction(caller) as tx:
                 execution_of_test = await executions.start_execution(

@@ -14,8 +14,7 @@ from domain.shared.access import Caller
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.clients import TenantClient, register_tenant
-from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 
 LEASE = timedelta(seconds=10)
 WHOLE_LANE = LaneShare()
@@ -119,7 +118,7 @@ async def test_claim_statement_follows_the_rule(system) -> None:
             database_context, database, engine = runner.run(open_database())
             # While a tenant is alone, no slot is reserved from it.
             runner.run(database.add_tenant())
-            environment = FairnessEnvironment(database, PostgresStore(engine, Silent(), lambda: NOW))
+            environment = FairnessEnvironment(database, PostgresStore(engine, SilentBell(), lambda: NOW))
 
             @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
             @given(tenants=st.lists(TENANT, min_size=1, max_size=4), slots=st.integers(1, 8), spare=st.integers(0, 3))
@@ -140,7 +139,7 @@ async def test_concurrent_claims_exceed_no_limit_and_share_no_row(system) -> Non
         caller = await database.add_tenant()
         limited, free = await database.add_agent(caller, max_concurrency=3), await database.add_agent(caller)
         engine = create_engine(database.url, pool_size=8, application="tests")
-        store = PostgresStore(engine, Silent(), lambda: NOW)
+        store = PostgresStore(engine, SilentBell(), lambda: NOW)
         async with store.transaction(caller) as tx:
             for agent_id in (limited, free):
                 for _ in range(20):

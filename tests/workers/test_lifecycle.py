@@ -17,19 +17,9 @@ from domain.shared.status import TERMINAL_STATUSES
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.clients import fetch_events
-from tests.support.isolated_database import NOW, open_isolated_database
+from tests.support.isolated_database import NOW, SilentBell, open_isolated_database
 
 LEASE = timedelta(seconds=10)
-
-
-class Silent:
-    """A queue that loses every ring: nothing here depends on one."""
-
-    async def ring_jobs(self, *_: object) -> None:
-        return None
-
-    async def ring_lost_jobs(self, *_: object) -> int:
-        return 0
 
 
 async def test_any_interleaving_settles_once(system) -> None:
@@ -47,7 +37,7 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
                 def __init__(self) -> None:
                     super().__init__()
                     self.now = NOW
-                    self.store = PostgresStore(engine, Silent(), lambda: self.now)
+                    self.store = PostgresStore(engine, SilentBell(), lambda: self.now)
                     self.claims: list[Execution] = []
                     self.terminal: list[str] = []
                     self.logged = 0

@@ -18,8 +18,7 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.conftest import run_system
 from tests.support.clients import TenantClient, pack_archive
-from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from workers.cache_cleanup import clean_cache
 
 LEASE = timedelta(seconds=10)
@@ -85,7 +84,7 @@ async def test_a_tenant_that_is_alone_has_every_slot(system) -> None:
     async with open_isolated_database(system) as database:
         caller = await database.add_tenant()
         engine = create_engine(database.url, pool_size=2, application="tests")
-        store = PostgresStore(engine, Silent(), lambda: NOW)
+        store = PostgresStore(engine, SilentBell(), lambda: NOW)
         agent_id = await database.add_agent(caller)
 
         async def claim(count: int) -> int:
@@ -137,7 +136,7 @@ async def test_what_a_tenant_stores_is_counted(system) -> None:
     async with open_isolated_database(system) as database:
         caller = await database.add_tenant()
         engine = create_engine(database.url, pool_size=2, application="tests")
-        store = PostgresStore(engine, Silent(), lambda: NOW)
+        store = PostgresStore(engine, SilentBell(), lambda: NOW)
 
         async def upload(agent_id: str, size: int, quota: int = 0) -> AgentVersion:
             version_id = builds.generate_version_id()
