@@ -222,7 +222,7 @@ class CostEnvironment:
             if since or until:
                 self._check(await costs.summarize_costs(tx, None, since, until), within)
             sums = await tx.stats.sum_groups(costs.query_from_filter(CostFilter(since=since, until=until)))
-            groups = {tuple(group.dims.values()): group.measures for group in sums.sum_groups}
+            groups = {tuple(group.dims.values()): group.measures for group in sums.groups}
             assert groups == CostOracle(within).sum_groups()
 
     def _check(self, summary: costs.CostSummary, rows: list[Cost]) -> None:
