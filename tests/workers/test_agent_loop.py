@@ -1,4 +1,4 @@
-"""What strangers say to a model agent's worker, and what is lost on the way: no run hangs, nothing counts twice."""
+"""Invalid input from providers and lost commits reach a model agent's worker: no run hangs, and nothing counts twice."""
 
 import asyncio
 import json
@@ -36,40 +36,43 @@ from workers.event_writer import EventWriter
 from workers.model_calls import ModelAccess, ModelCalls, ModelRequest
 
 PRICE = {"input": 1000.0, "output": 1000.0}
-HALF = "half \ud83d of a pair"
+HALF_PAIR = "half \ud83d of a pair"
 
 
-async def test_broken_text_of_a_provider_ends_nothing_but_its_call(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_invalid_text_of_a_provider_ends_only_its_call(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    made = await create_model_agent(acme, name)
-    provider.queue_failure(500, message=HALF, to=name)
+    agent = await create_model_agent(acme, name)
+    provider.queue_failure(500, message=HALF_PAIR, to=name)
     provider.queue_text("Fine", to=name)
-    assert (await run_execution(acme, made["id"], task="Go"))["result"] == {"content": "Fine"}
-    provider.queue_failure(400, message=HALF + "\0", to=name)
-    refused = await run_execution(acme, made["id"], task="Go")
-    assert (refused["error_type"], "half \ufffd of a pair" in refused["error_message"]) == ("refused", True)
-    claude = generate_name("claude")
-    registered = {"name": claude, "provider": "anthropic", "model": claude, "base_url": provider.root}
-    assert (await acme.http.post("/models", json=registered)).status_code == 201
-    provider.queue_answer(ScriptedAnswer(tokens=[HALF]), claude)
-    ended = await run_execution(acme, (await create_model_agent(acme, claude))["id"], task="Go")
-    assert ended["result"] == {"content": "half \ufffd of a pair"}
+    assert (await run_execution(acme, agent["id"], task="Go"))["result"] == {"content": "Fine"}
+    provider.queue_failure(400, message=HALF_PAIR + "\0", to=name)
+    failed_execution = await run_execution(acme, agent["id"], task="Go")
+    assert (failed_execution["error_type"], "half \ufffd of a pair" in failed_execution["error_message"]) == (
+        "refused",
+        True,
+    )
+    claude_model = generate_name("claude")
+    registration = {"name": claude_model, "provider": "anthropic", "model": claude_model, "base_url": provider.root}
+    assert (await acme.http.post("/models", json=registration)).status_code == 201
+    provider.queue_answer(ScriptedAnswer(tokens=[HALF_PAIR]), claude_model)
+    execution = await run_execution(acme, (await create_model_agent(acme, claude_model))["id"], task="Go")
+    assert execution["result"] == {"content": "half \ufffd of a pair"}
 
 
-async def test_numbers_that_no_server_can_have_used(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_impossible_token_counts_are_estimated(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name(), price=PRICE)
-    made = await create_model_agent(acme, name)
+    agent = await create_model_agent(acme, name)
     for prompt, completion in ((-5, 10), (10**40, 1), (1, 10**18)):
         provider.queue_text("Fine", prompt=prompt, completion=completion, to=name)
-        ended = await run_execution(acme, made["id"], task="Go")
-        assert ended["result"] == {"content": "Fine"}, ended
-        [cost] = (await acme.http.get(f"/costs?execution_id={ended['id']}")).json()["items"]
+        execution = await run_execution(acme, agent["id"], task="Go")
+        assert execution["result"] == {"content": "Fine"}, execution
+        [cost] = (await acme.http.get(f"/costs?execution_id={execution['id']}")).json()["items"]
         assert (cost["estimated"], 0 < cost["total_tokens"] < 100) == (True, True)
 
 
-async def test_names_and_answers_that_no_column_holds(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_invalid_names_and_results_do_not_fail_the_run(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    made = await create_model_agent(acme, name, tools=["filesystem_write", "filesystem_read", "python"], verbose=True)
+    agent = await create_model_agent(acme, name, tools=["filesystem_write", "filesystem_read", "python"], verbose=True)
     forged = "import sys\nf = sys._getframe()\nwhile f:\n  f.f_globals['_collect_changed_files'] = lambda b: ({}, 5)\n  f = f.f_back"
     calls = {
         "there is no tool": build_call("bad\0name", {}, id="id\0"),
@@ -81,122 +84,122 @@ async def test_names_and_answers_that_no_column_holds(acme: TenantClient, provid
         "files_too_large": build_call("python", {"code": "open(b'\\xff', 'w').close()"}),
         "cannot be read": build_call("python", {"code": forged}),
     }
-    for one in calls.values():
-        provider.queue_text("", calls=[one], to=name)
+    for tool_call in calls.values():
+        provider.queue_text("", calls=[tool_call], to=name)
     provider.queue_text("Done", to=name)
-    ended = await run_execution(acme, made["id"], task="Go", mode="yolo")
-    assert ended["result"] == {"content": "Done"}, ended
-    told = [one for one in await stream_events(acme, ended["id"]) if one["type"] == "tool_result"]
-    for expected, found in zip(calls, told, strict=True):
-        assert expected in str(found.get("result", found.get("error"))), found
-    logs = await acme.http.get(f"/logs/{made['id']}")
+    execution = await run_execution(acme, agent["id"], task="Go", mode="yolo")
+    assert execution["result"] == {"content": "Done"}, execution
+    tool_results = [event for event in await stream_events(acme, execution["id"]) if event["type"] == "tool_result"]
+    for expected, tool_result in zip(calls, tool_results, strict=True):
+        assert expected in str(tool_result.get("result", tool_result.get("error"))), tool_result
+    logs = await acme.http.get(f"/logs/{agent['id']}")
     assert logs.status_code == 200, logs.text
 
 
-async def test_a_schema_cannot_keep_the_worker_busy(acme: TenantClient) -> None:
+async def test_slow_schema_cannot_block_the_worker(acme: TenantClient) -> None:
     properties = {"q": {"type": "string", "pattern": "^(a+)+$"}, "n": {"type": 5}}
     body = {
         "name": generate_name("tool"),
         "configuration": {"api_endpoint": "http://127.0.0.1:9/", "parameters": properties},
     }
     tool = (await acme.http.post("/tools", json=body)).json()
-    bad = await acme.http.post(f"/tools/{tool['id']}/execute", json={"args": {"q": "a" * 60 + "b"}})
-    assert (bad.status_code, "does not match" in bad.text) == (422, True)
-    # A type that nobody knows is left to the endpoint, which is not there.
+    refused = await acme.http.post(f"/tools/{tool['id']}/execute", json={"args": {"q": "a" * 60 + "b"}})
+    assert (refused.status_code, "does not match" in refused.text) == (422, True)
+    # An unknown type is left to the endpoint, which does not exist here.
     unknown = await acme.http.post(f"/tools/{tool['id']}/execute", json={"args": {"n": 1}})
     assert (unknown.status_code, "cannot be reached" in unknown.text) == (422, True), unknown.text
 
 
-async def test_calls_of_one_id_are_decided_on_apart(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_calls_with_the_same_id_are_decided_separately(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    made = await create_model_agent(acme, name, tools=["filesystem_write"])
-    twice = [build_call("filesystem_write", {"path": path, "content": "x"}, id="same") for path in ("a", "b")]
-    provider.queue_text("", calls=twice, to=name)
+    agent = await create_model_agent(acme, name, tools=["filesystem_write"])
+    calls = [build_call("filesystem_write", {"path": path, "content": "x"}, id="same") for path in ("a", "b")]
+    provider.queue_text("", calls=calls, to=name)
     provider.queue_text("Done", to=name)
-    execution_id = await start_execution(acme, made["id"], task="Go")
+    execution_id = await start_execution(acme, agent["id"], task="Go")
     waiting = (await wait_for_status(acme, execution_id, "waiting"))["waiting_for"]
     first = {"call_id": waiting[0]["call_id"]}
-    narrowed = (await acme.http.post(f"/executions/{execution_id}/approve", json=first)).json()
-    assert [one["args"]["path"] for one in narrowed["waiting_for"]] == ["b"]
+    execution = (await acme.http.post(f"/executions/{execution_id}/approve", json=first)).json()
+    assert [call["args"]["path"] for call in execution["waiting_for"]] == ["b"]
     await acme.http.post(f"/executions/{execution_id}/reject", json={})
     await wait_for_status(acme, execution_id, "completed")
     files = (await acme.http.get(f"/executions/{execution_id}/files")).json()["items"]
-    assert [one["path"] for one in files] == ["a"]
+    assert [file["path"] for file in files] == ["a"]
 
 
-async def test_one_answer_cannot_ask_for_everything(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_number_of_calls_per_answer_is_limited(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    made = await create_model_agent(acme, name, tools=["filesystem_write"])
+    agent = await create_model_agent(acme, name, tools=["filesystem_write"])
     provider.queue_text("", calls=[build_call("nothing", {}) for _ in range(steps.MAX_CALLS_PER_ANSWER + 5)], to=name)
     provider.queue_text("Done", to=name)
-    ended = await run_execution(acme, made["id"], task="Go")
-    told = await stream_events(acme, ended["id"])
-    assert sum(one["type"] == "tool_result" for one in told) == steps.MAX_CALLS_PER_ANSWER
-    assert any(one["type"] == "warning" for one in told)
-    answered = [one for one in provider.requests if one.model == name][-1].body["messages"]
-    assert sum(one["role"] == "tool" for one in answered) == steps.MAX_CALLS_PER_ANSWER + 5, (
+    execution = await run_execution(acme, agent["id"], task="Go")
+    events = await stream_events(acme, execution["id"])
+    assert sum(event["type"] == "tool_result" for event in events) == steps.MAX_CALLS_PER_ANSWER
+    assert any(event["type"] == "warning" for event in events)
+    messages = [request for request in provider.requests if request.model == name][-1].body["messages"]
+    assert sum(message["role"] == "tool" for message in messages) == steps.MAX_CALLS_PER_ANSWER + 5, (
         "providers want an answer to each"
     )
 
 
-async def test_a_name_is_a_file_or_a_folder(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_path_is_a_file_or_a_folder(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    made = await create_model_agent(acme, name, tools=["filesystem_write", "python"])
+    agent = await create_model_agent(acme, name, tools=["filesystem_write", "python"])
     for path in ("a/b", "a", "a/b/c", "a/d"):
         provider.queue_text("", calls=[build_call("filesystem_write", {"path": path, "content": "x"})], to=name)
     provider.queue_text("", calls=[build_call("python", {"code": "import os; sorted(os.listdir('a'))"})], to=name)
     provider.queue_text("Done", to=name)
-    ended = await run_execution(acme, made["id"], task="Go", mode="yolo")
-    told = [one for one in await stream_events(acme, ended["id"]) if one["type"] == "tool_result"]
-    assert ["error" in one for one in told] == [False, True, True, False, False]
-    assert told[-1]["result"] == {"value": "['b', 'd']"}
+    execution = await run_execution(acme, agent["id"], task="Go", mode="yolo")
+    tool_results = [event for event in await stream_events(acme, execution["id"]) if event["type"] == "tool_result"]
+    assert ["error" in tool_result for tool_result in tool_results] == [False, True, True, False, False]
+    assert tool_results[-1]["result"] == {"value": "['b', 'd']"}
 
 
-async def test_a_number_that_no_log_reaches(system: System, acme: TenantClient, provider: FakeProvider) -> None:
+async def test_cursor_beyond_the_log_is_refused(system: System, acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    made = await create_model_agent(acme, name)
-    ended = await run_execution(acme, made["id"], task="Go")
-    url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{made['name']}/stream"
+    agent = await create_model_agent(acme, name)
+    execution = await run_execution(acme, agent["id"], task="Go")
+    url = f"ws://127.0.0.1:{system.port}/api/v1/agents/{agent['name']}/stream"
     async with connect(url, additional_headers={"Authorization": acme.http.headers["Authorization"]}) as socket:
-        await socket.send(json.dumps({"execution_id": ended["id"], "after": 2**31}))
+        await socket.send(json.dumps({"execution_id": execution["id"], "after": 2**31}))
         assert json.loads(await socket.recv())["error"] == "invalid_field"
 
 
-async def test_large_events_come_a_few_at_a_time_and_all_of_them(
+async def test_large_events_are_read_in_small_slices(
     acme: TenantClient, provider: FakeProvider, resources: Resources
 ) -> None:
-    execution = await held(acme, provider, resources)
+    execution = await claim_execution(acme, provider, resources)
     async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         large = [
             ExecutionEvent(type="tool_result", data={"n": n, "result": "x" * 200_000}, at=tx.now) for n in range(20)
         ]
         assert await tx.events.append_if_leased(execution.id, execution.attempt, large)
     async with resources.store.autocommit() as tx:
-        asked = EventQuery(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
-        [found] = await tx.events.find_slices([asked], 500)
-    assert found is not None
-    assert (len(found.events) < 12, found.is_complete) == (True, False)
+        query = EventQuery(tenant_id=acme.tenant_id, execution_id=execution.id, seq=0)
+        [event_slice] = await tx.events.find_slices([query], 500)
+    assert event_slice is not None
+    assert (len(event_slice.events) < 12, event_slice.is_complete) == (True, False)
     await acme.http.post(f"/executions/{execution.id}/cancel")
-    began = time.monotonic()
-    told = await stream_events(acme, execution.id)
-    assert [one["n"] for one in told if one["type"] == "tool_result"] == list(range(20))
-    assert time.monotonic() - began < 3, "nothing is waited for while there is more"
+    start = time.monotonic()
+    events = await stream_events(acme, execution.id)
+    assert [event["n"] for event in events if event["type"] == "tool_result"] == list(range(20))
+    assert time.monotonic() - start < 3, "no pause while there is more to read"
 
 
-async def test_inputs_do_not_multiply_without_end(acme: TenantClient, provider: FakeProvider) -> None:
-    made = await create_model_agent(
+async def test_inputs_may_not_expand_without_limit(acme: TenantClient, provider: FakeProvider) -> None:
+    agent = await create_model_agent(
         acme, await create_model(acme, provider, generate_name()), instructions="{x}" * 30_000
     )
-    bomb = {"task": "Go", "inputs": {"x": "y" * 1000}}
-    refused = await acme.http.post(f"/agents/{made['id']}/execute", json=bomb)
+    body = {"task": "Go", "inputs": {"x": "y" * 1000}}
+    refused = await acme.http.post(f"/agents/{agent['id']}/execute", json=body)
     assert (refused.status_code, "inputs" in refused.text) == (422, True), refused.text
 
 
-# The log of many runs, written together
+# The log of many runs, written together.
 
 
-class Slow:
-    """A store whose log takes its time, and chokes on one run."""
+class SlowLogStore:
+    """A store whose log is slow, and fails for one execution."""
 
     def __init__(self, seconds: float = 0.0, bad: str = "") -> None:
         self.order: list[str] = []
@@ -207,58 +210,58 @@ class Slow:
     async def autocommit(self) -> AsyncIterator[Any]:
         yield self
 
-    async def append_batches(self, written: list[AttemptEvents]) -> set[tuple[str, int]]:
+    async def append_batches(self, batches: list[AttemptEvents]) -> set[tuple[str, int]]:
         await asyncio.sleep(self._seconds)
-        if any(one.execution_id == self._bad for one in written):
+        if any(batch.execution_id == self._bad for batch in batches):
             raise UnicodeError(self._bad)
-        self.order += [one.execution_id for one in written]
-        return {(one.execution_id, one.attempt) for one in written}
+        self.order += [batch.execution_id for batch in batches]
+        return {(batch.execution_id, batch.attempt) for batch in batches}
 
 
-def attempt(execution_id: str) -> Any:
+def build_attempt(execution_id: str) -> Any:
     return SimpleNamespace(id=execution_id, attempt=1)
 
 
 @asynccontextmanager
-async def writing(store: Slow) -> AsyncIterator[EventWriter]:
-    scribe = EventWriter(store, lambda: datetime.now(UTC), pause=0.01)  # type: ignore[arg-type]
-    task = asyncio.create_task(scribe.run())
+async def run_event_writer(store: SlowLogStore) -> AsyncIterator[EventWriter]:
+    event_writer = EventWriter(store, lambda: datetime.now(UTC), pause=0.01)  # type: ignore[arg-type]
+    task = asyncio.create_task(event_writer.run())
     try:
-        yield scribe
+        yield event_writer
     finally:
         task.cancel()
 
 
-async def test_what_is_on_its_way_is_waited_for() -> None:
-    store = Slow(seconds=0.2)
-    async with writing(store) as scribe:
-        scribe.add_event(attempt("one"), "token", content="Hi", step="1")
+async def test_flush_waits_for_events_being_written() -> None:
+    store = SlowLogStore(seconds=0.2)
+    async with run_event_writer(store) as event_writer:
+        event_writer.add_event(build_attempt("one"), "token", content="Hi", step="1")
         await asyncio.sleep(0.1)
-        await scribe.flush(attempt("one"))
+        await event_writer.flush(build_attempt("one"))
         assert store.order == ["one"]
 
 
-async def test_what_cannot_be_written_fails_its_own_run() -> None:
-    store = Slow(bad="two")
-    async with writing(store) as scribe:
+async def test_failed_write_fails_only_its_own_run() -> None:
+    store = SlowLogStore(bad="two")
+    async with run_event_writer(store) as event_writer:
         for name in ("one", "two", "three"):
-            scribe.add_event(attempt(name), "token", content="Hi", step="1")
+            event_writer.add_event(build_attempt(name), "token", content="Hi", step="1")
         async with asyncio.timeout(5):
-            flushed = [scribe.flush(attempt(name)) for name in ("one", "two", "three")]
+            flushed = [event_writer.flush(build_attempt(name)) for name in ("one", "two", "three")]
             results = await asyncio.gather(*flushed, return_exceptions=True)
             with pytest.raises(UnicodeError):
-                await scribe.flush(attempt("two"))
-            scribe.add_event(attempt("one"), "token", content="more", step="1")
-            await scribe.flush(attempt("one"))
-    assert [type(one) for one in results] == [type(None), UnicodeError, type(None)]
+                await event_writer.flush(build_attempt("two"))
+            event_writer.add_event(build_attempt("one"), "token", content="more", step="1")
+            await event_writer.flush(build_attempt("one"))
+    assert [type(result) for result in results] == [type(None), UnicodeError, type(None)]
     assert sorted(store.order) == ["one", "one", "three"]
 
 
-# Commits whose answer is lost, and ends in the middle of one
+# Commits whose answer is lost, and runs that end during one.
 
 
-class Forgetful:
-    """A store that commits, and then says for once that it did not; or that takes its time to commit."""
+class ForgetfulStore:
+    """A store that commits and then fails once as if it had not; or that is slow to commit."""
 
     def __init__(self, store: Any, loses: int = 1, seconds: float = 0.0) -> None:
         self._store, self._loses, self._seconds = store, loses, seconds
@@ -282,33 +285,33 @@ class Forgetful:
         return await (retry_through_outage(run_once, max_seconds) if retry else run_once())
 
 
-class Said:
+class InstantModel:
     """A provider that answers at once."""
 
-    async def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
+    async def stream(self, call: ModelCall) -> AsyncGenerator[ReplyPart, None]:
         yield TextDelta("Hi")
         usage = ModelUsage(prompt_tokens=1000, completion_tokens=1000)
         yield ModelReply(message=ChatMessage(role="assistant", content="Hi"), finish="stop", usage=usage)
 
 
-async def held(acme: TenantClient, provider: FakeProvider, resources: Resources) -> Execution:
-    """A run that a worker holds, whose model says nothing."""
+async def claim_execution(acme: TenantClient, provider: FakeProvider, resources: Resources) -> Execution:
+    """Return an execution that a worker holds and whose model does not answer."""
     name = await create_model(acme, provider, generate_name())
     provider.queue_hang(to=name)
     execution_id = await start_execution(acme, (await create_model_agent(acme, name))["id"], task="Go")
     await wait_for_status(acme, execution_id, "running")
     async with resources.store.tenant_transaction(acme.tenant_id) as tx:
-        found = await tx.executions.get(execution_id)
-    assert found is not None
-    return found
+        execution = await tx.executions.get(execution_id)
+    assert execution is not None
+    return execution
 
 
-def calling(store: Any, resources: Resources, execution: Execution) -> ModelCalls:
-    access = ModelAccess(store=store, llm=Said(), prices=GenaiPrices(), keyring=resources.keyring)
+def create_model_calls(store: Any, resources: Resources, execution: Execution) -> ModelCalls:
+    access = ModelAccess(store=store, llm=InstantModel(), prices=GenaiPrices(), keyring=resources.keyring)
     return ModelCalls(access, execution)
 
 
-def step(execution: Execution, path: str, status: Any) -> RunStep:
+def build_step(execution: Execution, path: str, status: Any) -> RunStep:
     return RunStep(
         execution_id=execution.id,
         path=path,
@@ -320,53 +323,53 @@ def step(execution: Execution, path: str, status: Any) -> RunStep:
     )
 
 
-# Free, so that nothing has to be held before it is called.
+# Free, so that no budget is reserved before the call.
 REQUEST = ModelRequest(
     target=ModelTarget(name="m", provider="local", model="m"), messages=(ChatMessage(role="user", content="Hi"),)
 )
 
 
-async def test_a_commit_whose_answer_was_lost_counts_once(
+async def test_commit_whose_answer_was_lost_counts_once(
     acme: TenantClient, provider: FakeProvider, resources: Resources
 ) -> None:
-    execution = await held(acme, provider, resources)
-    calls = calling(Forgetful(resources.store), resources, execution)
+    execution = await claim_execution(acme, provider, resources)
+    calls = create_model_calls(ForgetfulStore(resources.store), resources, execution)
 
-    async def also(tx: Tx, _: ModelReply) -> None:
-        await steps.write_step(tx, step(execution, "9", "finished"), [])
+    async def write_step(tx: Tx, _: ModelReply) -> None:
+        await steps.write_step(tx, build_step(execution, "9", "finished"), [])
 
     async with calls.open_call(REQUEST) as model_call:
         async for _ in model_call:
             pass
-        await model_call.settle(also)
+        await model_call.settle(write_step)
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
-    assert [one["total_tokens"] for one in costs["items"]] == [2000]
-    for _ in range(2):  # a step too: the same attempt may write it again, and nothing is told twice
+    assert [cost["total_tokens"] for cost in costs["items"]] == [2000]
+    for _ in range(2):  # the same attempt may write a step again, and its event is written once
         async with resources.store.tenant_transaction(acme.tenant_id) as tx:
-            told = ExecutionEvent(type="tool_result", data={"tool": "t"}, at=tx.now)
-            await steps.write_step(tx, step(execution, "9.0", "finished"), [told])
+            event = ExecutionEvent(type="tool_result", data={"tool": "t"}, at=tx.now)
+            await steps.write_step(tx, build_step(execution, "9.0", "finished"), [event])
     await acme.http.post(f"/executions/{execution.id}/cancel")
-    kinds = [one["type"] for one in await stream_events(acme, execution.id)]
+    kinds = [event["type"] for event in await stream_events(acme, execution.id)]
     assert (kinds.count("tool_result"), kinds.count("cost"), kinds.count("model_call")) == (1, 1, 1)
-    found = (await acme.http.get(f"/executions/{execution.id}")).json()
-    assert found["steps_completed"] == 2
+    execution_after = (await acme.http.get(f"/executions/{execution.id}")).json()
+    assert execution_after["steps_completed"] == 2
 
 
-async def test_a_run_that_ends_while_a_call_is_settled_pays_for_it(
+async def test_run_that_ends_during_settlement_is_billed(
     acme: TenantClient, provider: FakeProvider, resources: Resources
 ) -> None:
-    execution = await held(acme, provider, resources)
-    store = Forgetful(resources.store, loses=0, seconds=0.3)
+    execution = await claim_execution(acme, provider, resources)
+    store = ForgetfulStore(resources.store, loses=0, seconds=0.3)
 
-    async def ask() -> None:
-        async for _ in calling(store, resources, execution).stream_answer(REQUEST):
+    async def run_call() -> None:
+        async for _ in create_model_calls(store, resources, execution).stream_answer(REQUEST):
             pass
 
-    task = asyncio.create_task(ask())
+    task = asyncio.create_task(run_call())
     await store.committing.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     costs = (await acme.http.get(f"/costs?execution_id={execution.id}")).json()
     await acme.http.post(f"/executions/{execution.id}/cancel")
-    assert [one["total_tokens"] for one in costs["items"]] == [2000]
+    assert [cost["total_tokens"] for cost in costs["items"]] == [2000]
