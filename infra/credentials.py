@@ -93,7 +93,7 @@ class Passwords:
     def __init__(self) -> None:
         self._hasher = PasswordHasher()
         self._slots = asyncio.Semaphore(2)
-        self._dummy_hash = self._hasher.hash(secrets.token_urlsafe(16))
+        self._dummy_hash = _build_dummy_hash(self._hasher)
 
     async def hash_password(self, password: str) -> str:
         """Return a hash that contains its parameters."""
@@ -112,6 +112,15 @@ class Passwords:
             return self._hasher.verify(stored, password)
         except (VerificationError, InvalidHashError):
             return False
+
+
+def _build_dummy_hash(hasher: PasswordHasher) -> str:
+    """Return a hash of no known password with the parameters of `hasher`. Verifying it takes as long as any other."""
+    salt, digest = (
+        base64.b64encode(secrets.token_bytes(length)).decode().rstrip("=")
+        for length in (hasher.salt_len, hasher.hash_len)
+    )
+    return f"$argon2id$v=19$m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}${salt}${digest}"
 
 
 class AccessTokens:

@@ -37,10 +37,20 @@ async def run_system(**environment: str) -> AsyncIterator[System]:
             system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lines.append)
             system.lines = lines  # type: ignore[attr-defined]
             async with system.run():
-                yield system
+                try:
+                    yield system
+                finally:
+                    _kill_storage_at_once(system)
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _kill_storage_at_once(system: System) -> None:
+    """Let SeaweedFS be killed when the system stops: it takes three seconds to end, and its data is thrown away."""
+    _, _, seaweed = system.services
+    if seaweed is not None and seaweed.child is not None:
+        seaweed.child.stop_seconds = 0.0
 
 
 @pytest.fixture(scope="session")

@@ -109,10 +109,10 @@ def _switch_to_nobody() -> None:
 
 
 class ChildProcess:
-    """Control a running child process. `log` is the file that it prints to."""
+    """Control a running child process. It prints to the file `log`, and has `stop_seconds` to end after a signal."""
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path, stop_seconds: float) -> None:
-        self.name, self.process, self.log, self._stop_seconds = name, process, log, stop_seconds
+        self.name, self.process, self.log, self.stop_seconds = name, process, log, stop_seconds
 
     def is_alive(self) -> bool:
         """Return whether it runs."""
@@ -139,7 +139,7 @@ class ChildProcess:
         if not self.is_alive():
             return
         self.process.send_signal(number)
-        for _ in range(int(self._stop_seconds / _POLL_SECONDS)):
+        for _ in range(int(self.stop_seconds / _POLL_SECONDS)):
             if not self.is_alive():
                 return
             await asyncio.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The registries of models, provider keys and tools: bad input, references between them, what is never shown."""
+"""Test the registries of models, provider keys and tools: invalid input, references between them, and secrecy of keys."""
 
 import json
 import secrets
@@ -13,97 +13,107 @@ from domain.shared.errors import DomainError
 from domain.tools import BUILT_IN_TOOLS, MAX_TENANT_TOOLS, McpServerTool, Tool
 from tests.support.clients import TenantClient
 
-KEY = "sk-0123456789-abcdefgh-hidden"
-CUSTOM = {"api_endpoint": "https://api.example.com/search", "method": "GET", "parameters": {"q": {"type": "string"}}}
-MODEL = {"name": "fast", "provider": "openai", "model": "gpt-4o"}
+PROVIDER_KEY = "sk-0123456789-abcdefgh-hidden"
+CUSTOM_CONFIGURATION = {
+    "api_endpoint": "https://api.example.com/search",
+    "method": "GET",
+    "parameters": {"q": {"type": "string"}},
+}
+EXAMPLE_MODEL = {"name": "fast", "provider": "openai", "model": "gpt-4o"}
 
 
-async def keep(acme: TenantClient, name: str, service: str = "openai", key: str = KEY) -> dict[str, Any]:
-    made = await acme.http.post("/provider-keys", json={"name": name, "service": service, "key": key})
-    assert made.status_code == 201, made.text
-    return dict(made.json())
+async def create_provider_key(
+    acme: TenantClient, name: str, service: str = "openai", key: str = PROVIDER_KEY
+) -> dict[str, Any]:
+    answer = await acme.http.post("/provider-keys", json={"name": name, "service": service, "key": key})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
 
 
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/models", {**MODEL, "provider": "nobody"}, "provider"),
-        ("/models", {**MODEL, "name": "a\nb"}, "name"),
-        ("/models", {**MODEL, "name": "a//b"}, "name"),
-        ("/models", {**MODEL, "name": "model_01k00000000000000000000000"}, "name"),
-        ("/models", {**MODEL, "model": "two words"}, "model"),
-        ("/models", {**MODEL, "model": "gpt-4\n"}, "model"),
-        ("/models", {**MODEL, "name": "a\n"}, "name"),
-        ("/models", {**MODEL, "base_url": "ftp://x"}, "base_url"),
-        ("/models", {**MODEL, "base_url": "https://user:pass@x"}, "base_url"),
-        ("/models", {**MODEL, "provider": "databricks"}, "base_url"),
-        ("/models", {**MODEL, "provider": "openai_compatible"}, "base_url"),
-        ("/models", {**MODEL, "provider": "local", "base_url": "http://x"}, "base_url"),
-        ("/models", {**MODEL, "provider": "local", "api_key_name": "x"}, "api_key_name"),
-        ("/models", {**MODEL, "api_key_name": "missing"}, "api_key_name"),
-        ("/models", {**MODEL, "api_key_name": "a\0b"}, "api_key_name"),
-        ("/models", {**MODEL, "parameters": {"temperature": 3}}, "parameters.temperature"),
-        ("/models", {**MODEL, "parameters": {"max_tokens": "many"}}, "parameters.max_tokens"),
-        ("/models", {**MODEL, "parameters": {"messages": []}}, "parameters.messages"),
-        ("/models", {**MODEL, "parameters": {"x": "y" * 20_000}}, "parameters"),
-        ("/models", {**MODEL, "price": {"input": -1, "output": 1}}, "price.input"),
-        ("/models", {**MODEL, "price": {"input": 1}}, "price.output"),
-        ("/models", {**MODEL, "price": {"input": 1, "output": 1, "per": "day"}}, "price.per"),
-        ("/models", {**MODEL, "group_id": "x"}, "group_id"),
+        ("/models", {**EXAMPLE_MODEL, "provider": "unknown"}, "provider"),
+        ("/models", {**EXAMPLE_MODEL, "name": "a\nb"}, "name"),
+        ("/models", {**EXAMPLE_MODEL, "name": "a//b"}, "name"),
+        ("/models", {**EXAMPLE_MODEL, "name": "model_01k00000000000000000000000"}, "name"),
+        ("/models", {**EXAMPLE_MODEL, "model": "two words"}, "model"),
+        ("/models", {**EXAMPLE_MODEL, "model": "gpt-4\n"}, "model"),
+        ("/models", {**EXAMPLE_MODEL, "name": "a\n"}, "name"),
+        ("/models", {**EXAMPLE_MODEL, "base_url": "ftp://x"}, "base_url"),
+        ("/models", {**EXAMPLE_MODEL, "base_url": "https://user:pass@x"}, "base_url"),
+        ("/models", {**EXAMPLE_MODEL, "provider": "databricks"}, "base_url"),
+        ("/models", {**EXAMPLE_MODEL, "provider": "openai_compatible"}, "base_url"),
+        ("/models", {**EXAMPLE_MODEL, "provider": "local", "base_url": "http://x"}, "base_url"),
+        ("/models", {**EXAMPLE_MODEL, "provider": "local", "api_key_name": "x"}, "api_key_name"),
+        ("/models", {**EXAMPLE_MODEL, "api_key_name": "missing"}, "api_key_name"),
+        ("/models", {**EXAMPLE_MODEL, "api_key_name": "a\0b"}, "api_key_name"),
+        ("/models", {**EXAMPLE_MODEL, "parameters": {"temperature": 3}}, "parameters.temperature"),
+        ("/models", {**EXAMPLE_MODEL, "parameters": {"max_tokens": "many"}}, "parameters.max_tokens"),
+        ("/models", {**EXAMPLE_MODEL, "parameters": {"messages": []}}, "parameters.messages"),
+        ("/models", {**EXAMPLE_MODEL, "parameters": {"x": "y" * 20_000}}, "parameters"),
+        ("/models", {**EXAMPLE_MODEL, "price": {"input": -1, "output": 1}}, "price.input"),
+        ("/models", {**EXAMPLE_MODEL, "price": {"input": 1}}, "price.output"),
+        ("/models", {**EXAMPLE_MODEL, "price": {"input": 1, "output": 1, "per": "day"}}, "price.per"),
+        ("/models", {**EXAMPLE_MODEL, "group_id": "x"}, "group_id"),
         ("/provider-keys", {"name": "k", "service": "openai"}, "key"),
-        ("/provider-keys", {"name": "k", "service": "openai", "key": f"{KEY}\n"}, "key"),
-        ("/provider-keys", {"name": "k", "service": "openai", "key": [KEY]}, "key"),
-        ("/provider-keys", {"name": "k", "service": "open ai", "key": KEY}, "service"),
-        ("/provider-keys", {"name": "k", "service": "openai\n", "key": KEY}, "service"),
-        ("/provider-keys", {"name": "a/b", "service": "openai", "key": KEY}, "name"),
-        ("/provider-keys", {"name": "k", "service": "openai", "api_key": KEY, "key": KEY}, "api_key"),
+        ("/provider-keys", {"name": "k", "service": "openai", "key": f"{PROVIDER_KEY}\n"}, "key"),
+        ("/provider-keys", {"name": "k", "service": "openai", "key": [PROVIDER_KEY]}, "key"),
+        ("/provider-keys", {"name": "k", "service": "open ai", "key": PROVIDER_KEY}, "service"),
+        ("/provider-keys", {"name": "k", "service": "openai\n", "key": PROVIDER_KEY}, "service"),
+        ("/provider-keys", {"name": "a/b", "service": "openai", "key": PROVIDER_KEY}, "name"),
+        ("/provider-keys", {"name": "k", "service": "openai", "api_key": PROVIDER_KEY, "key": PROVIDER_KEY}, "api_key"),
         ("/tools", {"name": "t", "configuration": {}}, "configuration.api_endpoint"),
-        ("/tools", {"name": "t", "tool_type": "builtin", "configuration": CUSTOM}, "tool_type"),
-        ("/tools", {"name": "t", "configuration": {**CUSTOM, "colour": "red"}}, "configuration.colour"),
-        ("/tools", {"name": "t", "configuration": {**CUSTOM, "secrets": {"X-Key": "missing"}}}, None),
-        ("/tools", {"name": "Enabled", "configuration": CUSTOM}, "name"),
-        ("/tools", {"name": "configurations", "configuration": CUSTOM}, "name"),
-        ("/tools", {"name": "mcp", "configuration": CUSTOM}, "name"),
-        ("/tools", {"name": "a\\b", "configuration": CUSTOM}, "name"),
-        ("/tools", {"name": "t", "category": "Two Words", "configuration": CUSTOM}, "category"),
-        ("/tools", {"name": "t", "tool_type": "mcp", "configuration": CUSTOM}, None),
-        ("/tools", {"name": "t", "configuration": {**CUSTOM, "headers": {"X": "y" * 70_000}}}, "configuration"),
+        ("/tools", {"name": "t", "tool_type": "builtin", "configuration": CUSTOM_CONFIGURATION}, "tool_type"),
+        ("/tools", {"name": "t", "configuration": {**CUSTOM_CONFIGURATION, "colour": "red"}}, "configuration.colour"),
+        ("/tools", {"name": "t", "configuration": {**CUSTOM_CONFIGURATION, "secrets": {"X-Key": "missing"}}}, None),
+        ("/tools", {"name": "Enabled", "configuration": CUSTOM_CONFIGURATION}, "name"),
+        ("/tools", {"name": "configurations", "configuration": CUSTOM_CONFIGURATION}, "name"),
+        ("/tools", {"name": "mcp", "configuration": CUSTOM_CONFIGURATION}, "name"),
+        ("/tools", {"name": "a\\b", "configuration": CUSTOM_CONFIGURATION}, "name"),
+        ("/tools", {"name": "t", "category": "Two Words", "configuration": CUSTOM_CONFIGURATION}, "category"),
+        ("/tools", {"name": "t", "tool_type": "mcp", "configuration": CUSTOM_CONFIGURATION}, None),
+        (
+            "/tools",
+            {"name": "t", "configuration": {**CUSTOM_CONFIGURATION, "headers": {"X": "y" * 70_000}}},
+            "configuration",
+        ),
     ],
 )
-async def test_each_mistake_names_its_field(
+async def test_invalid_entry_is_refused_by_field(
     acme: TenantClient, path: str, body: dict[str, Any], field: str | None
 ) -> None:
     answer = await acme.http.post(path, json=body)
     assert answer.status_code == 422, answer.text
-    told = answer.json()["errors"][0]["field"]
-    assert told == field if field is not None else told.startswith("configuration."), answer.text
-    assert KEY not in answer.text
+    error_field = answer.json()["errors"][0]["field"]
+    assert error_field == field if field is not None else error_field.startswith("configuration."), answer.text
+    assert PROVIDER_KEY not in answer.text
     changed = await acme.http.patch("/models/smollm2", json={name: body[name] for name in body if name != "name"})
     if path == "/models" and field != "name":
         assert changed.status_code == 422, changed.text
 
 
-async def test_names_are_taken_once(acme: TenantClient) -> None:
-    await keep(acme, "My Key")
+async def test_duplicate_names_conflict(acme: TenantClient) -> None:
+    await create_provider_key(acme, "My Key")
     for path, body in (
-        ("/provider-keys", {"name": "my-key", "service": "x", "key": KEY}),
-        ("/models", {**MODEL, "name": "smollm2"}),
-        ("/tools", {"name": "Python", "configuration": CUSTOM}),
-        ("/tools", {"name": "http-request", "configuration": CUSTOM}),
+        ("/provider-keys", {"name": "my-key", "service": "x", "key": PROVIDER_KEY}),
+        ("/models", {**EXAMPLE_MODEL, "name": "smollm2"}),
+        ("/tools", {"name": "Python", "configuration": CUSTOM_CONFIGURATION}),
+        ("/tools", {"name": "http-request", "configuration": CUSTOM_CONFIGURATION}),
     ):
         refused = await acme.http.post(path, json=body)
         assert (refused.status_code, refused.json()["errors"][0]["field"]) == (409, "name"), refused.text
-    await acme.http.post("/models", json=MODEL)
+    await acme.http.post("/models", json=EXAMPLE_MODEL)
     assert (await acme.http.patch("/models/fast", json={"name": "smollm2"})).status_code == 409
-    await keep(acme, "Other")
+    await create_provider_key(acme, "Other")
     assert (await acme.http.patch("/provider-keys/other", json={"name": "My Key"})).status_code == 409
-    await acme.http.post("/tools", json={"name": "One", "configuration": CUSTOM})
-    await acme.http.post("/tools", json={"name": "Two", "configuration": CUSTOM})
+    await acme.http.post("/tools", json={"name": "One", "configuration": CUSTOM_CONFIGURATION})
+    await acme.http.post("/tools", json={"name": "Two", "configuration": CUSTOM_CONFIGURATION})
     for name in ("one", "python"):
         assert (await acme.http.patch("/tools/two", json={"name": name})).status_code == 409
 
 
-async def test_a_key_is_shown_nowhere(acme: TenantClient, system) -> None:
+async def test_provider_key_is_never_shown(acme: TenantClient, system) -> None:
     hidden = f"sk-{secrets.token_hex(16)}"
     headers = {"Idempotency-Key": "keep-it"}
     body = {"name": "Hidden", "service": "openai", "key": hidden}
@@ -125,22 +135,22 @@ async def test_a_key_is_shown_nowhere(acme: TenantClient, system) -> None:
         assert (await reader.post("/provider-keys", json=body)).status_code == 403
 
 
-async def test_short_keys_show_nothing_and_services_narrow_a_list(acme: TenantClient) -> None:
-    assert (await keep(acme, "Short", "search", "twelve-chars"))["last_four"] is None
-    await keep(acme, "Long", "OpenAI")
-    found = (await acme.http.get("/provider-keys?service=openai")).json()["items"]
-    assert [key["name"] for key in found] == ["Long"]
+async def test_short_keys_hide_their_last_four_and_lists_filter_by_service(acme: TenantClient) -> None:
+    assert (await create_provider_key(acme, "Short", "search", "twelve-chars"))["last_four"] is None
+    await create_provider_key(acme, "Long", "OpenAI")
+    keys = (await acme.http.get("/provider-keys?service=openai")).json()["items"]
+    assert [key["name"] for key in keys] == ["Long"]
     changed = await acme.http.patch("/provider-keys/long", json={"service": "search"})
     assert changed.json()["service"] == "search"
     assert (await acme.http.get("/provider-keys?service=search")).json()["total"] == 2
 
 
-async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: TenantClient, resources) -> None:
-    key = await keep(acme, "Search Key")
-    await acme.http.post("/models", json={**MODEL, "api_key_name": key["id"]})
-    tool = {"name": "Search", "configuration": {**CUSTOM, "secrets": {"X-Api-Key": "Search Key"}}}
-    made = (await acme.http.post("/tools", json=tool)).json()
-    assert made["configuration"]["secrets"] == {"X-Api-Key": "search_key"}
+async def test_references_to_a_key_follow_its_name_and_prevent_deletion(acme: TenantClient, resources) -> None:
+    key = await create_provider_key(acme, "Search Key")
+    await acme.http.post("/models", json={**EXAMPLE_MODEL, "api_key_name": key["id"]})
+    tool = {"name": "Search", "configuration": {**CUSTOM_CONFIGURATION, "secrets": {"X-Api-Key": "Search Key"}}}
+    created = (await acme.http.post("/tools", json=tool)).json()
+    assert created["configuration"]["secrets"] == {"X-Api-Key": "search_key"}
     assert (await acme.http.get("/models/fast")).json()["api_key_name"] == "search_key"
 
     refused = await acme.http.delete("/provider-keys/search_key")
@@ -152,39 +162,39 @@ async def test_what_uses_a_key_follows_its_name_and_keeps_it(acme: TenantClient,
     assert (await acme.http.get("/models/fast")).json()["api_key_name"] == "new_name"
     assert (await acme.http.get("/tools/search")).json()["configuration"]["secrets"] == {"X-Api-Key": "new_name"}
     async with resources.store.tenant_transaction(acme.tenant_id) as tx:
-        found = await llms.resolve_model(tx, "fast")
-        assert resources.keyring.open(found.sealed_key or b"").decode() == KEY
+        resolved = await llms.resolve_model(tx, "fast")
+        assert resources.keyring.open(resolved.sealed_key or b"").decode() == PROVIDER_KEY
     assert (await acme.http.patch("/models/fast", json={"api_key_name": None})).json()["api_key_name"] is None
-    changed = await acme.http.patch("/tools/search", json={"configuration": CUSTOM})
+    changed = await acme.http.patch("/tools/search", json={"configuration": CUSTOM_CONFIGURATION})
     assert changed.json()["configuration"]["secrets"] == {}
     assert (await acme.http.delete("/provider-keys/new_name")).status_code == 204
 
 
-async def test_the_only_key_of_a_service_is_used(acme: TenantClient, resources) -> None:
-    await acme.http.post("/models", json=MODEL)
+async def test_only_key_of_a_service_is_used_automatically(acme: TenantClient, resources) -> None:
+    await acme.http.post("/models", json=EXAMPLE_MODEL)
 
-    async def sealed(name: str, provider: str | None = None) -> bytes | None:
+    async def resolve_sealed_key(name: str, provider: str | None = None) -> bytes | None:
         async with resources.store.tenant_transaction(acme.tenant_id) as tx:
             return (await llms.resolve_model(tx, name, provider)).sealed_key
 
-    assert await sealed("fast") is None
-    await keep(acme, "First", "OpenAI", "first-key")
-    assert resources.keyring.open(await sealed("fast")) == b"first-key"
-    assert resources.keyring.open(await sealed("gpt-4o-mini")) == b"first-key"
-    assert resources.keyring.open(await sealed("anything", "openai")) == b"first-key"
-    assert await sealed("claude-sonnet-4") is None
-    assert await sealed("smollm2") is None
-    await keep(acme, "Second")
-    # Nobody said which of two.
-    assert await sealed("fast") is None
+    assert await resolve_sealed_key("fast") is None
+    await create_provider_key(acme, "First", "OpenAI", "first-key")
+    assert resources.keyring.open(await resolve_sealed_key("fast")) == b"first-key"
+    assert resources.keyring.open(await resolve_sealed_key("gpt-4o-mini")) == b"first-key"
+    assert resources.keyring.open(await resolve_sealed_key("anything", "openai")) == b"first-key"
+    assert await resolve_sealed_key("claude-sonnet-4") is None
+    assert await resolve_sealed_key("smollm2") is None
+    await create_provider_key(acme, "Second")
+    # With two keys of the service, the model must name one.
+    assert await resolve_sealed_key("fast") is None
     assert (await acme.http.patch("/models/fast", json={"api_key_name": "first"})).status_code == 200
-    assert resources.keyring.open(await sealed("fast")) == b"first-key"
+    assert resources.keyring.open(await resolve_sealed_key("fast")) == b"first-key"
     with pytest.raises(DomainError, match="must be 'openai', with which the model 'fast' is registered"):
-        await sealed("fast", "anthropic")
+        await resolve_sealed_key("fast", "anthropic")
 
 
-async def test_every_field_of_a_model_changes(acme: TenantClient) -> None:
-    made = (await acme.http.post("/models", json=MODEL)).json()
+async def test_every_field_of_a_model_can_be_updated(acme: TenantClient) -> None:
+    created = (await acme.http.post("/models", json=EXAMPLE_MODEL)).json()
     changes = {
         "name": "slow",
         "provider": "openai_compatible",
@@ -196,8 +206,8 @@ async def test_every_field_of_a_model_changes(acme: TenantClient) -> None:
     changed = await acme.http.put("/models/fast", json=changes)
     assert changed.status_code == 200, changed.text
     assert {name: changed.json()[name] for name in changes} == changes
-    assert changed.json()["updated_at"] > made["updated_at"]
-    assert (await acme.http.get(f"/models/{made['id']}")).json() == changed.json()
+    assert changed.json()["updated_at"] > created["updated_at"]
+    assert (await acme.http.get(f"/models/{created['id']}")).json() == changed.json()
     assert (await acme.http.patch("/models/slow", json={"price": None})).json()["price"] is None
     assert (await acme.http.patch("/models/slow", json={"base_url": None})).status_code == 422
     assert (await acme.http.patch("/models/smollm2", json={"name": "small"})).json()["name"] == "small"
@@ -205,7 +215,7 @@ async def test_every_field_of_a_model_changes(acme: TenantClient) -> None:
     assert (await acme.http.get("/models/small")).status_code == 404
 
 
-async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(
+async def test_built_in_tools_can_only_be_enabled_and_disabled_per_tenant(
     acme: TenantClient, other_tenant: TenantClient
 ) -> None:
     tool = (await acme.http.get("/tools/python")).json()
@@ -215,14 +225,16 @@ async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(
         assert (await acme.http.delete(f"/tools/{reference}")).status_code == 409
         assert (await acme.http.patch(f"/tools/{reference}", json={"description": "x"})).status_code == 409
     assert (await acme.http.patch("/tools/python/toggle-enabled")).json()["enabled"] is False
-    off = (await acme.http.get("/tools/python")).json()
-    assert off["enabled"] is False
-    # As old as the tenant, and changed when it was switched off.
+    disabled = (await acme.http.get("/tools/python")).json()
+    assert disabled["enabled"] is False
+    # Created with the tenant, and updated when it was disabled.
     since = (await acme.http.get("/tenant")).json()["created_at"]
-    assert (tool["created_at"], tool["updated_at"], off["created_at"]) == (since, since, since)
-    assert off["updated_at"] > since
+    assert (tool["created_at"], tool["updated_at"], disabled["created_at"]) == (since, since, since)
+    assert disabled["updated_at"] > since
     assert (await other_tenant.http.get("/tools/python")).json()["enabled"] is True
-    assert [one["name"] for one in (await acme.http.get("/tools?enabled=false")).json()["items"]] == ["python"]
+    assert [
+        disabled_tool["name"] for disabled_tool in (await acme.http.get("/tools?enabled=false")).json()["items"]
+    ] == ["python"]
     assert (await acme.http.patch("/tools/python", json={"enabled": False})).json()["enabled"] is False
     assert (await acme.http.put(f"/tools/{tool['id']}", json={"enabled": True})).json()["enabled"] is True
     assert (await acme.http.patch("/tools/python/toggle-enabled")).json()["enabled"] is False
@@ -235,21 +247,23 @@ async def test_built_in_tools_are_switched_per_tenant_and_nothing_else(
     assert (await acme.http.get("/tools/configurations/nothing/schema")).status_code == 404
 
 
-async def test_every_field_of_a_tool_changes(acme: TenantClient) -> None:
-    made = (
-        await acme.http.post("/tools", json={"name": "Search", "tool_type": "http", "configuration": CUSTOM})
+async def test_every_field_of_a_tool_can_be_updated(acme: TenantClient) -> None:
+    created = (
+        await acme.http.post(
+            "/tools", json={"name": "Search", "tool_type": "http", "configuration": CUSTOM_CONFIGURATION}
+        )
     ).json()
-    # Only GET changes nothing.
-    assert (made["tool_type"], made["effects"], made["category"], made["description"]) == (
+    # Only GET has no effects.
+    assert (created["tool_type"], created["effects"], created["category"], created["description"]) == (
         "custom",
         False,
         "custom",
         "",
     )
-    posting = {**CUSTOM, "method": "POST"}
+    posting = {**CUSTOM_CONFIGURATION, "method": "POST"}
     assert (await acme.http.patch("/tools/search", json={"configuration": posting})).json()["effects"] is True
-    told = await acme.http.patch("/tools/search", json={"effects": False})
-    assert told.json()["effects"] is False
+    overridden = await acme.http.patch("/tools/search", json={"effects": False})
+    assert overridden.json()["effects"] is False
     assert (await acme.http.patch("/tools/search", json={"configuration": posting})).json()["effects"] is False
     changes = {"name": "Look Up", "description": "Finds.", "category": "search", "enabled": False, "effects": True}
     changed = (await acme.http.put("/tools/search", json=changes)).json()
@@ -257,9 +271,9 @@ async def test_every_field_of_a_tool_changes(acme: TenantClient) -> None:
     assert changed["slug"] == "look_up"
     server = {"tool_type": "mcp", "configuration": {"url": "https://mcp.example.com/mcp"}}
     assert (await acme.http.patch("/tools/look_up", json={"tool_type": "mcp"})).status_code == 422
-    moved = (await acme.http.patch("/tools/look_up", json=server)).json()
-    assert (moved["tool_type"], moved["parameters"]) == ("mcp", {})
-    assert (await acme.http.get("/tools/look_up")).json() == moved
+    replaced = (await acme.http.patch("/tools/look_up", json=server)).json()
+    assert (replaced["tool_type"], replaced["parameters"]) == ("mcp", {})
+    assert (await acme.http.get("/tools/look_up")).json() == replaced
     for query, total in (
         ("tool_type=mcp", 1),
         ("category=search", 1),
@@ -272,53 +286,55 @@ async def test_every_field_of_a_tool_changes(acme: TenantClient) -> None:
     assert (await acme.http.get("/tools/look_up")).status_code == 404
 
 
-async def test_a_list_goes_on_into_the_built_in_ones(acme: TenantClient) -> None:
+async def test_tool_list_pages_continue_into_built_in_tools(acme: TenantClient) -> None:
     for name in ("One", "Two", "Three"):
-        await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM})
-    whole = ["Three", "Two", "One", *(tool.name for tool in BUILT_IN_TOOLS)]
+        await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM_CONFIGURATION})
+    all_names = ["Three", "Two", "One", *(tool.name for tool in BUILT_IN_TOOLS)]
     for limit in (1, 2, 4, 9, 20):
-        seen: list[str] = []
+        names: list[str] = []
         while True:
-            part = (await acme.http.get(f"/tools?limit={limit}&offset={len(seen)}")).json()
-            assert part["total"] == len(whole)
-            seen += [tool["name"] for tool in part["items"]]
-            if not part["has_more"]:
+            page = (await acme.http.get(f"/tools?limit={limit}&offset={len(names)}")).json()
+            assert page["total"] == len(all_names)
+            names += [tool["name"] for tool in page["items"]]
+            if not page["has_more"]:
                 break
-        assert seen == whole
+        assert names == all_names
     assert (await acme.http.get("/tools?offset=50")).json()["items"] == []
 
 
-async def test_agents_name_tools_by_anything(acme: TenantClient, resources) -> None:
-    made = (await acme.http.post("/tools", json={"name": "My Search", "configuration": CUSTOM})).json()
+async def test_tools_resolve_by_name_slug_or_id(acme: TenantClient, resources) -> None:
+    created = (await acme.http.post("/tools", json={"name": "My Search", "configuration": CUSTOM_CONFIGURATION})).json()
     server = {"name": "Git", "tool_type": "mcp", "configuration": {"url": "https://mcp.example.com/mcp"}}
     await acme.http.post("/tools", json=server)
     async with resources.store.tenant_transaction(acme.tenant_id) as tx:
-        asked = ["My Search", "git/log", "python", made["id"], "my_search", "git", "git/log", "git/diff"]
-        found = await tools.resolve_tools(tx, asked)
-        shown = [(tool.slug, tool.tool_name if isinstance(tool, McpServerTool) else None) for tool in found]
-        assert shown == [("my_search", None), ("git", "log"), ("python", None), ("git", None), ("git", "diff")]
+        references = ["My Search", "git/log", "python", created["id"], "my_search", "git", "git/log", "git/diff"]
+        resolved = await tools.resolve_tools(tx, references)
+        resolved_names = [(tool.slug, tool.tool_name if isinstance(tool, McpServerTool) else None) for tool in resolved]
+        assert resolved_names == [("my_search", None), ("git", "log"), ("python", None), ("git", None), ("git", "diff")]
         with pytest.raises(DomainError) as caught:
             await tools.resolve_tools(tx, ["git", "nothing", "My Search/x", "git/", "a\0b"])
     assert [error.field for error in caught.value.errors] == ["tools[1]", "tools[2]", "tools[3]", "tools[4]"]
 
 
-async def test_a_tenant_has_so_many_tools(acme: TenantClient, resources) -> None:
-    first = (await acme.http.post("/tools", json={"name": "t", "configuration": CUSTOM})).json()
+async def test_number_of_tools_per_tenant_is_limited(acme: TenantClient, resources) -> None:
+    first = (await acme.http.post("/tools", json={"name": "t", "configuration": CUSTOM_CONFIGURATION})).json()
     async with resources.store.tenant_transaction(acme.tenant_id) as tx:
         tool = msgspec.convert(first, Tool)
         for number in range(MAX_TENANT_TOOLS - 2):
             await tx.tools.add(
                 msgspec.structs.replace(tool, id=ids.generate_id("tool"), name=f"t{number}", slug=f"t{number}")
             )
-    codes = []
+    statuses = []
     for name in ("last", "one-more"):
-        codes.append((await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM})).status_code)
-    assert codes == [201, 409]
+        statuses.append(
+            (await acme.http.post("/tools", json={"name": name, "configuration": CUSTOM_CONFIGURATION})).status_code
+        )
+    assert statuses == [201, 409]
     listed = (await acme.http.get("/tools?limit=1000")).json()
     assert listed["total"] == len(listed["items"]) == MAX_TENANT_TOOLS + len(BUILT_IN_TOOLS)
 
 
-async def test_new_tenants_have_the_local_model_and_may_do_without(acme: TenantClient, system) -> None:
+async def test_new_tenant_has_the_local_model_and_may_delete_it(acme: TenantClient, system) -> None:
     async with acme.open_client(system.admin_key) as operator:
         assert (await operator.get("/models/smollm2")).json()["provider"] == "local"
     assert (await acme.http.delete("/models/smollm2")).status_code == 204

@@ -1,4 +1,4 @@
-"""Every body of the OpenAPI document has an example, and each works as it stands."""
+"""Test that every body of the OpenAPI document has an example and that each example works unchanged."""
 
 import asyncio
 from typing import Any
@@ -8,8 +8,8 @@ import httpx
 from api.examples import EXAMPLE_BODIES, find_example
 from tests.conftest import run_system
 
-# What the examples make, by the parameter of a path that names it.
-NAMED = {
+# The names of what the examples create, by path parameter.
+NAMES_BY_PARAMETER = {
     "agent_id": "poet",
     "crew_id": "press",
     "workflow_id": "welcome",
@@ -20,25 +20,25 @@ NAMED = {
     "provider_key_id": "openai",
     "schedule_id": "morning",
 }
-LAST = ("approve_execution", "reject_execution", "update_user")
+LAST_OPERATIONS = ("approve_execution", "reject_execution", "update_user")
 
 
-async def _waiting(http: httpx.AsyncClient) -> str:
-    """A new run of the workflow once it waits for its approval."""
+async def _start_waiting_run(http: httpx.AsyncClient) -> str:
+    """Start the workflow and return the run's id once it waits for approval."""
     run = await http.post("/api/v1/workflows/welcome/execute", json=EXAMPLE_BODIES["execute_workflow"])
     for _ in range(600):
-        found = (await http.get(f"/api/v1/executions/{run.json()['id']}")).json()
-        if found["status"] == "waiting":
-            return str(found["id"])
-        assert found["status"] not in ("failed", "completed"), found
+        execution = (await http.get(f"/api/v1/executions/{run.json()['id']}")).json()
+        if execution["status"] == "waiting":
+            return str(execution["id"])
+        assert execution["status"] not in ("failed", "completed"), execution
         await asyncio.sleep(0.2)
-    raise AssertionError(found)
+    raise AssertionError(execution)
 
 
-async def _values(http: httpx.AsyncClient, operation_id: str, made: dict[str, str]) -> dict[str, str]:
-    values = {**NAMED, **made}
+async def _build_path_values(http: httpx.AsyncClient, operation_id: str, created: dict[str, str]) -> dict[str, str]:
+    values = {**NAMES_BY_PARAMETER, **created}
     if operation_id in ("approve_execution", "reject_execution"):
-        values["execution_id"] = await _waiting(http)
+        values["execution_id"] = await _start_waiting_run(http)
     if operation_id == "execute_tool":
         values["tool_id"] = "filesystem_write"
     if operation_id == "update_user":
@@ -50,38 +50,38 @@ async def _values(http: httpx.AsyncClient, operation_id: str, made: dict[str, st
     return values
 
 
-async def test_every_example_works_as_it_stands() -> None:
+async def test_every_example_works_unchanged() -> None:
     async with run_system() as system, httpx.AsyncClient(base_url=system.url, timeout=120) as http:
         document = (await http.get("/openapi.json")).json()
-        wanted = {
+        contents = {
             (operation["operationId"], method.upper(), path): operation["requestBody"]["content"]["application/json"]
             for path, item in document["paths"].items()
             for method, operation in item.items()
             if "application/json" in operation.get("requestBody", {}).get("content", {})
         }
-        missing = [key for key, content in wanted.items() if "example" not in content]
+        missing = [key for key, content in contents.items() if "example" not in content]
         assert missing == []
-        order = [*(name for name in EXAMPLE_BODIES if name not in LAST), *LAST]
-        made: dict[str, str] = {}
-        sent = set()
+        order = [*(name for name in EXAMPLE_BODIES if name not in LAST_OPERATIONS), *LAST_OPERATIONS]
+        created: dict[str, str] = {}
+        tested = set()
         for name in order:
-            for key, content in wanted.items():
+            for key, content in contents.items():
                 operation_id, method, path = key
                 if find_example(operation_id) is not EXAMPLE_BODIES[name] or not operation_id.startswith(name):
                     continue
                 body: Any = content["example"]
                 if name == "refresh_tokens":
-                    # The one example that nobody can know beforehand.
-                    body = {"refresh_token": made["refresh_token"]}
-                url = path.format(**await _values(http, name, made))
+                    # The only example that cannot be known in advance.
+                    body = {"refresh_token": created["refresh_token"]}
+                url = path.format(**await _build_path_values(http, name, created))
                 answer = await http.request(method, url, json=body)
                 assert answer.status_code in (200, 201), (operation_id, url, answer.text)
-                sent.add(key)
-                found = answer.json()
+                tested.add(key)
+                result = answer.json()
                 if name == "log_in":
-                    http.headers["Authorization"] = f"Bearer {found['access_token']}"
+                    http.headers["Authorization"] = f"Bearer {result['access_token']}"
                 if name in ("log_in", "refresh_tokens"):
-                    made["refresh_token"] = found["refresh_token"]
+                    created["refresh_token"] = result["refresh_token"]
                 if name in ("create_key", "create_budget"):
-                    made[{"create_key": "key_id", "create_budget": "budget_id"}[name]] = found["id"]
-        assert sent == set(wanted)
+                    created[{"create_key": "key_id", "create_budget": "budget_id"}[name]] = result["id"]
+        assert tested == set(contents)

@@ -1,4 +1,4 @@
-"""The headers of a trusted proxy, read without a system: whom they name, and what they cannot name."""
+"""Test how the headers of a trusted proxy are read: which user they name, and what is refused."""
 
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -18,62 +18,62 @@ from domain.shared.errors import DomainError
 from infra.settings import Settings, SettingsError, parse_networks, read_settings
 from tests.journeys.test_settings_of_the_documents import MINIMAL
 
-TRUSTED = ("10.0.0.0/8", "fd00::7")
-WORKSPACE = ("X-Databricks-Org-Id", "1653573648247579")
+TRUSTED_PROXIES = ("10.0.0.0/8", "fd00::7")
+WORKSPACE_HEADER = ("X-Databricks-Org-Id", "1653573648247579")
 
 
-def settings(**values: str) -> Settings:
-    on = {"PADDOCK_PROXY_LOGIN": "databricks", "PADDOCK_TRUSTED_PROXIES": ",".join(TRUSTED)}
-    return read_settings({**MINIMAL, **on, **values})
+def build_settings(**values: str) -> Settings:
+    proxy_settings = {"PADDOCK_PROXY_LOGIN": "databricks", "PADDOCK_TRUSTED_PROXIES": ",".join(TRUSTED_PROXIES)}
+    return read_settings({**MINIMAL, **proxy_settings, **values})
 
 
-def headers(*pairs: tuple[str, str | bytes]) -> ProxyHeaders:
+def build_headers(*pairs: tuple[str, str | bytes]) -> ProxyHeaders:
     return tuple((k.lower().encode(), v if isinstance(v, bytes) else v.encode()) for k, v in pairs)
 
 
-def login(*pairs: tuple[str, str | bytes], **values: str) -> ProxyLogin | None:
-    return read_login(headers(*pairs), settings(**values))
+def read_pairs(*pairs: tuple[str, str | bytes], **values: str) -> ProxyLogin | None:
+    return read_login(build_headers(*pairs), build_settings(**values))
 
 
-def refusal(*pairs: tuple[str, str | bytes], **values: str) -> DomainError:
+def refuse_pairs(*pairs: tuple[str, str | bytes], **values: str) -> DomainError:
     with pytest.raises(DomainError) as caught:
-        login(*pairs, **values)
+        read_pairs(*pairs, **values)
     return caught.value
 
 
-def test_all_that_a_proxy_says() -> None:
-    found = login(
+def test_all_proxy_headers_are_read() -> None:
+    proxy_login = read_pairs(
         ("X-Forwarded-Email", " Ada@Example.COM "),
         ("X-Forwarded-User", "4711@1653573648247579"),
         ("X-Forwarded-Preferred-Username", "Ada Löve"),
-        WORKSPACE,
+        WORKSPACE_HEADER,
     )
-    assert found == ProxyLogin(
+    assert proxy_login == ProxyLogin(
         workspace="1653573648247579",
         email="ada@example.com",
         external_id="4711@1653573648247579",
         full_name="Ada Löve",
     )
-    assert found is not None
-    assert found.tenant_id == "workspace-1653573648247579"
+    assert proxy_login is not None
+    assert proxy_login.tenant_id == "workspace-1653573648247579"
 
 
 @pytest.mark.parametrize(
     "pairs",
     [
         (),
-        (WORKSPACE,),
-        (("X-Forwarded-Email", ""), WORKSPACE),
-        (("X-Forwarded-Email", "  "), ("X-Forwarded-User", ""), WORKSPACE),
-        (("X-Forwarded-Preferred-Username", "ada"), ("X-Forwarded-Access-Token", "dapi1"), WORKSPACE),
+        (WORKSPACE_HEADER,),
+        (("X-Forwarded-Email", ""), WORKSPACE_HEADER),
+        (("X-Forwarded-Email", "  "), ("X-Forwarded-User", ""), WORKSPACE_HEADER),
+        (("X-Forwarded-Preferred-Username", "ada"), ("X-Forwarded-Access-Token", "dapi1"), WORKSPACE_HEADER),
     ],
 )
-def test_who_is_not_named_is_nobody(pairs: tuple[tuple[str, str], ...]) -> None:
-    assert login(*pairs) is None
+def test_headers_without_a_user_name_no_login(pairs: tuple[tuple[str, str], ...]) -> None:
+    assert read_pairs(*pairs) is None
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "message"),
     [
         ((("X-Forwarded-User", "4711"),), "X-Forwarded-Email is required"),
         ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Email", "b@example.com")), "was sent 2 times"),
@@ -92,39 +92,41 @@ def test_who_is_not_named_is_nobody(pairs: tuple[tuple[str, str], ...]) -> None:
         ((("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-User", "a\tb")), "printable"),
     ],
 )
-def test_nonsense_is_refused_and_the_header_named(pairs: tuple[tuple[str, Any], ...], said: str) -> None:
-    error = refusal(*pairs, WORKSPACE)
+def test_invalid_header_is_refused_by_name(pairs: tuple[tuple[str, Any], ...], message: str) -> None:
+    error = refuse_pairs(*pairs, WORKSPACE_HEADER)
     assert error.code == "unauthenticated"
-    assert said in error.detail
+    assert message in error.detail
     assert "X-Forwarded-" in error.detail
 
 
 @pytest.mark.parametrize("name", ["x" * 201, "a\x1b[31m", b"\xff", ""])
-def test_a_name_that_cannot_be_read_is_left_out(name: str | bytes) -> None:
-    found = login(("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Preferred-Username", name), WORKSPACE)
-    assert found is not None
-    assert found.full_name is None
+def test_unreadable_display_name_is_omitted(name: str | bytes) -> None:
+    proxy_login = read_pairs(
+        ("X-Forwarded-Email", "a@example.com"), ("X-Forwarded-Preferred-Username", name), WORKSPACE_HEADER
+    )
+    assert proxy_login is not None
+    assert proxy_login.full_name is None
 
 
-EMAIL = ("X-Forwarded-Email", "a@example.com")
+EMAIL_HEADER = ("X-Forwarded-Email", "a@example.com")
 
 
-def test_the_workspace_is_the_header_s_or_the_installation_s() -> None:
-    for own in ("PADDOCK_PROXY_WORKSPACE", "DATABRICKS_WORKSPACE_ID"):
-        found = login(EMAIL, **{own: "7"})
-        assert found is not None
-        assert found.workspace == "7"
-        # What a client may have sent through the proxy does not lead to another one.
-        assert "another workspace" in refusal(EMAIL, WORKSPACE, **{own: "7"}).detail
-        assert login(EMAIL, ("X-Databricks-Org-Id", "7"), **{own: "7"}) == found
-    assert "names no workspace" in refusal(EMAIL).detail
-    for bad in ("A", "../x", "a b", "-1", "ü", "x" * 54, "a.b"):
-        assert "X-Databricks-Org-Id" in refusal(EMAIL, ("X-Databricks-Org-Id", bad)).detail
-    assert "was sent 2 times" in refusal(EMAIL, WORKSPACE, WORKSPACE).detail
+def test_workspace_comes_from_the_header_or_the_setting() -> None:
+    for setting in ("PADDOCK_PROXY_WORKSPACE", "DATABRICKS_WORKSPACE_ID"):
+        proxy_login = read_pairs(EMAIL_HEADER, **{setting: "7"})
+        assert proxy_login is not None
+        assert proxy_login.workspace == "7"
+        # A header that a client sent through the proxy cannot select another workspace.
+        assert "another workspace" in refuse_pairs(EMAIL_HEADER, WORKSPACE_HEADER, **{setting: "7"}).detail
+        assert read_pairs(EMAIL_HEADER, ("X-Databricks-Org-Id", "7"), **{setting: "7"}) == proxy_login
+    assert "names no workspace" in refuse_pairs(EMAIL_HEADER).detail
+    for workspace in ("A", "../x", "a b", "-1", "ü", "x" * 54, "a.b"):
+        assert "X-Databricks-Org-Id" in refuse_pairs(EMAIL_HEADER, ("X-Databricks-Org-Id", workspace)).detail
+    assert "was sent 2 times" in refuse_pairs(EMAIL_HEADER, WORKSPACE_HEADER, WORKSPACE_HEADER).detail
 
 
 @pytest.mark.parametrize(
-    ("origin", "host", "forwarded_host", "is_let_in"),
+    ("origin", "host", "forwarded_host", "is_allowed"),
     [
         ("https://app.example.com", "app.example.com", None, True),
         ("https://APP.example.com", "app.example.com:443", None, True),
@@ -137,20 +139,20 @@ def test_the_workspace_is_the_header_s_or_the_installation_s() -> None:
         ("", "app.example.com", None, False),
     ],
 )
-def test_pages_of_other_origins_sign_nobody_in(
-    origin: str, host: str, forwarded_host: str | None, is_let_in: bool
+def test_pages_of_other_origins_cannot_sign_in(
+    origin: str, host: str, forwarded_host: str | None, is_allowed: bool
 ) -> None:
-    sent = [EMAIL, WORKSPACE, ("Origin", origin), ("Host", host)]
+    pairs = [EMAIL_HEADER, WORKSPACE_HEADER, ("Origin", origin), ("Host", host)]
     if forwarded_host is not None:
-        sent.append(("X-Forwarded-Host", forwarded_host))
-    if is_let_in:
-        assert login(*sent, CORS_ORIGINS="https://front.example.com") is not None
+        pairs.append(("X-Forwarded-Host", forwarded_host))
+    if is_allowed:
+        assert read_pairs(*pairs, CORS_ORIGINS="https://front.example.com") is not None
     else:
-        assert refusal(*sent, CORS_ORIGINS="https://front.example.com").code == "forbidden"
+        assert refuse_pairs(*pairs, CORS_ORIGINS="https://front.example.com").code == "forbidden"
 
 
 @pytest.mark.parametrize(
-    ("peer", "is_believed"),
+    ("peer", "is_trusted"),
     [
         (("10.1.2.3", 4000), True),
         (("::ffff:10.1.2.3", 4000), True),
@@ -161,15 +163,15 @@ def test_pages_of_other_origins_sign_nobody_in(
         (None, False),
     ],
 )
-def test_only_the_peer_itself_is_believed(peer: Any, is_believed: bool) -> None:
-    sent = headers(EMAIL, WORKSPACE, ("X-Forwarded-For", "10.1.2.3"))
+def test_headers_are_read_only_from_trusted_peers(peer: Any, is_trusted: bool) -> None:
+    sent = build_headers(EMAIL_HEADER, WORKSPACE_HEADER, ("X-Forwarded-For", "10.1.2.3"))
     scope: Any = {"type": "http", "client": peer, "headers": list(sent)}
-    trusted = parse_networks(TRUSTED, "trusted_proxies")
-    assert select_headers(scope, trusted, settings()) == (sent if is_believed else None)
-    assert select_headers(scope, trusted, settings(PADDOCK_PROXY_LOGIN="off")) is None
+    trusted = parse_networks(TRUSTED_PROXIES, "trusted_proxies")
+    assert select_headers(scope, trusted, build_settings()) == (sent if is_trusted else None)
+    assert select_headers(scope, trusted, build_settings(PADDOCK_PROXY_LOGIN="off")) is None
 
 
-def test_the_credential_for_databricks_goes_no_further() -> None:
+def test_databricks_credential_is_removed_from_the_scope() -> None:
     scope: Any = {
         "headers": [(b"x-forwarded-access-token", b"dapi1"), (b"host", b"a"), (b"x-forwarded-access-token", b"")]
     }
@@ -177,43 +179,48 @@ def test_the_credential_for_databricks_goes_no_further() -> None:
     assert scope["headers"] == [(b"host", b"a")]
 
 
-def test_it_does_not_start_without_a_trusted_proxy() -> None:
+def test_proxy_login_settings_are_validated() -> None:
     with pytest.raises(SettingsError, match="PADDOCK_PROXY_LOGIN=databricks needs PADDOCK_TRUSTED_PROXIES"):
-        settings(PADDOCK_TRUSTED_PROXIES="")
+        build_settings(PADDOCK_TRUSTED_PROXIES="")
     with pytest.raises(SettingsError, match="PADDOCK_PROXY_LOGIN must be one of off, databricks"):
-        settings(PADDOCK_PROXY_LOGIN="on")
+        build_settings(PADDOCK_PROXY_LOGIN="on")
     with pytest.raises(SettingsError, match="PADDOCK_PROXY_WORKSPACE must be 1 to 53"):
-        settings(PADDOCK_PROXY_WORKSPACE="My Workspace")
-    # What another system set does not matter while sign-in is off.
+        build_settings(PADDOCK_PROXY_WORKSPACE="My Workspace")
+    # Settings of another system do not matter while sign-in is off.
     assert read_settings({**MINIMAL, "DATABRICKS_WORKSPACE_ID": "My Workspace"}).proxy_login == "off"
 
 
-def user(**fields: Any) -> ProxyUser:
-    known = {"user_id": "u", "tenant_id": "workspace-1", "role": "member", "is_active": True, "plan": "standard"}
-    return ProxyUser(**{**known, "email": "a@x.com", "external_id": "7", "has_password": False, **fields})
+def build_user(**fields: Any) -> ProxyUser:
+    defaults = {"user_id": "u", "tenant_id": "workspace-1", "role": "member", "is_active": True, "plan": "standard"}
+    return ProxyUser(**{**defaults, "email": "a@x.com", "external_id": "7", "has_password": False, **fields})
 
 
-def test_which_account_a_login_names() -> None:
+def test_login_selects_the_matching_account() -> None:
     by_id = ProxyLogin(workspace="1", email="a@x.com", external_id="7")
     by_email = ProxyLogin(workspace="1", email="a@x.com")
-    same, renamed, unbound = user(), user(email="old@x.com"), user(external_id=None)
-    other = user(user_id="o", external_id="8")
+    same, renamed, unbound = build_user(), build_user(email="old@x.com"), build_user(external_id=None)
+    other = build_user(user_id="o", external_id="8")
     assert select_proxy_user(by_id, []) is None
     assert select_proxy_user(by_email, [same]) is same
-    for found, candidates in ((same, [same]), (renamed, [renamed]), (renamed, [other, renamed]), (unbound, [unbound])):
-        assert select_proxy_user(by_id, candidates) is found
+    for expected, candidates in (
+        (same, [same]),
+        (renamed, [renamed]),
+        (renamed, [other, renamed]),
+        (unbound, [unbound]),
+    ):
+        assert select_proxy_user(by_id, candidates) is expected
     assert not has_login_changed(by_id, same, [same])
     assert not has_login_changed(by_email, unbound, [unbound])
     assert has_login_changed(by_id, renamed, [renamed])
     assert has_login_changed(by_id, unbound, [unbound])
-    # An address that somebody else has stays where it is.
+    # An address of another user is not moved.
     assert not has_login_changed(by_id, renamed, [other, renamed])
-    for refused in (other, user(tenant_id="acme"), user(external_id=None, has_password=True)):
+    for candidate in (other, build_user(tenant_id="acme"), build_user(external_id=None, has_password=True)):
         with pytest.raises(DomainError) as caught:
-            select_proxy_user(by_id, [refused])
+            select_proxy_user(by_id, [candidate])
         assert caught.value.code == "forbidden"
     with pytest.raises(DomainError):
-        select_proxy_user(by_email, [user(tenant_id="workspace-2")])
+        select_proxy_user(by_email, [build_user(tenant_id="workspace-2")])
 
 
 @given(
@@ -224,31 +231,31 @@ def test_which_account_a_login_names() -> None:
         )
     )
 )
-def test_any_bytes_name_somebody_or_are_refused(pairs: list[tuple[str, bytes]]) -> None:
+def test_any_header_bytes_are_read_or_refused(pairs: list[tuple[str, bytes]]) -> None:
     try:
-        found = read_login(headers(*pairs), SETTINGS)
+        proxy_login = read_login(build_headers(*pairs), PROXY_SETTINGS)
     except DomainError as error:
         assert error.code in ("unauthenticated", "forbidden")
     else:
-        assert found is None or "@" in found.email
+        assert proxy_login is None or "@" in proxy_login.email
 
 
-SETTINGS = settings()
+PROXY_SETTINGS = build_settings()
 
 
-async def test_the_app_behind_the_middleware_does_not_see_the_credential() -> None:
+async def test_app_behind_the_middleware_never_sees_the_credential() -> None:
     seen: list[Any] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+    async def record_scope(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope)
 
-    services: Any = SimpleNamespace(settings=settings(), clock=lambda: datetime.now(UTC), metrics=MagicMock())
-    trusted = parse_networks(TRUSTED, "trusted_proxies")
+    services: Any = SimpleNamespace(settings=build_settings(), clock=lambda: datetime.now(UTC), metrics=MagicMock())
+    trusted = parse_networks(TRUSTED_PROXIES, "trusted_proxies")
     middleware = RequestMiddleware(
-        app, lambda: services, KeyUsageWriter(), trusted, ConnectionBounds(services.settings, trusted)
+        record_scope, lambda: services, KeyUsageWriter(), trusted, ConnectionBounds(services.settings, trusted)
     )
-    sent = [*headers(EMAIL, WORKSPACE), (b"x-forwarded-access-token", b"dapi1")]
+    sent = [*build_headers(EMAIL_HEADER, WORKSPACE_HEADER), (b"x-forwarded-access-token", b"dapi1")]
     scope: Any = {"type": "http", "method": "GET", "path": "/health", "client": ("10.0.0.1", 1), "headers": sent}
     await middleware(scope, MagicMock(), MagicMock())
-    assert seen[0]["state"]["proxy_headers"] == headers(EMAIL, WORKSPACE)
+    assert seen[0]["state"]["proxy_headers"] == build_headers(EMAIL_HEADER, WORKSPACE_HEADER)
     assert "dapi1" not in repr(seen)

@@ -1,6 +1,6 @@
-"""Every route of the OpenAPI document, called by another tenant and by keys that lack the scope.
+"""Test every route of the OpenAPI document as another tenant and with keys that lack the scope.
 
-A new route is covered without anyone remembering: it is walked because it is in the document.
+A new route is covered automatically, because it is in the document.
 """
 
 import json
@@ -13,9 +13,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.clients import TenantClient, pack_archive
 
-SECRET = "belongs-to-acme-alone"
-UNAUTHENTICATED = {"register_user", "log_in", "refresh_tokens"}
-OWN = {
+SECRET_TEXT = "belongs-to-acme-alone"
+PUBLIC_OPERATIONS = {"register_user", "log_in", "refresh_tokens"}
+OWN_OPERATIONS = {
     "get_me",
     "get_me_users",
     "log_out",
@@ -25,16 +25,22 @@ OWN = {
     "invite_user",
     "update_tenant",
 }
-# What creates something in the caller's own tenant, whatever it is sent.
-CREATES = {"create_agent", "upload_artifact", "create_evaluation", "upload_metrics", "create_evaluation_batch"}
-CREATES |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
-CREATES |= {"create_crew", "create_task", "create_workflow"}
-# Is refused, as it names what only another tenant has.
-REFERS = {"create_schedule"}
-# Says what is wrong with what it is sent.
-OWN |= {"check_crew", "generate_agent", "generate_task", "generate_crew", "generate_name"}
-CREW = {"agents_yaml": "a: {role: Reader}", "tasks_yaml": "t: {description: Read, agent: a}"}
-RECORD = {"prompt": "What?", "response": SECRET}
+# Operations that create something in the caller's own tenant for any body.
+CREATING_OPERATIONS = {
+    "create_agent",
+    "upload_artifact",
+    "create_evaluation",
+    "upload_metrics",
+    "create_evaluation_batch",
+}
+CREATING_OPERATIONS |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
+CREATING_OPERATIONS |= {"create_crew", "create_task", "create_workflow"}
+# Refused, because the body names an object of another tenant.
+REFERRING_OPERATIONS = {"create_schedule"}
+# These only report on the body.
+OWN_OPERATIONS |= {"check_crew", "generate_agent", "generate_task", "generate_crew", "generate_name"}
+CREW_YAML = {"agents_yaml": "a: {role: Reader}", "tasks_yaml": "t: {description: Read, agent: a}"}
+EXAMPLE_EVALUATION = {"prompt": "What?", "response": SECRET_TEXT}
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +50,34 @@ async def document(system) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def belongings(acme: TenantClient) -> dict[str, str]:
-    """One of everything, all of it acme's."""
-    source = f"def handle(p):\n    print('{SECRET}')\n    return '{SECRET}'\n"
-    agent = await acme.create_agent(SECRET)
+async def acme_objects(acme: TenantClient) -> dict[str, str]:
+    """Create one object of every kind in the tenant acme; return the path parameters that name them."""
+    source = f"def handle(p):\n    print('{SECRET_TEXT}')\n    return '{SECRET_TEXT}'\n"
+    agent = await acme.create_agent(SECRET_TEXT)
     version = await acme.build_version(agent["id"], pack_archive({"agent.py": source}))
-    execution = await acme.run_agent(agent["id"], {"secret": SECRET})
-    artifact = (await acme.http.post("/artifacts/upload", json={"kurral_id": SECRET, "inputs": {"is": SECRET}})).json()
-    evaluation = (await acme.http.post("/evaluations", json=RECORD)).json()
-    key = (await acme.http.post("/api-keys", json={"name": SECRET})).json()
-    wanted = {"scope": "agent", "subject": agent["id"], "limit_usd": 4321.5, "period": "month"}
-    budget = (await acme.http.post("/budgets", json=wanted)).json()
-    provider_key = await _made(acme, "/provider-keys", service="openai", key=f"sk-{SECRET}")
-    model = await _made(acme, "/models", provider="openai", model="gpt-4", api_key_name=SECRET)
-    tool = await _made(acme, "/tools", configuration={"api_endpoint": "https://x.example.com", "parameters": {}})
-    template = await _made(acme, "/templates", template="Text.")
-    task = await _made(acme, "/tasks", description=SECRET)
-    crew = await _made(acme, "/crews", description=SECRET, **CREW)
-    workflow = await _made(acme, "/workflows", steps=[{"id": "files", "tool": "filesystem_list"}], description=SECRET)
-    when = {"cron_expression": "* * * * *", "enabled": False}
-    schedule = await _made(acme, "/scheduler/schedules", agent_id=agent["id"], inputs={"a": SECRET}, **when)
+    execution = await acme.run_agent(agent["id"], {"secret": SECRET_TEXT})
+    artifact = (
+        await acme.http.post("/artifacts/upload", json={"kurral_id": SECRET_TEXT, "inputs": {"is": SECRET_TEXT}})
+    ).json()
+    evaluation = (await acme.http.post("/evaluations", json=EXAMPLE_EVALUATION)).json()
+    key = (await acme.http.post("/api-keys", json={"name": SECRET_TEXT})).json()
+    budget_fields = {"scope": "agent", "subject": agent["id"], "limit_usd": 4321.5, "period": "month"}
+    budget = (await acme.http.post("/budgets", json=budget_fields)).json()
+    provider_key = await _create_object(acme, "/provider-keys", service="openai", key=f"sk-{SECRET_TEXT}")
+    model = await _create_object(acme, "/models", provider="openai", model="gpt-4", api_key_name=SECRET_TEXT)
+    tool = await _create_object(
+        acme, "/tools", configuration={"api_endpoint": "https://x.example.com", "parameters": {}}
+    )
+    template = await _create_object(acme, "/templates", template="Text.")
+    task = await _create_object(acme, "/tasks", description=SECRET_TEXT)
+    crew = await _create_object(acme, "/crews", description=SECRET_TEXT, **CREW_YAML)
+    workflow = await _create_object(
+        acme, "/workflows", steps=[{"id": "files", "tool": "filesystem_list"}], description=SECRET_TEXT
+    )
+    schedule_fields = {"cron_expression": "* * * * *", "enabled": False}
+    schedule = await _create_object(
+        acme, "/scheduler/schedules", agent_id=agent["id"], inputs={"a": SECRET_TEXT}, **schedule_fields
+    )
     return {
         "agent_id": agent["id"],
         "version": version["id"],
@@ -71,14 +85,14 @@ async def belongings(acme: TenantClient) -> dict[str, str]:
         "key_id": key["id"],
         "user_id": acme.account["id"],
         "path": version["tarball_path"],
-        "name": SECRET,
+        "name": SECRET_TEXT,
         "kurral_id": artifact["id"],
         "evaluation_id": evaluation["id"],
         "budget_id": budget["id"],
         "provider_key_id": provider_key["id"],
         "model_id": model["id"],
         "tool_id": tool["id"],
-        "tool_name": SECRET,
+        "tool_name": SECRET_TEXT,
         "template_id": template["id"],
         "task_id": task["id"],
         "crew_id": crew["id"],
@@ -87,33 +101,34 @@ async def belongings(acme: TenantClient) -> dict[str, str]:
     }
 
 
-async def _made(acme: TenantClient, path: str, **body: Any) -> dict[str, Any]:
-    made = await acme.http.post(path, json={"name": SECRET, **body})
-    assert made.status_code == 201, made.text
-    return dict(made.json())
+async def _create_object(acme: TenantClient, path: str, **body: Any) -> dict[str, Any]:
+    answer = await acme.http.post(path, json={"name": SECRET_TEXT, **body})
+    assert answer.status_code == 201, answer.text
+    return dict(answer.json())
 
 
-def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[str, str]) -> Any:
+def _build_body(document: dict[str, Any], operation: dict[str, Any], acme_objects: dict[str, str]) -> Any:
     content = operation.get("requestBody", {}).get("content", {})
     if "multipart/form-data" in content:
         return {"files": {"file": ("a.tar.gz", pack_archive({"agent.py": ""}))}}
     if operation["operationId"] == "upload_artifact":
         return {"json": {"kurral_id": "the-rival-s-own"}}
     if operation["operationId"] in ("create_evaluation", "upload_metrics", "create_evaluation_batch"):
-        rival = {"prompt": "a", "response": "b"}
-        return {"json": [rival] if operation["operationId"] == "create_evaluation_batch" else rival}
+        evaluation = {"prompt": "a", "response": "b"}
+        return {"json": [evaluation] if operation["operationId"] == "create_evaluation_batch" else evaluation}
     if "application/json" not in content:
         return {}
-    told = content["application/json"]["schema"]
-    # A body that may be left out is one of nothing and its schema.
-    named = [one for one in told.get("oneOf", [told]) if "$ref" in one][0]
-    name = named["$ref"].rsplit("/", 1)[-1]
+    body_schema = content["application/json"]["schema"]
+    # An optional body is one of null and its schema.
+    reference = [alternative for alternative in body_schema.get("oneOf", [body_schema]) if "$ref" in alternative][0]
+    name = reference["$ref"].rsplit("/", 1)[-1]
     schema = document["components"]["schemas"][name]
     body: dict[str, Any] = {}
     for field in schema.get("required", []):
-        told = schema["properties"][field]
+        field_schema = schema["properties"][field]
         body[field] = (
-            belongings.get(field) or (told.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
+            acme_objects.get(field)
+            or (field_schema.get("examples") or ["x@example.com" if field == "email" else "x"])[0]
         )
     if name in (
         "NewAgent",
@@ -127,9 +142,9 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
     ):
         body["name"] = "the-rival-s-own"
     if name in ("TargetedExecutionStart", "NewSchedule"):
-        body["agent_id"] = belongings["agent_id"]
+        body["agent_id"] = acme_objects["agent_id"]
     if name == "NewCrew":
-        body |= CREW
+        body |= CREW_YAML
     if name == "NewTask":
         body["description"] = "Read"
     if name == "PatchBudget":
@@ -139,7 +154,7 @@ def _body(document: dict[str, Any], operation: dict[str, Any], belongings: dict[
     return {"json": body}
 
 
-def _routes(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _list_routes(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (method.upper(), path, operation)
         for path, item in document["paths"].items()
@@ -148,60 +163,60 @@ def _routes(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     ]
 
 
-async def test_no_route_shows_or_changes_another_tenant_s(
-    document, belongings, acme: TenantClient, other_tenant: TenantClient
+async def test_no_route_shows_or_changes_objects_of_another_tenant(
+    document, acme_objects, acme: TenantClient, other_tenant: TenantClient
 ) -> None:
-    walked = 0
-    for method, path, operation in _routes(document):
-        for by in ("id", "name"):
-            values = dict(belongings)
-            if by == "name":
-                values["agent_id"] = values["kurral_id"] = SECRET
-                values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET
-                values["template_id"] = values["task_id"] = values["crew_id"] = values["workflow_id"] = SECRET
-                values["schedule_id"] = SECRET
+    route_count = 0
+    for method, path, operation in _list_routes(document):
+        for reference_kind in ("id", "name"):
+            values = dict(acme_objects)
+            if reference_kind == "name":
+                values["agent_id"] = values["kurral_id"] = SECRET_TEXT
+                values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET_TEXT
+                values["template_id"] = values["task_id"] = values["crew_id"] = values["workflow_id"] = SECRET_TEXT
+                values["schedule_id"] = SECRET_TEXT
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
-            assert "{" not in url, f"{path} has a parameter that this test does not know; add it to `belongings`"
-            if operation["operationId"] in OWN | UNAUTHENTICATED:
+            assert "{" not in url, f"{path} has a parameter that this test does not know; add it to `acme_objects`"
+            if operation["operationId"] in OWN_OPERATIONS | PUBLIC_OPERATIONS:
                 continue
-            answer = await other_tenant.http.request(method, url, **_body(document, operation, values))
-            walked += 1
+            answer = await other_tenant.http.request(method, url, **_build_body(document, operation, values))
+            route_count += 1
             own_list = "{" not in path and method == "GET"
-            creates = operation["operationId"] in CREATES
-            refers = operation["operationId"] in REFERS
+            creates = operation["operationId"] in CREATING_OPERATIONS
+            refers = operation["operationId"] in REFERRING_OPERATIONS
             expected = (200,) if own_list else (201, 409) if creates else (422,) if refers else (404,)
             assert answer.status_code in expected, (method, url, answer.status_code, answer.text)
-            shown = answer.text.replace(url, "").replace(json.dumps(values["name"]), "")
+            visible_text = answer.text.replace(url, "").replace(json.dumps(values["name"]), "")
             if not creates and answer.status_code == 200:
-                assert SECRET not in shown
-            for mine in (belongings["key_id"], belongings["version"], acme.tenant_id, acme.account["email"]):
-                # What was asked for may be named in the refusal; what was not, may not.
-                assert mine in url or mine not in answer.text, (method, url, answer.text)
-    assert walked > 90
-    # Nothing of it changed.
-    assert (await acme.http.get(f"/agents/{belongings['agent_id']}")).json()["name"] == SECRET
-    assert (await acme.http.get(f"/api-keys/{belongings['key_id']}")).json()["is_active"] is True
-    assert (await acme.http.get(f"/executions/{belongings['execution_id']}")).json()["status"] == "completed"
-    assert (await acme.http.get(f"/artifacts/{SECRET}")).json()["inputs"] == {"is": SECRET}
-    assert (await acme.http.get(f"/evaluations/{belongings['evaluation_id']}")).json()["response"] == SECRET
-    assert (await acme.http.get(f"/budgets/{belongings['budget_id']}")).json()["limit_usd"] == 4321.5
+                assert SECRET_TEXT not in visible_text
+            for acme_value in (acme_objects["key_id"], acme_objects["version"], acme.tenant_id, acme.account["email"]):
+                # A refusal may repeat only values of the request.
+                assert acme_value in url or acme_value not in answer.text, (method, url, answer.text)
+    assert route_count > 90
+    # Nothing has changed.
+    assert (await acme.http.get(f"/agents/{acme_objects['agent_id']}")).json()["name"] == SECRET_TEXT
+    assert (await acme.http.get(f"/api-keys/{acme_objects['key_id']}")).json()["is_active"] is True
+    assert (await acme.http.get(f"/executions/{acme_objects['execution_id']}")).json()["status"] == "completed"
+    assert (await acme.http.get(f"/artifacts/{SECRET_TEXT}")).json()["inputs"] == {"is": SECRET_TEXT}
+    assert (await acme.http.get(f"/evaluations/{acme_objects['evaluation_id']}")).json()["response"] == SECRET_TEXT
+    assert (await acme.http.get(f"/budgets/{acme_objects['budget_id']}")).json()["limit_usd"] == 4321.5
     for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews", "workflows", "scheduler/schedules"):
-        assert (await acme.http.get(f"/{path}/{SECRET}")).json()["name"] == SECRET
-    assert (await acme.http.get(f"/tools/{SECRET}")).json()["enabled"] is True
+        assert (await acme.http.get(f"/{path}/{SECRET_TEXT}")).json()["name"] == SECRET_TEXT
+    assert (await acme.http.get(f"/tools/{SECRET_TEXT}")).json()["enabled"] is True
 
 
-async def test_no_websocket_shows_another_tenant_s(
-    document, belongings, acme: TenantClient, other_tenant: TenantClient
+async def test_no_websocket_shows_objects_of_another_tenant(
+    document, acme_objects, acme: TenantClient, other_tenant: TenantClient
 ) -> None:
-    walked = 0
+    route_count = 0
     for path, item in document["paths"].items():
         if "x-websocket" not in item.get("get", {}):
             continue
-        walked += 1
+        route_count += 1
         url = f"{other_tenant.http.base_url}".replace("http", "ws", 1).removesuffix("/api/v1/") + path.format(
-            **belongings
+            **acme_objects
         )
         for headers, code in (
             ({"Authorization": other_tenant.http.headers["Authorization"]}, 4404),
@@ -212,93 +227,101 @@ async def test_no_websocket_shows_another_tenant_s(
                 async with connect(url, additional_headers=headers) as socket:
                     await socket.send(json.dumps({"payload": {}}))
                     while True:
-                        assert SECRET not in await socket.recv()
+                        assert SECRET_TEXT not in await socket.recv()
             error = caught.value
             if isinstance(error, InvalidStatus):
-                # Refused before it was a WebSocket, for which ASGI has one status.
+                # Refused before the handshake, for which ASGI has one status.
                 assert error.response.status_code == 403
             else:
                 assert error.rcvd is not None
                 assert error.rcvd.code == code
-    assert walked == 2
+    assert route_count == 2
 
 
-async def test_references_in_bodies_do_not_reach_across(belongings, other_tenant: TenantClient) -> None:
-    mine = await other_tenant.deploy_agent("def handle(p): return 1\n")
-    for body in ({"agent_id": belongings["agent_id"]}, {"agent_id": SECRET}):
+async def test_references_in_bodies_reach_no_other_tenant(acme_objects, other_tenant: TenantClient) -> None:
+    own_agent = await other_tenant.deploy_agent("def handle(p): return 1\n")
+    for body in ({"agent_id": acme_objects["agent_id"]}, {"agent_id": SECRET_TEXT}):
         assert (await other_tenant.http.post("/executions", json=body)).status_code == 404
-    stolen = await other_tenant.http.post(f"/agents/{mine}/execute", json={"agent_version_id": belongings["version"]})
-    assert stolen.status_code == 422
+    answer = await other_tenant.http.post(
+        f"/agents/{own_agent}/execute", json={"agent_version_id": acme_objects["version"]}
+    )
+    assert answer.status_code == 422
     model = {"name": "mine", "provider": "openai", "model": "gpt-4"}
     tool = {"name": "mine", "configuration": {"api_endpoint": "https://x.example.com", "parameters": {}}}
-    for reference in (belongings["provider_key_id"], SECRET):
+    for reference in (acme_objects["provider_key_id"], SECRET_TEXT):
         assert (await other_tenant.http.post("/models", json={**model, "api_key_name": reference})).status_code == 422
         secret = {**tool["configuration"], "secrets": {"X-Key": reference}}
         assert (await other_tenant.http.post("/tools", json={**tool, "configuration": secret})).status_code == 422
-    for agent_id, task_id in ((belongings["agent_id"], belongings["task_id"]), (SECRET, SECRET)):
+    for agent_id, task_id in ((acme_objects["agent_id"], acme_objects["task_id"]), (SECRET_TEXT, SECRET_TEXT)):
         crew = {"name": "mine", "tasks_yaml": f"t: {{description: D, agent: {agent_id}}}"}
-        for stolen in ({}, {"agents": [agent_id]}, {"tasks": [task_id]}):
-            assert (await other_tenant.http.post("/crews", json={**crew, **stolen})).status_code == 422
-        for stolen in ({"agent": agent_id}, {"context": [task_id]}):
+        for answer in ({}, {"agents": [agent_id]}, {"tasks": [task_id]}):
+            assert (await other_tenant.http.post("/crews", json={**crew, **answer})).status_code == 422
+        for answer in ({"agent": agent_id}, {"context": [task_id]}):
             assert (
-                await other_tenant.http.post("/tasks", json={"name": "mine", "description": "D", **stolen})
+                await other_tenant.http.post("/tasks", json={"name": "mine", "description": "D", **answer})
             ).status_code == 422
-    for reference, kind in ((belongings["workflow_id"], "workflow"), (SECRET, "workflow"), (SECRET, "agent")):
+    for reference, kind in (
+        (acme_objects["workflow_id"], "workflow"),
+        (SECRET_TEXT, "workflow"),
+        (SECRET_TEXT, "agent"),
+    ):
         flow = {"name": "mine", "steps": [{"id": "a", kind: reference}]}
         assert (await other_tenant.http.post("/workflows", json=flow)).status_code == 422
         body = {"scope": "workflow", "subject": reference, "limit_usd": 1, "period": "day"}
         assert (await other_tenant.http.post("/budgets", json=body)).status_code == 422
-    assert (await other_tenant.http.get(f"/executions?workflow_id={belongings['workflow_id']}")).json()["items"] == []
-    for query in (f"agent_id={belongings['agent_id']}", f"agent_version_id={belongings['version']}"):
+    assert (await other_tenant.http.get(f"/executions?workflow_id={acme_objects['workflow_id']}")).json()["items"] == []
+    for query in (f"agent_id={acme_objects['agent_id']}", f"agent_version_id={acme_objects['version']}"):
         assert (await other_tenant.http.get(f"/executions?{query}")).json()["items"] == []
 
 
 async def test_a_tenant_filter_reaches_no_other_tenant(
-    belongings, acme: TenantClient, other_tenant: TenantClient
+    acme_objects, acme: TenantClient, other_tenant: TenantClient
 ) -> None:
     for name in ("tenant_id", "group_id"):
         assert (await other_tenant.http.get(f"/executions?{name}={acme.tenant_id}")).json()["items"] == []
         assert (await acme.http.get(f"/executions?{name}={acme.tenant_id}")).json()["total"] == 1
 
 
-async def test_every_route_asks_for_credentials(document, belongings, acme: TenantClient) -> None:
-    async with httpx.AsyncClient(base_url=acme.http.base_url) as nobody:
-        for method, path, operation in _routes(document):
-            if operation["operationId"] in UNAUTHENTICATED:
+async def test_every_route_requires_credentials(document, acme_objects, acme: TenantClient) -> None:
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as anonymous:
+        for method, path, operation in _list_routes(document):
+            if operation["operationId"] in PUBLIC_OPERATIONS:
                 continue
             url = path.removeprefix("/api/v1")
-            for parameter, value in belongings.items():
+            for parameter, value in acme_objects.items():
                 url = url.replace("{" + parameter + "}", value)
             for headers in ({}, {"Authorization": "Bearer nonsense"}, {"X-API-Key": "pdk_nonsense"}):
-                answer = await nobody.request(method, url, headers=headers, **_body(document, operation, belongings))
+                answer = await anonymous.request(
+                    method, url, headers=headers, **_build_body(document, operation, acme_objects)
+                )
                 assert answer.status_code == 401, (method, url, headers, answer.text)
                 assert answer.json()["error"] == "unauthenticated"
 
 
-async def test_every_route_asks_for_its_scope(document, belongings, acme: TenantClient) -> None:
-    """A key that may do nothing we have is refused everywhere, but at what is its own user's."""
+async def test_every_route_requires_its_scope(document, acme_objects, acme: TenantClient) -> None:
+    """Refuse a key without scopes on every route but those of its own user."""
     powerless = acme.open_client(await acme.create_key(scopes=[]))
     async with powerless:
-        for method, path, operation in _routes(document):
-            if operation["operationId"] in UNAUTHENTICATED | {"get_me", "get_me_users", "log_out"}:
+        for method, path, operation in _list_routes(document):
+            if operation["operationId"] in PUBLIC_OPERATIONS | {"get_me", "get_me_users", "log_out"}:
                 continue
             url = path.removeprefix("/api/v1")
-            for parameter, value in belongings.items():
+            for parameter, value in acme_objects.items():
                 url = url.replace("{" + parameter + "}", value)
-            answer = await powerless.request(method, url, **_body(document, operation, belongings))
+            answer = await powerless.request(method, url, **_build_body(document, operation, acme_objects))
             assert answer.status_code == 403, (method, url, answer.status_code, answer.text)
             assert answer.json()["error"] == "missing_scope"
 
 
-async def test_reading_keys_read_and_no_more(belongings, acme: TenantClient) -> None:
+async def test_key_with_read_scope_cannot_write(acme_objects, acme: TenantClient) -> None:
     async with acme.open_client(await acme.create_key(scopes=["read:agents"])) as reader:
         assert (await reader.get("/agents")).status_code == 200
         assert (await reader.post("/agents", json={"name": "x"})).status_code == 403
         assert (await reader.get("/executions")).status_code == 403
-        assert (await reader.get(f"/logs/{belongings['agent_id']}")).status_code == 403
+        assert (await reader.get(f"/logs/{acme_objects['agent_id']}")).status_code == 403
 
 
-async def test_a_key_shrinks_with_its_owner_s_role(acme: TenantClient, system) -> None:
+async def test_key_loses_scopes_with_its_owners_role(acme: TenantClient, system) -> None:
     invite = (await acme.http.post("/users/invites", json={"email": "shrinking@example.com"})).json()
     async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
         body = {"email": "shrinking@example.com", "password": "long enough", "tenant_id": acme.tenant_id}
@@ -313,17 +336,17 @@ async def test_a_key_shrinks_with_its_owner_s_role(acme: TenantClient, system) -
         await acme.http.patch(f"/users/{member['id']}", json={"is_active": False})
         for headers in ({"X-API-Key": key}, bearer):
             assert (await web.get("/agents", headers=headers)).status_code == 401
-        again = await web.post("/auth/login", json={"email": "shrinking@example.com", "password": "long enough"})
-        assert again.json()["error"] == "invalid_credentials"
+        login = await web.post("/auth/login", json={"email": "shrinking@example.com", "password": "long enough"})
+        assert login.json()["error"] == "invalid_credentials"
 
 
-async def test_the_last_admin_stays(acme: TenantClient) -> None:
+async def test_last_admin_cannot_be_removed(acme: TenantClient) -> None:
     for change in ({"role": "member"}, {"is_active": False}):
         refused = await acme.http.patch(f"/users/{acme.account['id']}", json=change)
         assert refused.status_code == 409
 
 
-async def test_an_invitation_is_for_one_e_mail_once(acme: TenantClient, other_tenant: TenantClient) -> None:
+async def test_invitation_is_valid_once_for_one_email(acme: TenantClient, other_tenant: TenantClient) -> None:
     token = (await acme.http.post("/users/invites", json={"email": "one@example.com"})).json()["invite_token"]
     async with httpx.AsyncClient(base_url=acme.http.base_url) as web:
 
@@ -339,7 +362,7 @@ async def test_an_invitation_is_for_one_e_mail_once(acme: TenantClient, other_te
         assert (await web.post("/auth/register", json=alone)).json()["errors"][0]["field"] == "tenant_id"
 
 
-async def test_only_the_operators_see_all_queues(acme: TenantClient, system) -> None:
+async def test_only_operators_see_all_queues(acme: TenantClient, system) -> None:
     assert (await acme.http.get("/queues")).json()["workers"] == []
     async with acme.open_client(system.admin_key) as operator:
         seen = (await operator.get("/queues")).json()

@@ -1,4 +1,4 @@
-"""What the cases share."""
+"""Provide the fixtures of the cases."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -11,7 +11,7 @@ from tests.support.case_inputs import serve_folder
 
 @pytest.fixture
 async def serve_case() -> AsyncIterator[Callable[[Path], Awaitable[str]]]:
-    """Start `inputs/fake.py` on a folder (OpenAI's and Anthropic's wire, MCP, `/echo`, `/form`, `/log`); its address."""
+    """Yield a function that starts `inputs/fake.py` on a folder (APIs of OpenAI and Anthropic, MCP, `/echo`, `/form`, `/log`) and returns its URL."""
     async with AsyncExitStack() as stack:
 
         async def serve(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Names in any script, everywhere something is named; and models that are named as crews name them."""
+"""Test names in any script on every route, and references to models as crews write them."""
 
 import json
 from typing import Any
@@ -6,23 +6,36 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.cases.test_places import crew_of
+from tests.cases.test_placeholders_and_output_files import read_crew_documents
 from tests.journeys.test_kasal_crews import fields, made
 from tests.support.case_inputs import find_case_folder
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
 
-SCRIPTS = find_case_folder("27-names-in-other-scripts")
-MODELS = find_case_folder("33-models-named-as-crews-name-them")
-NAMES = ["搜索工具", "Ключ", "بحث في الويب", "🔎", "---", "C++", "Ünal", "2nd", "a.b", "שלום \u200f", "नाम", "x" * 128]
-TOOL = {"api_endpoint": "https://example.com/s", "method": "GET", "parameters": {"q": {"type": "string"}}}
+SCRIPTS_FOLDER = find_case_folder("27-names-in-other-scripts")
+MODELS_FOLDER = find_case_folder("33-models-named-as-crews-name-them")
+NAMES_OF_MANY_SCRIPTS = [
+    "搜索工具",
+    "Ключ",
+    "بحث في الويب",
+    "🔎",
+    "---",
+    "C++",
+    "Ünal",
+    "2nd",
+    "a.b",
+    "שלום \u200f",
+    "नाम",
+    "x" * 128,
+]
+TOOL_CONFIGURATION = {"api_endpoint": "https://example.com/s", "method": "GET", "parameters": {"q": {"type": "string"}}}
 
 
-def bodies(name: str) -> dict[str, dict[str, Any]]:
+def build_bodies(name: str) -> dict[str, dict[str, Any]]:
     name = name.strip()
     return {
-        "/tools": {"name": name, "tool_type": "custom", "configuration": TOOL},
+        "/tools": {"name": name, "tool_type": "custom", "configuration": TOOL_CONFIGURATION},
         "/tasks": {"name": name, "description": "x", "expected_output": "y"},
         "/provider-keys": {"name": name, "service": "openai", "key": "sk-0000000000000000000000"},
         "/agents": {"name": name, "model": "smollm2", "instructions": "x"},
@@ -39,57 +52,59 @@ def bodies(name: str) -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
-async def test_names_of_everything(acme: TenantClient, name: str) -> None:
-    for path, body in bodies(name).items():
-        one = await made(acme, path, **body)
-        assert one["name"] == body["name"]
+@pytest.mark.parametrize("name", NAMES_OF_MANY_SCRIPTS)
+async def test_any_name_works_on_every_route(acme: TenantClient, name: str) -> None:
+    for path, body in build_bodies(name).items():
+        created = await made(acme, path, **body)
+        assert created["name"] == body["name"]
         if path != "/api-keys":
-            found = await acme.http.get(f"{path}/{quote(one['name'], safe='')}")
-            assert (found.status_code, found.json()["id"]) == (200, one["id"]), found.text
-        if "slug" in one:
-            assert (await acme.http.get(f"{path}/{one['slug']}")).json()["id"] == one["id"]
-            again = await acme.http.post(path, json=body)
-            assert (again.status_code, again.json()["error"]) == (409, "conflict"), again.text
+            answer = await acme.http.get(f"{path}/{quote(created['name'], safe='')}")
+            assert (answer.status_code, answer.json()["id"]) == (200, created["id"]), answer.text
+        if "slug" in created:
+            assert (await acme.http.get(f"{path}/{created['slug']}")).json()["id"] == created["id"]
+            duplicate = await acme.http.post(path, json=body)
+            assert (duplicate.status_code, duplicate.json()["error"]) == (409, "conflict"), duplicate.text
 
 
-async def test_crews_whose_keys_are_of_other_scripts(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_crew_keys_accept_any_script(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    found = (await acme.http.post("/crews/debug", json=crew_of(SCRIPTS))).json()
-    assert found["valid"], found["errors"]
-    crew = await made(acme, "/crews", name="报告", **crew_of(SCRIPTS))
+    debug_result = (await acme.http.post("/crews/debug", json=read_crew_documents(SCRIPTS_FOLDER))).json()
+    assert debug_result["valid"], debug_result["errors"]
+    crew = await made(acme, "/crews", name="报告", **read_crew_documents(SCRIPTS_FOLDER))
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"topic": "马"}, "model": name})
     ended = await acme.wait_for_end(answer.json()["id"])
     assert (ended["status"], set(ended["results"])) == ("completed", {"研究", "Write it up"}), ended
-    again = (await acme.http.get("/crews/报告/yaml")).json()
-    assert (await acme.http.post("/crews/debug", json=again)).json()["valid"]
-    # A key of two lines, or with what errors write places with, is refused by its place.
-    wrong = {"agents_yaml": json.dumps({"a\nb": {"role": "r"}, "c[0]": {"role": "r"}}), "tasks_yaml": "{}"}
-    told = [one["message"] for one in (await acme.http.post("/crews/debug", json=wrong)).json()["errors"]]
-    assert sum("a key must be 1 to 64 characters" in one for one in told) == 2
+    documents = (await acme.http.get("/crews/报告/yaml")).json()
+    assert (await acme.http.post("/crews/debug", json=documents)).json()["valid"]
+    # A key with a line break or a bracket, which error paths use, is refused.
+    invalid_documents = {"agents_yaml": json.dumps({"a\nb": {"role": "r"}, "c[0]": {"role": "r"}}), "tasks_yaml": "{}"}
+    messages = [
+        error["message"] for error in (await acme.http.post("/crews/debug", json=invalid_documents)).json()["errors"]
+    ]
+    assert sum("a key must be 1 to 64 characters" in message for message in messages) == 2
 
 
-async def test_names_that_only_look_alike_to_machines(acme: TenantClient) -> None:
-    made_: dict[str, list[str]] = {}
+async def test_similar_names_get_different_slugs_and_equivalent_names_conflict(acme: TenantClient) -> None:
+    slugs_by_path: dict[str, list[str]] = {}
     for path in ("/tools", "/tasks", "/provider-keys"):
         for name in ("C++", "C#", "C", "Ünal", "Unal", "搜索工具", "查询工具"):
-            one = await made(acme, path, **bodies(name)[path])
-            made_.setdefault(path, []).append(one["slug"])
-        assert len(set(made_[path])) == 7
-        for name, other in (("c++", "C++"), ("c", "C"), ("unal", "Unal"), ("C ", None)):
-            refused = await acme.http.post(path, json={**bodies("x")[path], "name": name})
-            assert refused.status_code == (422 if other is None else 409), refused.text
-            assert other is None or repr(other) in refused.json()["detail"]
-        # What is renamed to what is alike keeps its slug, and so do others.
+            created = await made(acme, path, **build_bodies(name)[path])
+            slugs_by_path.setdefault(path, []).append(created["slug"])
+        assert len(set(slugs_by_path[path])) == 7
+        for name, conflicting_name in (("c++", "C++"), ("c", "C"), ("unal", "Unal"), ("C ", None)):
+            refused = await acme.http.post(path, json={**build_bodies("x")[path], "name": name})
+            assert refused.status_code == (422 if conflicting_name is None else 409), refused.text
+            assert conflicting_name is None or repr(conflicting_name) in refused.json()["detail"]
+        # Renaming to an equivalent name keeps the slug, and the slugs of others.
         renamed = await acme.http.patch(f"{path}/C%2B%2B", json={"name": "c++"})
-        assert renamed.json()["slug"] == made_[path][0]
+        assert renamed.json()["slug"] == slugs_by_path[path][0]
         assert (await acme.http.patch(f"{path}/C%23", json={"name": "c ++"})).status_code in (200, 409)
-    # By its name before by another's slug.
-    odd = await made(acme, "/tools", **bodies(made_["/tools"][1])["/tools"])
-    assert (await acme.http.get(f"/tools/{odd['name']}")).json()["id"] == odd["id"]
+    # A name is preferred to the slug of another tool.
+    second_tool = await made(acme, "/tools", **build_bodies(slugs_by_path["/tools"][1])["/tools"])
+    assert (await acme.http.get(f"/tools/{second_tool['name']}")).json()["id"] == second_tool["id"]
 
 
-async def test_nobody_is_meant_by_a_name_that_has_no_slug(acme: TenantClient) -> None:
+async def test_unknown_reference_without_a_slug_matches_no_agent(acme: TenantClient) -> None:
     await create_model_agent(acme, "smollm2", name="写手")
     await create_model_agent(acme, "smollm2", name="C")
     for reference in ("不存在", "C#", "🔎"):
@@ -98,7 +113,7 @@ async def test_nobody_is_meant_by_a_name_that_has_no_slug(acme: TenantClient) ->
     assert (await made(acme, "/tasks", name="t", description="d", agent="c"))["agent"] == "c"
 
 
-async def test_steps_of_any_script(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_step_ids_and_inputs_accept_any_script(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
     await create_model_agent(acme, name, name="写手")
     steps = [
@@ -117,12 +132,12 @@ async def test_steps_of_any_script(acme: TenantClient, provider: FakeProvider) -
     answer = await acme.http.post("/workflows/报告/execute", json={"inputs": {"слово": "馬"}})
     ended = await acme.wait_for_end(answer.json()["id"])
     assert (ended["status"], ended["result"]) == ("completed", {"all": "a page"}), ended
-    asked = [one.get_last_text() for one in provider.requests if one.model == name]
-    assert asked == ["Say 馬", "From 马"]
-    for wrong in ("", "a ", "a\n", "x" * 65, "a[0]"):
-        refused = await acme.http.post("/workflows", json={"name": "x", "steps": [{**steps[0], "id": wrong}]})
+    prompts = [request.get_last_text() for request in provider.requests if request.model == name]
+    assert prompts == ["Say 馬", "From 马"]
+    for invalid_id in ("", "a ", "a\n", "x" * 65, "a[0]"):
+        refused = await acme.http.post("/workflows", json={"name": "x", "steps": [{**steps[0], "id": invalid_id}]})
         assert fields(refused) == ["steps[0].id"]
-        assert ("length <= 64" if len(wrong) > 64 else "64 characters") in refused.json()["detail"]
+        assert ("length <= 64" if len(invalid_id) > 64 else "64 characters") in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -139,18 +154,20 @@ async def test_steps_of_any_script(acme: TenantClient, provider: FakeProvider) -
         "bedrock/us.anthropic.claude-3-5-sonnet-20240620-v1:0",
     ],
 )
-async def test_models_are_registered_by_any_name(acme: TenantClient, provider: FakeProvider, name: str) -> None:
-    own = generate_name()
-    body = {"name": name, "provider": "openai_compatible", "model": own, "base_url": provider.url}
-    made_ = await made(acme, "/models", **body)
+async def test_models_accept_names_with_slashes_and_colons(
+    acme: TenantClient, provider: FakeProvider, name: str
+) -> None:
+    upstream_model = generate_name()
+    body = {"name": name, "provider": "openai_compatible", "model": upstream_model, "base_url": provider.url}
+    created_model = await made(acme, "/models", **body)
     path = f"/models/{quote(name, safe='')}"
-    assert (await acme.http.get(path)).json()["id"] == made_["id"]
+    assert (await acme.http.get(path)).json()["id"] == created_model["id"]
     price = {"input": 1, "output": 1}
     for method in ("PATCH", "PUT"):
         changed = await acme.http.request(method, path, json={"price": price})
         assert changed.json()["price"]["input"] == 1, changed.text
-    one = await create_model_agent(acme, name, fallback_model=name)
-    assert (await run_execution(acme, one["id"], payload={"task": "x"}))["status"] == "completed"
+    created_agent = await create_model_agent(acme, name, fallback_model=name)
+    assert (await run_execution(acme, created_agent["id"], payload={"task": "x"}))["status"] == "completed"
     assert (await acme.http.get("/costs/summary")).json()["by_model"]
     crew = {
         "agents_yaml": json.dumps({"a": {"role": "r", "goal": "g", "llm": name, "fallback_model": name}}),
@@ -162,25 +179,25 @@ async def test_models_are_registered_by_any_name(acme: TenantClient, provider: F
 
 
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "a\nb", " a", "..", "x" * 257])
-async def test_names_that_no_path_can_hold(acme: TenantClient, name: str) -> None:
+async def test_model_names_that_break_a_path_are_refused(acme: TenantClient, name: str) -> None:
     refused = await acme.http.post("/models", json={"name": name, "provider": "openai", "model": "m"})
     assert (refused.status_code, fields(refused)) == (422, ["name"])
 
 
-async def test_models_as_crews_name_them(acme: TenantClient, provider: FakeProvider) -> None:
-    found = (await acme.http.post("/crews/debug", json=crew_of(MODELS))).json()
-    told = {one["field"]: one["message"] for one in found["errors"]}
-    named = {"researcher": "gemini/gemini-2.0-flash", "analyst": "openrouter/deepseek/deepseek-chat"}
-    named |= {"writer": "groq/llama-3.3-70b-versatile", "old": "azure/gpt-4o"}
-    # Ollama is a provider here, and has its own names of models.
-    assert set(told) == {f"agents_yaml.{key}.llm" for key in named}
-    for key, name in named.items():
-        assert f"{name!r}. Register a model with that name under /models" in told[f"agents_yaml.{key}.llm"]
+async def test_crew_models_resolve_once_registered(acme: TenantClient, provider: FakeProvider) -> None:
+    debug_result = (await acme.http.post("/crews/debug", json=read_crew_documents(MODELS_FOLDER))).json()
+    messages = {error["field"]: error["message"] for error in debug_result["errors"]}
+    references = {"researcher": "gemini/gemini-2.0-flash", "analyst": "openrouter/deepseek/deepseek-chat"}
+    references |= {"writer": "groq/llama-3.3-70b-versatile", "old": "azure/gpt-4o"}
+    # Ollama is a provider here and has its own model names.
+    assert set(messages) == {f"agents_yaml.{key}.llm" for key in references}
+    for key, name in references.items():
+        assert f"{name!r}. Register a model with that name under /models" in messages[f"agents_yaml.{key}.llm"]
         await create_model(acme, provider, name)
-    assert (await acme.http.post("/crews/debug", json=crew_of(MODELS))).json()["valid"]
+    assert (await acme.http.post("/crews/debug", json=read_crew_documents(MODELS_FOLDER))).json()["valid"]
 
 
-async def test_agents_name_models_as_crews_do(acme: TenantClient) -> None:
+async def test_agents_accept_provider_and_model_references(acme: TenantClient) -> None:
     for reference in (
         "openai/gpt-4o",
         "ollama/llama3.1:8b",
@@ -189,6 +206,6 @@ async def test_agents_name_models_as_crews_do(acme: TenantClient) -> None:
         "deepseek/deepseek-chat",
     ):
         assert (await create_model_agent(acme, reference))["model"] == reference
-    for reference in ("nobody/gpt", "databricks/x", "openai/", "/gpt-4o", "openai/smollm2"):
+    for reference in ("unknown/gpt", "databricks/x", "openai/", "/gpt-4o", "openai/smollm2"):
         refused = await acme.http.post("/agents", json={"name": generate_name(), "model": reference})
         assert (refused.status_code, fields(refused)) == (422, ["model"]), reference

@@ -1,4 +1,4 @@
-"""What a model reasoned is given back to its provider with the results of its tools, and to nobody else."""
+"""Test that reasoning is returned to its provider with the tool results, and to no other provider."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from domain.llms import (
 )
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from tests.cases.test_streams import DONE, chunk
+from tests.cases.test_model_streams import DONE_EVENT, format_chunk
 from tests.contracts.test_llm import Here
 from tests.journeys.test_model_failures import kill_worker
 from tests.support.case_inputs import find_case_folder
@@ -35,47 +35,51 @@ from tests.support.model_agents import (
 )
 from tests.support.scripted_model import call_model, serve_body
 
-LIST = ToolSpec(name="filesystem_list", description="Lists.", parameters={"type": "object", "properties": {}})
-THINKING = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 4000}
+LIST_TOOL = ToolSpec(name="filesystem_list", description="Lists.", parameters={"type": "object", "properties": {}})
+THINKING_PARAMETERS = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 4000}
 
 
 @pytest.fixture
-async def strict() -> AsyncIterator[FakeProvider]:
-    """A provider as strict as today's models are."""
-    async with run_fake_provider() as one:
-        one.is_strict = True
-        yield one
+async def strict_provider() -> AsyncIterator[FakeProvider]:
+    """Yield a provider that validates requests as strictly as current models do."""
+    async with run_fake_provider() as fake_provider:
+        fake_provider.is_strict = True
+        yield fake_provider
 
 
-def turns(*thoughts: str) -> Any:
-    """A rule: tool calls after each thought, and then an answer. Two calls at once the first time."""
+def build_turn_rule(*thoughts: str) -> Any:
+    """Return a rule that calls tools after each thought and then answers; the first time with two calls."""
 
-    def rule(asked: ProviderRequest) -> ScriptedAnswer:
-        if asked.path.endswith("/responses"):
-            done = sum(item.get("type") == "reasoning" for item in asked.body["input"])
+    def choose_answer(request: ProviderRequest) -> ScriptedAnswer:
+        if request.path.endswith("/responses"):
+            finished_turns = sum(item.get("type") == "reasoning" for item in request.body["input"])
         else:
-            done = sum("tool_use" in str(message["content"]) for message in asked.body["messages"][1::2])
-        if done >= len(thoughts):
+            finished_turns = sum("tool_use" in str(message["content"]) for message in request.body["messages"][1::2])
+        if finished_turns >= len(thoughts):
             return ScriptedAnswer(tokens=["Done."])
-        calls = [build_call("filesystem_list") for _ in range(1 if done else 2)]
-        return ScriptedAnswer(tokens=["I look."] if done else [], thinking=thoughts[done], calls=calls, reasoning=5)
+        calls = [build_call("filesystem_list") for _ in range(1 if finished_turns else 2)]
+        return ScriptedAnswer(
+            tokens=["I look."] if finished_turns else [], thinking=thoughts[finished_turns], calls=calls, reasoning=5
+        )
 
-    return rule
+    return choose_answer
 
 
-async def converse(
-    served: FakeProvider, provider: str, model: str, parameters: dict[str, Any], steps: int
+async def run_conversation(
+    fake_provider: FakeProvider, provider: str, model: str, parameters: dict[str, Any], steps: int
 ) -> list[ChatMessage]:
-    """Go through the steps of a run with one tool."""
+    """Run the steps of a conversation with one tool; return its messages."""
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
-    target = ModelTarget(name="m", provider=provider, model=model, base_url=served.url, parameters=parameters)
+    target = ModelTarget(name="m", provider=provider, model=model, base_url=fake_provider.url, parameters=parameters)
     messages = [ChatMessage(role="user", content="go")]
     try:
         for _ in range(steps):
-            async for part in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST,))):
+            async for part in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST_TOOL,))):
                 if isinstance(part, ModelReply):
                     messages.append(part.message)
-            messages += [ChatMessage(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
+            messages += [
+                ChatMessage(role="tool", content="[]", tool_call_id=call.id) for call in messages[-1].tool_calls
+            ]
     finally:
         await llm.close()
     return messages
@@ -84,201 +88,221 @@ async def converse(
 @pytest.mark.parametrize(
     ("provider", "model", "parameters"),
     [
-        ("anthropic", "claude-sonnet-4", THINKING),
+        ("anthropic", "claude-sonnet-4", THINKING_PARAMETERS),
         ("openai", "gpt-5", {}),
         ("openai", "o4-mini", {"reasoning_effort": "low"}),
     ],
 )
-async def test_several_turns_with_tools(strict: FakeProvider, provider: str, model: str, parameters: dict[str, Any]):
-    strict.add_rule(turns("Let me see.", "And now?", "Once more."))
-    messages = await converse(strict, provider, model, parameters, 4)
+async def test_reasoning_is_returned_over_several_turns_with_tools(
+    strict_provider: FakeProvider, provider: str, model: str, parameters: dict[str, Any]
+):
+    strict_provider.add_rule(build_turn_rule("Let me see.", "And now?", "Once more."))
+    messages = await run_conversation(strict_provider, provider, model, parameters, 4)
     assert messages[-1].content == "Done."
-    kept = [message.provider_parts for message in messages if message.tool_calls]
-    assert len(kept) == 3
-    assert all(parts is not None for parts in kept)
-    last = strict.requests[-1].body
+    provider_parts = [message.provider_parts for message in messages if message.tool_calls]
+    assert len(provider_parts) == 3
+    assert all(parts is not None for parts in provider_parts)
+    last_body = strict_provider.requests[-1].body
     if provider == "openai":
-        kinds = [item.get("type", "message") for item in last["input"]]
-        assert kinds == [
+        item_types = [item.get("type", "message") for item in last_body["input"]]
+        assert item_types == [
             *("message", "reasoning", "function_call", "function_call", "function_call_output", "function_call_output"),
             *("reasoning", "message", "function_call", "function_call_output"),
             *("reasoning", "message", "function_call", "function_call_output"),
         ]
-        assert last["store"] is False
-        assert last["input"][1]["summary"] == [{"type": "summary_text", "text": "Let me see."}]
-        assert last["input"][1]["id"].startswith("rs_")
+        assert last_body["store"] is False
+        assert last_body["input"][1]["summary"] == [{"type": "summary_text", "text": "Let me see."}]
+        assert last_body["input"][1]["id"].startswith("rs_")
     else:
-        assert last["thinking"] == THINKING["thinking"]
-        blocks = [block["type"] for block in last["messages"][1]["content"]]
+        assert last_body["thinking"] == THINKING_PARAMETERS["thinking"]
+        blocks = [block["type"] for block in last_body["messages"][1]["content"]]
         assert blocks == ["thinking", "tool_use", "tool_use"]
-        assert last["messages"][1]["content"][0] == {
+        assert last_body["messages"][1]["content"][0] == {
             "type": "thinking",
             "thinking": "Let me see.",
             "signature": "c2lnbmVk",
         }
 
 
-async def test_tools_on_chat_completions_are_what_is_refused(strict: FakeProvider):
+async def test_tools_on_chat_completions_are_refused_by_reasoning_models(strict_provider: FakeProvider):
     with pytest.raises(ModelError, match="use /v1/responses instead"):
-        await converse(strict, "openai_compatible", "gpt-5", {}, 1)
-    assert [asked.path for asked in strict.requests] == ["/v1/chat/completions"]
+        await run_conversation(strict_provider, "openai_compatible", "gpt-5", {}, 1)
+    assert [request.path for request in strict_provider.requests] == ["/v1/chat/completions"]
 
 
-async def said_to(
-    served: FakeProvider, messages: list[ChatMessage], provider: str, model: str, **parameters: Any
+async def send_conversation(
+    fake_provider: FakeProvider, messages: list[ChatMessage], provider: str, model: str, **parameters: Any
 ) -> dict[str, Any]:
-    """What another provider is sent of a conversation."""
+    """Send a conversation to another provider; return the body of its request."""
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
-    target = ModelTarget(name="n", provider=provider, model=model, base_url=served.url, parameters=parameters)
+    target = ModelTarget(name="n", provider=provider, model=model, base_url=fake_provider.url, parameters=parameters)
     try:
-        async for _ in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST,))):
+        async for _ in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST_TOOL,))):
             pass
     finally:
         await llm.close()
-    return served.requests[-1].body
+    return fake_provider.requests[-1].body
 
 
-async def test_nobody_else_is_given_it(strict: FakeProvider):
+async def test_reasoning_is_not_sent_to_another_provider(strict_provider: FakeProvider):
     async with run_fake_provider() as other:
-        strict.add_rule(turns("Let me see."))
-        for provider, model, parameters in (("anthropic", "claude-x", THINKING), ("openai", "gpt-5", {})):
-            messages = (await converse(strict, provider, model, parameters, 1))[:-1]
-            messages += [ChatMessage(role="tool", content="[]", tool_call_id=one.id) for one in messages[-1].tool_calls]
-            for told in (
-                await said_to(other, messages, "openai", "gpt-5"),
-                await said_to(other, messages, "openai_compatible", "m"),
-                await said_to(other, messages, "anthropic", "claude-x"),
+        strict_provider.add_rule(build_turn_rule("Let me see."))
+        for provider, model, parameters in (("anthropic", "claude-x", THINKING_PARAMETERS), ("openai", "gpt-5", {})):
+            messages = (await run_conversation(strict_provider, provider, model, parameters, 1))[:-1]
+            messages += [
+                ChatMessage(role="tool", content="[]", tool_call_id=call.id) for call in messages[-1].tool_calls
+            ]
+            for body in (
+                await send_conversation(other, messages, "openai", "gpt-5"),
+                await send_conversation(other, messages, "openai_compatible", "m"),
+                await send_conversation(other, messages, "anthropic", "claude-x"),
             ):
-                assert "Let me see." not in str(told)
-                assert "sealed-" not in str(told)
-                assert "c2lnbmVk" not in str(told)
+                assert "Let me see." not in str(body)
+                assert "sealed-" not in str(body)
+                assert "c2lnbmVk" not in str(body)
 
 
-async def test_a_fallback_that_thinks_goes_on_without_where_another_called_the_tools(strict: FakeProvider):
-    call_made = ModelToolCall(id="functions.filesystem_list:0", name="filesystem_list", arguments="{}")
+async def test_thinking_is_disabled_after_tool_calls_of_another_model(strict_provider: FakeProvider):
+    tool_call = ModelToolCall(id="functions.filesystem_list:0", name="filesystem_list", arguments="{}")
     messages = [
         ChatMessage(role="user", content="go"),
-        ChatMessage(role="assistant", tool_calls=(call_made,)),
-        ChatMessage(role="tool", content="[]", tool_call_id=call_made.id),
+        ChatMessage(role="assistant", tool_calls=(tool_call,)),
+        ChatMessage(role="tool", content="[]", tool_call_id=tool_call.id),
     ]
-    told = await said_to(strict, messages, "anthropic", "claude-sonnet-4", **THINKING)
-    assert told["thinking"] == {"type": "disabled"}
-    told = await said_to(
-        strict, [*messages, ChatMessage(role="assistant", content="a"), messages[0]], "anthropic", "c", **THINKING
+    body = await send_conversation(strict_provider, messages, "anthropic", "claude-sonnet-4", **THINKING_PARAMETERS)
+    assert body["thinking"] == {"type": "disabled"}
+    body = await send_conversation(
+        strict_provider,
+        [*messages, ChatMessage(role="assistant", content="a"), messages[0]],
+        "anthropic",
+        "c",
+        **THINKING_PARAMETERS,
     )
-    assert told["thinking"]["type"] == "enabled"
+    assert body["thinking"]["type"] == "enabled"
 
 
-async def test_a_budget_for_thoughts_stays_below_what_a_call_may_answer(strict: FakeProvider):
+async def test_thinking_budget_stays_below_max_tokens(strict_provider: FakeProvider):
     llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
     parameters = {"thinking": {"type": "enabled", "budget_tokens": 8000}, "max_tokens": 16000}
-    target = ModelTarget(name="m", provider="anthropic", model="claude-x", base_url=strict.url, parameters=parameters)
+    target = ModelTarget(
+        name="m", provider="anthropic", model="claude-x", base_url=strict_provider.url, parameters=parameters
+    )
     try:
-        for most, thinking in (
+        for max_tokens, thinking in (
             (None, {"type": "enabled", "budget_tokens": 8000}),
             (4000, {"type": "enabled", "budget_tokens": 2000}),
             (500, {"type": "disabled"}),
         ):
-            ask = ModelCall(
-                target=target, messages=(ChatMessage(role="user", content="x"),), options=ModelOptions(max_tokens=most)
+            model_call = ModelCall(
+                target=target,
+                messages=(ChatMessage(role="user", content="x"),),
+                options=ModelOptions(max_tokens=max_tokens),
             )
-            async for _ in llm.stream(ask):
+            async for _ in llm.stream(model_call):
                 pass
-            assert strict.requests[-1].body["thinking"] == thinking
+            assert strict_provider.requests[-1].body["thinking"] == thinking
     finally:
         await llm.close()
 
 
-async def test_deepseek_and_google_have_back_what_they_wrote():
+async def test_deepseek_and_google_get_their_own_reasoning_back():
     signature = {"google": {"thought_signature": "c2ln"}}
-    made = {"id": "c", "function": {"name": "filesystem_list", "arguments": "{}"}, "extra_content": signature}
-    body = chunk(reasoning_content="Let ") + chunk(reasoning_content="me see.") + chunk(tool_calls=[made])
+    tool_call = {"id": "c", "function": {"name": "filesystem_list", "arguments": "{}"}, "extra_content": signature}
+    body = (
+        format_chunk(reasoning_content="Let ")
+        + format_chunk(reasoning_content="me see.")
+        + format_chunk(tool_calls=[tool_call])
+    )
     async with run_fake_provider() as other:
-        async with serve_body(body + chunk("tool_calls") + DONE) as url:
-            played = await call_model(url)
-        assert played.reply is not None
-        kept = played.reply.message.provider_parts
-        assert kept is not None
-        # As if the same server were there to be asked again.
-        same = f"chat openai_compatible {other.url}"
-        message = replace(played.reply.message, provider_parts=replace(kept, writer=same))
+        async with serve_body(body + format_chunk("tool_calls") + DONE_EVENT) as url:
+            result = await call_model(url)
+        assert result.reply is not None
+        provider_parts = result.reply.message.provider_parts
+        assert provider_parts is not None
+        # As if the same server were called again.
+        writer = f"chat openai_compatible {other.url}"
+        message = replace(result.reply.message, provider_parts=replace(provider_parts, writer=writer))
         messages = [
             ChatMessage(role="user", content="go"),
             message,
             ChatMessage(role="tool", content="[]", tool_call_id="c"),
         ]
-        told = (await said_to(other, messages, "openai_compatible", "m"))["messages"][1]
-        assert told["reasoning_content"] == "Let me see."
-        assert told["tool_calls"][0]["extra_content"] == signature
-        told = (await said_to(other, [messages[0], played.reply.message, messages[2]], "openai_compatible", "m"))[
-            "messages"
-        ][1]
-        assert "reasoning_content" not in told
-        assert "extra_content" not in told["tool_calls"][0]
+        message_sent = (await send_conversation(other, messages, "openai_compatible", "m"))["messages"][1]
+        assert message_sent["reasoning_content"] == "Let me see."
+        assert message_sent["tool_calls"][0]["extra_content"] == signature
+        message_sent = (
+            await send_conversation(other, [messages[0], result.reply.message, messages[2]], "openai_compatible", "m")
+        )["messages"][1]
+        assert "reasoning_content" not in message_sent
+        assert "extra_content" not in message_sent["tool_calls"][0]
 
 
-# The same, as runs of agents
+# The same with executions of agents
 
 
-async def registered(acme: TenantClient, served: FakeProvider, provider: str, model: str, **more: Any) -> str:
+async def register_model(
+    acme: TenantClient, fake_provider: FakeProvider, provider: str, model: str, **more: Any
+) -> str:
     name = generate_name(provider)
-    body = {"name": name, "provider": provider, "model": model, "base_url": served.url, **more}
+    body = {"name": name, "provider": provider, "model": model, "base_url": fake_provider.url, **more}
     answer = await acme.http.post("/models", json=body)
     assert answer.status_code == 201, answer.text
     return name
 
 
-async def test_runs_of_agents_with_models_that_reason(acme: TenantClient, strict: FakeProvider) -> None:
-    strict.add_rule(turns("Let me see.", "And now?"))
-    for provider, model, parameters in (("anthropic", "claude-x", THINKING), ("openai", "gpt-5", {})):
-        name = await registered(acme, strict, provider, model, parameters=parameters)
-        made = await create_model_agent(acme, name, tools=["filesystem_list"])
-        ended = await run_execution(acme, made["id"], task="go", mode="yolo")
+async def test_agent_with_a_reasoning_model_completes(acme: TenantClient, strict_provider: FakeProvider) -> None:
+    strict_provider.add_rule(build_turn_rule("Let me see.", "And now?"))
+    for provider, model, parameters in (("anthropic", "claude-x", THINKING_PARAMETERS), ("openai", "gpt-5", {})):
+        name = await register_model(acme, strict_provider, provider, model, parameters=parameters)
+        created_agent = await create_model_agent(acme, name, tools=["filesystem_list"])
+        ended = await run_execution(acme, created_agent["id"], task="go", mode="yolo")
         assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Done."}), ended
-        told = await stream_events(acme, ended["id"])
-        assert "Let me see." in "".join(one["content"] for one in told if one["type"] == "thinking")
-        assert not [one for one in told if one["type"] == "warning" and "worker" not in one["message"]]
-        [first, *_] = [one for one in told if one["type"] == "cost"]
-        assert (first["reasoning_tokens"], first["estimated"]) == (5, False)
+        events = await stream_events(acme, ended["id"])
+        assert "Let me see." in "".join(event["content"] for event in events if event["type"] == "thinking")
+        assert not [event for event in events if event["type"] == "warning" and "worker" not in event["message"]]
+        [first_cost, *_] = [event for event in events if event["type"] == "cost"]
+        assert (first_cost["reasoning_tokens"], first_cost["estimated"]) == (5, False)
 
 
-async def test_reasoning_outlives_a_killed_worker(system, acme: TenantClient, strict: FakeProvider) -> None:
-    waits = asyncio.Event()
-    rule = turns("Let me see.", "And now?")
+async def test_reasoning_survives_a_killed_worker(system, acme: TenantClient, strict_provider: FakeProvider) -> None:
+    is_waiting = asyncio.Event()
+    choose_turn = build_turn_rule("Let me see.", "And now?")
 
-    def slowly(asked: ProviderRequest) -> ScriptedAnswer | None:
-        if len(strict.requests) == 2 and not waits.is_set():
-            waits.set()
+    def hang_once(request: ProviderRequest) -> ScriptedAnswer | None:
+        if len(strict_provider.requests) == 2 and not is_waiting.is_set():
+            is_waiting.set()
             return ScriptedAnswer(ending="hang")
-        return rule(asked)
+        return choose_turn(request)
 
-    strict.add_rule(slowly)
-    name = await registered(acme, strict, "openai", "gpt-5")
-    made = await create_model_agent(acme, name, tools=["filesystem_list"])
-    execution_id = await start_execution(acme, made["id"], task="go", mode="yolo")
-    await asyncio.wait_for(waits.wait(), 60)
+    strict_provider.add_rule(hang_once)
+    name = await register_model(acme, strict_provider, "openai", "gpt-5")
+    created_agent = await create_model_agent(acme, name, tools=["filesystem_list"])
+    execution_id = await start_execution(acme, created_agent["id"], task="go", mode="yolo")
+    await asyncio.wait_for(is_waiting.wait(), 60)
     kill_worker(system)
     ended = await wait_for_status(acme, execution_id, "completed", 90)
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Done."}), ended
     assert ended["attempt"] > 1
 
 
-async def test_a_fallback_at_another_provider(acme: TenantClient, serve_case) -> None:
+async def test_fallback_at_another_provider_gets_valid_call_ids(acme: TenantClient, serve_case) -> None:
     url = await serve_case(find_case_folder("26-ids-of-calls-at-another-provider"))
     for body in (
         {"name": "kimi", "provider": "openai_compatible", "model": "kimi", "base_url": f"{url}/v1"},
         {"name": "claude", "provider": "anthropic", "model": "claude-x", "base_url": url},
     ):
         assert (await acme.http.post("/models", json=body)).status_code == 201
-    made = await create_model_agent(acme, "kimi", fallback_model="claude", tools=["filesystem_list"])
-    ended = await run_execution(acme, made["id"], task="x")
+    created_agent = await create_model_agent(acme, "kimi", fallback_model="claude", tools=["filesystem_list"])
+    ended = await run_execution(acme, created_agent["id"], task="x")
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Paris."}), ended
     log = (await acme.http.get(f"{url}/log")).json()
-    # Kimi has its own ids back; Claude those that it takes, the same in call and result.
-    [again, *_] = [
-        one["body"] for one in log if one["path"].endswith("/chat/completions") and len(one["body"]["messages"]) > 2
+    # Kimi gets its own ids back; Claude gets valid ids, the same in call and result.
+    [second_body, *_] = [
+        request["body"]
+        for request in log
+        if request["path"].endswith("/chat/completions") and len(request["body"]["messages"]) > 2
     ]
-    assert again["messages"][1]["tool_calls"][0]["id"] == "functions.filesystem_list:0"
-    [asked] = [one["body"] for one in log if one["path"].endswith("/messages")]
-    used, told = asked["messages"][1]["content"][0], asked["messages"][2]["content"][0]
-    assert used["id"] == told["tool_use_id"] != "functions.filesystem_list:0"
+    assert second_body["messages"][1]["tool_calls"][0]["id"] == "functions.filesystem_list:0"
+    [claude_body] = [request["body"] for request in log if request["path"].endswith("/messages")]
+    tool_use, tool_result = claude_body["messages"][1]["content"][0], claude_body["messages"][2]["content"][0]
+    assert tool_use["id"] == tool_result["tool_use_id"] != "functions.filesystem_list:0"

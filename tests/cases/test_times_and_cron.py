@@ -1,4 +1,4 @@
-"""Times in queries and bodies, read alike everywhere; lines of schedules, and when they would be due; lists.
+"""Test times in queries and bodies, cron lines with their upcoming times, and the envelope of lists.
 
 Cases 28-cron-days-that-end-on-sunday and 29-times-in-queries.
 """
@@ -13,33 +13,33 @@ from tests.journeys.test_kasal_crews import fields, made
 from tests.support.clients import TenantClient
 from tests.support.model_agents import create_model_agent
 
-LISTS = [
+TIME_FILTERS = [
     *(("/stats", "start_date", "end_date"), ("/artifacts", "start_date", "end_date")),
     *(("/evaluations", "since", "until"), ("/evaluations/stats", "since", "until")),
     *(("/evaluations/export", "since", "until"), ("/artifacts/export", "start_date", "end_date")),
     *(("/executions", "since", "until"), ("/execution-history", "since", "until")),
     *(("/runtime/executions", "since", "until"), ("/costs", "since", "until"), ("/costs/summary", "since", "until")),
 ]
-FORMS = [
+TIME_FORMS = [
     *("2026-02-01", "20260201", "2026-02-01T08:30", "2026-02-01T08:30Z", "2026-02-01 08:30:00"),
     *("2026-02-01T08:30:00+01:00", "2026-02-01T08:30:00%2B01:00", "1767225600", "1767225600000", "1767225600.5"),
 ]
 
 
-@pytest.mark.parametrize(("path", "since", "until"), LISTS)
-async def test_what_one_takes_all_take(acme: TenantClient, path: str, since: str, until: str) -> None:
-    for form in FORMS:
+@pytest.mark.parametrize(("path", "since", "until"), TIME_FILTERS)
+async def test_every_time_filter_accepts_the_same_forms(acme: TenantClient, path: str, since: str, until: str) -> None:
+    for form in TIME_FORMS:
         for name in (since, until):
             answer = await acme.http.get(f"{path}?{name}={form}")
             assert answer.status_code == 200, (path, name, form, answer.text)
-    for wrong in ("yesterday", "2026-13-01", "", "2026-02"):
+    for invalid_time in ("yesterday", "2026-13-01", "", "2026-02"):
         for name in (since, until):
-            refused = await acme.http.get(f"{path}?{name}={wrong}")
-            assert (refused.status_code, fields(refused)) == (422, [name]), (path, wrong, refused.text)
+            refused = await acme.http.get(f"{path}?{name}={invalid_time}")
+            assert (refused.status_code, fields(refused)) == (422, [name]), (path, invalid_time, refused.text)
             assert refused.json()["errors"][0]["message"] == TIME_RULE
 
 
-async def test_a_date_is_the_whole_of_its_day_where_a_stretch_ends(acme: TenantClient) -> None:
+async def test_date_as_end_includes_its_whole_day(acme: TenantClient) -> None:
     for at in ("2026-02-01T23:59:59Z", "2026-02-02T00:00:00Z"):
         await made(acme, "/evaluations", prompt="p", response="r", created_at=at)
         await made(acme, "/artifacts/upload", run_id="r", created_at=at)
@@ -60,10 +60,10 @@ async def test_a_date_is_the_whole_of_its_day_where_a_stretch_ends(acme: TenantC
             assert (await acme.http.get(f"{path}?{query}")).json()[count] == expected, (path, query)
 
 
-async def test_times_in_bodies(acme: TenantClient) -> None:
+async def test_times_in_bodies_are_parsed(acme: TenantClient) -> None:
     for sent in ("2026-02-01T12:00Z", "2026-02-01 12:00", "2026-02-01T13:00 01:00", 1769947200, 1769947200000):
-        one = await made(acme, "/evaluations", prompt="p", response="r", created_at=sent)
-        assert one["created_at"] == "2026-02-01T12:00:00Z"
+        created = await made(acme, "/evaluations", prompt="p", response="r", created_at=sent)
+        assert created["created_at"] == "2026-02-01T12:00:00Z"
         call = {"tool_name": "t", "start_time": sent, "end_time": sent}
         body: dict[str, Any] = {"created_at": sent, "tool_calls": [call], "time_env": {"timestamp": sent}}
         artifact = await made(acme, "/artifacts/upload", **body)
@@ -72,27 +72,27 @@ async def test_times_in_bodies(acme: TenantClient) -> None:
     assert key["expires_at"] == "2099-02-02T00:00:00Z"
     patched = await acme.http.patch(f"/api-keys/{key['id']}", json={"expires_at": 4073630400})
     assert patched.json()["expires_at"] == "2099-02-01T12:00:00Z"
-    for path, wrong in (
+    for path, body_sent in (
         ("/evaluations", {"prompt": "p", "response": "r", "created_at": "soon"}),
         ("/artifacts/upload", {"created_at": "soon"}),
     ):
-        refused = await acme.http.post(path, json=wrong)
+        refused = await acme.http.post(path, json=body_sent)
         assert (fields(refused), refused.json()["errors"][0]["message"]) == (["created_at"], TIME_RULE)
     refused = await acme.http.post("/api-keys", json={"name": "x", "expires_at": "soon"})
     assert (fields(refused), refused.json()["errors"][0]["message"]) == (["expires_at"], TIME_RULE)
 
 
-async def test_lines_of_schedules(acme: TenantClient) -> None:
-    """Days that end on Sunday, and a disabled schedule that can be looked at before it is switched on."""
-    one = await create_model_agent(acme, "smollm2")
+async def test_cron_lines_and_upcoming_times(acme: TenantClient) -> None:
+    """Accept day ranges that end on Sunday, and show the upcoming times of a disabled schedule."""
+    created_agent = await create_model_agent(acme, "smollm2")
 
-    async def post(line: str, number: int) -> Any:
-        body = {"name": f"c{number}", "cron_expression": line, "agent_id": one["id"], "inputs": {"task": "x"}}
+    async def create_schedule(line: str, number: int) -> Any:
+        body = {"name": f"c{number}", "cron_expression": line, "agent_id": created_agent["id"], "inputs": {"task": "x"}}
         return await acme.http.post("/scheduler/schedules", json={**body, "enabled": False})
 
     days = {"MON-SUN": {0, 1, 2, 3, 4, 5, 6}, "SAT-SUN": {5, 6}, "6-7": {5, 6}, "FRI-MON": {4, 5, 6, 0}}
     for number, (span, weekdays) in enumerate(days.items()):
-        schedule = (await post(f"0 9 * * {span}", number)).json()
+        schedule = (await create_schedule(f"0 9 * * {span}", number)).json()
         assert (schedule["enabled"], schedule["next_run_at"]) == (False, None)
         upcoming = [datetime.fromisoformat(at) for at in schedule["upcoming"]]
         assert {at.weekday() for at in upcoming} <= weekdays
@@ -104,15 +104,23 @@ async def test_lines_of_schedules(acme: TenantClient) -> None:
     assert toggled["upcoming"][0] == toggled["next_run_at"]
     patched = (await acme.http.patch("/scheduler/schedules/c0", json={"cron_expression": "0 10 * * *"})).json()
     assert patched["upcoming"][0] == patched["next_run_at"]
-    wrong = ("*/90 * * * *", "0 9 L-3 * *", "0 9 15W * *", "0 9 ? * MON", "0 0 9 * * *", "@reboot", "0 9 * * MONTAG")
-    words = ("at most 60", "'L-3'", "'15W'", "'?'", "seconds", "'@reboot'", "'MONTAG'")
-    for number, (line, word) in enumerate(zip(wrong, words, strict=True), 10):
-        refused = await post(line, number)
+    invalid_lines = (
+        "*/90 * * * *",
+        "0 9 L-3 * *",
+        "0 9 15W * *",
+        "0 9 ? * MON",
+        "0 0 9 * * *",
+        "@reboot",
+        "0 9 * * MONTAG",
+    )
+    messages = ("at most 60", "'L-3'", "'15W'", "'?'", "seconds", "'@reboot'", "'MONTAG'")
+    for number, (line, message) in enumerate(zip(invalid_lines, messages, strict=True), 10):
+        refused = await create_schedule(line, number)
         assert (refused.status_code, fields(refused)) == (422, ["cron_expression"])
-        assert word in refused.json()["detail"]
+        assert message in refused.json()["detail"]
 
 
-async def test_every_list_has_the_envelope(acme: TenantClient) -> None:
+async def test_every_list_has_the_page_envelope(acme: TenantClient) -> None:
     calls = [{"id": f"c{n}", "tool_name": "t"} for n in range(3)]
     artifact = await made(acme, "/artifacts/upload", tool_calls=calls)
     series = ("/stats/timeseries?days=3", "/evaluations/timeseries?days=3&bucket=hour")
@@ -126,11 +134,11 @@ async def test_every_list_has_the_envelope(acme: TenantClient) -> None:
         assert body["end_date"] > body["data"][-1]["date"]
     path = f"/artifacts/{artifact['kurral_id']}/tool-calls"
     body = (await acme.http.get(f"{path}?limit=2&offset=0")).json()
-    assert ([one["call"]["id"] for one in body["items"]], body["total"], body["has_more"]) == (["c0", "c1"], 3, True)
-    assert [one["call"]["id"] for one in (await acme.http.get(f"{path}?skip=2")).json()["items"]] == ["c2"]
+    assert ([item["call"]["id"] for item in body["items"]], body["total"], body["has_more"]) == (["c0", "c1"], 3, True)
+    assert [item["call"]["id"] for item in (await acme.http.get(f"{path}?skip=2")).json()["items"]] == ["c2"]
 
 
-async def test_no_route_answers_a_bare_array(acme: TenantClient) -> None:
+async def test_no_route_returns_a_bare_array(acme: TenantClient) -> None:
     document = (await acme.http.get(str(acme.http.base_url).replace("/api/v1/", "/openapi.json"))).json()
     bare = [
         (method, path)

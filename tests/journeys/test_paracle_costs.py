@@ -14,7 +14,7 @@ from infra.postgres.store import PostgresStore
 from infra.wiring import Resources
 from scripts.system import System
 from tests.support.clients import TenantClient
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import SilentBell
 
 DAY = timedelta(days=1)
 # What the seed's summary is made of: agent, provider, model, dollars, and how long ago.
@@ -39,7 +39,7 @@ async def clocked(system: System):
     """A store whose clock is turned by hand."""
     clock = [datetime.now(UTC)]
     url = system.settings.database_url.reveal()
-    store = PostgresStore(create_engine(url, pool_size=2, application="tests"), Silent(), lambda: clock[0])
+    store = PostgresStore(create_engine(url, pool_size=2, application="tests"), SilentBell(), lambda: clock[0])
     yield store, clock
     await store.close()
 

@@ -1,4 +1,4 @@
-"""A database of its own beside the running system's: no worker claims what a test puts there."""
+"""Create a database for one test beside the running system's: no worker claims what the test puts there."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -16,8 +16,17 @@ from scripts.system import System
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
+class SilentBell:
+    """A bell that loses every ring, for tests that do not depend on one."""
+
+    async def ring_jobs(self, jobs: object, changes: object = ()) -> None: ...
+
+    async def ring_lost_jobs(self, jobs: object) -> int:
+        return 0
+
+
 class IsolatedDatabase:
-    """The database. `url` is the application's, `owner` a connection that sees all."""
+    """A database for one test. `url` is the application's, `owner` a connection that sees all."""
 
     def __init__(self, url: str, owner: asyncpg.Connection) -> None:
         self.url, self.owner = url, owner

@@ -19,15 +19,7 @@ from domain.shared.access import Caller
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
-from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
-
-
-class SilentBell:
-    """A doorbell that nobody hears."""
-
-    async def ring_jobs(self, jobs: Any, changes: Any = ()) -> None: ...
-    async def ring_lost_jobs(self, jobs: Any) -> int:
-        return 0
+from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 
 
 class SimulatedCrash(Exception):

@@ -1,7 +1,8 @@
-"""The world of the property test of statistics: two tenants, and everything that can happen to their records."""
+"""Run the property tests of statistics: two tenants, and every operation on their records."""
 
 import asyncio
 import json
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,8 +17,9 @@ from domain.evaluations.scoring import EvaluationScores
 from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT
+from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import IsolatedDatabase
+from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
 from tests.support.stats_oracle import (
     LostTransaction,
     TenantRows,
@@ -30,12 +32,37 @@ from tests.support.stats_oracle import (
     get_owner_ids,
     list_buckets,
 )
-from tests.support.stats_strategies import DAY, LEASE, OTHERS
+from tests.support.stats_strategies import DAY, LEASE, NOWS, OTHERS
 from workers.record.stats import StatsFolder
 
 
+async def run_property_test(
+    system: Any,
+    run_examples: Callable[[asyncio.Runner, IsolatedDatabase, PostgresStore, list[datetime]], None],
+) -> None:
+    """Run Hypothesis examples in a thread with its own event loop and database, as Hypothesis calls no coroutines."""
+
+    def run_in_thread() -> None:
+        with asyncio.Runner() as runner:
+            clock = [NOWS[0]]
+
+            async def open_database() -> Any:
+                context = open_isolated_database(system)
+                database = await context.__aenter__()
+                return context, database, create_engine(database.url, pool_size=6, application="tests")
+
+            context, database, engine = runner.run(open_database())
+            try:
+                run_examples(runner, database, PostgresStore(engine, SilentBell(), lambda: clock[0]), clock)
+            finally:
+                runner.run(engine.dispose())
+                runner.run(context.__aexit__(None, None, None))
+
+    await asyncio.to_thread(run_in_thread)
+
+
 class StatsEnvironment:
-    """Two tenants in one database."""
+    """Hold two tenants in one database."""
 
     def __init__(
         self, database: IsolatedDatabase, store: PostgresStore, owners: list[TenantRows], clock: list[datetime]

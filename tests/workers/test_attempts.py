@@ -1,4 +1,4 @@
-"""Two attempts at one row in one process: the newer one holds it, the older one settles nothing."""
+"""Two attempts of one execution in one process: the newer one holds the lease, the older one settles nothing."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -15,17 +15,16 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.redis import Bell
 from tests.support.clients import fetch_events
-from tests.support.isolated_database import NOW, open_isolated_database
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import NOW, SilentBell, open_isolated_database
 from workers.leases import LeaseKeeper
 
 LEASE = timedelta(seconds=10)
 
 
-class Extending:
-    """A store whose every row is held by its newest attempt."""
+class ExtendingStore:
+    """A store in which the newest attempt holds every lease."""
 
-    def system_transaction(self) -> "Extending":
+    def system_transaction(self) -> "ExtendingStore":
         return self
 
     async def __aenter__(self) -> Any:
@@ -35,66 +34,66 @@ class Extending:
         return None
 
     @property
-    def queues(self) -> "Extending":
+    def queues(self) -> "ExtendingStore":
         return self
 
-    async def extend_leases(self, _: str, held: dict[str, int], *__: object) -> set[str]:
-        return set(held)
+    async def extend_leases(self, _: str, attempts: dict[str, int], *__: object) -> set[str]:
+        return set(attempts)
 
 
-async def test_an_older_attempt_is_stopped_and_does_not_let_go_of_the_newer_one() -> None:
-    store: Any = Extending()
-    holder = LeaseKeeper(store, Bell("redis://127.0.0.1:1"), lambda: datetime.now(UTC), "run", LEASE)
-    keeping = asyncio.create_task(holder.extend_leases())
+async def test_older_attempt_stops_without_releasing_the_newer_one() -> None:
+    store: Any = ExtendingStore()
+    lease_keeper = LeaseKeeper(store, Bell("redis://127.0.0.1:1"), lambda: datetime.now(UTC), "run", LEASE)
+    keeping = asyncio.create_task(lease_keeper.extend_leases())
     gate = asyncio.Event()
     try:
-        older = asyncio.create_task(holder.hold_lease("exec_x", 1, gate.wait()))
+        older = asyncio.create_task(lease_keeper.hold_lease("exec_x", 1, gate.wait()))
         await asyncio.sleep(0)
-        newer = asyncio.create_task(holder.hold_lease("exec_x", 2, gate.wait()))
+        newer = asyncio.create_task(lease_keeper.hold_lease("exec_x", 2, gate.wait()))
         async with asyncio.timeout(5):
             with pytest.raises(LostLease):
                 await older
-        assert holder.lease_count == 1
+        assert lease_keeper.lease_count == 1
         await asyncio.sleep(0.6)
         assert not newer.done()
         gate.set()
         assert await newer is True
-        assert holder.lease_count == 0
+        assert lease_keeper.lease_count == 0
     finally:
         keeping.cancel()
 
 
-async def test_a_batch_with_two_attempts_settles_with_the_one_that_holds(system) -> None:
+async def test_batch_with_two_attempts_settles_the_newer_one(system) -> None:
     async with open_isolated_database(system) as database:
         caller = await database.add_tenant()
         agent_id = await database.add_agent(caller)
         now = NOW
         engine = create_engine(database.url, pool_size=2, application="tests")
-        store = PostgresStore(engine, Silent(), lambda: now)
+        store = PostgresStore(engine, SilentBell(), lambda: now)
         async with store.transaction(caller) as tx:
-            made = await executions.start_execution(tx, caller, agent_id, ExecutionStart())
+            execution = await executions.start_execution(tx, caller, agent_id, ExecutionStart())
         async with store.autocommit() as tx:
             (first,) = await executions.claim_executions(tx, "w", LEASE, 1)
         now += LEASE * 2
         async with store.transaction(caller) as tx:
-            await executions.requeue_expired(tx, made.id)
+            await executions.requeue_expired(tx, execution.id)
         async with store.autocommit() as tx:
             (second,) = await executions.claim_executions(tx, "w", LEASE, 1)
-        both = [
+        outcomes = [
             AttemptOutcome(
-                execution=one,
+                execution=attempt,
                 outcome=SandboxOutcome(output=text),
-                events=[build_log_event("INFO", str(one.attempt), now, "stdout")],
+                events=[build_log_event("INFO", str(attempt.attempt), now, "stdout")],
             )
-            for one, text in ((first, b'"old"'), (second, b'"new"'))
+            for attempt, text in ((first, b'"old"'), (second, b'"new"'))
         ]
         async with store.autocommit() as tx:
-            settled = await executions.settle_executions(tx, both)
+            settled = await executions.settle_executions(tx, outcomes)
         async with store.transaction(caller) as tx:
-            ended = await executions.get_execution(tx, made.id)
-            log = await fetch_events(tx, made)
+            execution_after = await executions.get_execution(tx, execution.id)
+            events = await fetch_events(tx, execution)
         await engine.dispose()
-    assert settled.settled_attempts == {(made.id, 2)}
-    assert (ended.status, ended.output_data, ended.attempt) == ("completed", "new", 2)
-    assert [event.data["message"] for event in log if event.type == "log"] == ["2"]
-    assert [event.seq for event in log] == list(range(1, len(log) + 1))
+    assert settled.settled_attempts == {(execution.id, 2)}
+    assert (execution_after.status, execution_after.output_data, execution_after.attempt) == ("completed", "new", 2)
+    assert [event.data["message"] for event in events if event.type == "log"] == ["2"]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))

@@ -1,4 +1,4 @@
-"""An execution's life as a state machine, on the real database: any interleaving of workers, clocks and cancels."""
+"""Run executions as a state machine on the real database, with any interleaving of workers, clocks and cancels."""
 
 import asyncio
 from datetime import timedelta
@@ -17,118 +17,108 @@ from domain.shared.status import TERMINAL_STATUSES
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.clients import fetch_events
-from tests.support.isolated_database import NOW, open_isolated_database
+from tests.support.isolated_database import NOW, SilentBell, open_isolated_database
 
 LEASE = timedelta(seconds=10)
-
-
-class Silent:
-    """A queue that loses every ring: nothing here depends on one."""
-
-    async def ring_jobs(self, *_: object) -> None:
-        return None
-
-    async def ring_lost_jobs(self, *_: object) -> int:
-        return 0
 
 
 async def test_any_interleaving_settles_once(system) -> None:
     async with open_isolated_database(system) as database:
         caller = await database.add_tenant()
-        await _live(database.url, caller, await database.add_agent(caller))
+        await _run_state_machine(database.url, caller, await database.add_agent(caller))
 
 
-async def _live(url: str, caller: Caller, agent_id: str) -> None:
-    def in_a_thread_of_its_own() -> None:
+async def _run_state_machine(url: str, caller: Caller, agent_id: str) -> None:
+    def run_in_thread() -> None:
         with asyncio.Runner() as runner:
             engine = create_engine(url, pool_size=2, application="tests")
 
-            class Life(RuleBasedStateMachine):
+            class ExecutionMachine(RuleBasedStateMachine):
                 def __init__(self) -> None:
                     super().__init__()
                     self.now = NOW
-                    self.store = PostgresStore(engine, Silent(), lambda: self.now)
+                    self.store = PostgresStore(engine, SilentBell(), lambda: self.now)
                     self.claims: list[Execution] = []
                     self.terminal: list[str] = []
                     self.logged = 0
 
                 @initialize(attempts=st.integers(1, 3))
-                def begin(self, attempts: int) -> None:
+                def start_and_claim(self, attempts: int) -> None:
                     async def start() -> Execution:
                         async with self.store.transaction(caller) as tx:
-                            made = await executions.start_execution(
+                            execution = await executions.start_execution(
                                 tx, caller, agent_id, ExecutionStart(max_attempts=attempts)
                             )
                             claimed = await executions.claim_executions(tx, "w", LEASE, 5)
-                            assert [one.id for one in claimed] == [made.id]
+                            assert [claim.id for claim in claimed] == [execution.id]
                             return claimed[0]
 
                     self.claims.append(runner.run(start()))
                     self.max_attempts = attempts
 
-                def _do(self, work) -> object:
-                    async def go() -> object:
+                def do_in_transaction(self, work) -> object:
+                    async def run_transaction() -> object:
                         async with self.store.transaction(caller) as tx:
                             return await work(tx)
 
-                    return runner.run(go())
+                    return runner.run(run_transaction())
 
-                def _status(self) -> Execution:
-                    found = self._do(lambda tx: executions.get_execution(tx, self.claims[0].id))
-                    assert isinstance(found, Execution)
-                    return found
+                def get_execution(self) -> Execution:
+                    execution = self.do_in_transaction(lambda tx: executions.get_execution(tx, self.claims[0].id))
+                    assert isinstance(execution, Execution)
+                    return execution
 
                 def _release_and_claim(self, work) -> None:
-                    async def go() -> None:
+                    async def run_transaction() -> None:
                         async with self.store.transaction(caller) as tx:
                             await work(tx)
                         async with self.store.autocommit() as tx:
                             self.claims += await executions.claim_executions(tx, "w", LEASE, 5)
 
-                    runner.run(go())
+                    runner.run(run_transaction())
 
                 @rule(seconds=st.integers(1, 15))
-                def time_passes_and_upkeep_comes(self, seconds: int) -> None:
+                def pass_time_and_requeue(self, seconds: int) -> None:
                     self.now += timedelta(seconds=seconds)
                     self._release_and_claim(lambda tx: executions.requeue_expired(tx, self.claims[0].id))
 
                 @rule(which=st.integers(0, 5))
-                def a_worker_is_told_to_stop(self, which: int) -> None:
-                    claim, before = self.claims[which % len(self.claims)], self._status()
+                def hand_over(self, which: int) -> None:
+                    claim, before = self.claims[which % len(self.claims)], self.get_execution()
                     self._release_and_claim(lambda tx: executions.hand_over_execution(tx, claim))
                     if before.status not in TERMINAL_STATUSES and before.attempt == claim.attempt:
                         # Claimed again at once, under a token of its own, however many attempts are left.
-                        after = self._status()
+                        after = self.get_execution()
                         assert (after.status, after.attempt) == ("preparing", claim.attempt + 1)
                         assert after.handovers == before.handovers + 1
 
                 @rule(which=st.integers(0, 5))
-                def a_sandbox_is_lost(self, which: int) -> None:
+                def lose_sandbox(self, which: int) -> None:
                     claim = self.claims[which % len(self.claims)]
                     self._release_and_claim(lambda tx: executions.release_execution(tx, claim))
 
                 @rule(which=st.integers(0, 5), fails=st.booleans())
-                def a_worker_finishes(self, which: int, fails: bool) -> None:
+                def finish_attempt(self, which: int, fails: bool) -> None:
                     claim = self.claims[which % len(self.claims)]
                     outcome = (
                         SandboxOutcome(error_type="E", error_message="m") if fails else SandboxOutcome(output=b"1")
                     )
-                    before = self._status()
-                    ended = AttemptOutcome(
+                    before = self.get_execution()
+                    attempt_outcome = AttemptOutcome(
                         execution=claim, outcome=outcome, events=[build_log_event("INFO", "x", self.now, "stdout")]
                     )
-                    settled = self._do(lambda tx: executions.settle_executions(tx, [ended]))
-                    held = before.status not in TERMINAL_STATUSES and before.attempt == claim.attempt
-                    assert isinstance(settled, ExecutionSettlement)
-                    assert settled.settled_attempts == ({(claim.id, claim.attempt)} if held else set())
-                    self.logged += held
+                    settlement = self.do_in_transaction(lambda tx: executions.settle_executions(tx, [attempt_outcome]))
+                    holds_lease = before.status not in TERMINAL_STATUSES and before.attempt == claim.attempt
+                    assert isinstance(settlement, ExecutionSettlement)
+                    assert settlement.settled_attempts == ({(claim.id, claim.attempt)} if holds_lease else set())
+                    self.logged += holds_lease
 
                 @rule(which=st.integers(0, 5))
-                def a_worker_writes(self, which: int) -> None:
+                def write_events(self, which: int) -> None:
                     claim = self.claims[which % len(self.claims)]
-                    before = self._status()
+                    before = self.get_execution()
                     try:
-                        self._do(
+                        self.do_in_transaction(
                             lambda tx: executions.append_agent_events(
                                 tx, claim, [build_log_event("INFO", "x", self.now, "stdout")] * 2
                             )
@@ -139,27 +129,27 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
 
                 @precondition(lambda self: len(self.claims) > 1)
                 @rule()
-                def somebody_cancels(self) -> None:
-                    before = self._status()
+                def cancel(self) -> None:
+                    before = self.get_execution()
                     if before.status not in TERMINAL_STATUSES:
-                        self._do(lambda tx: executions.cancel_execution(tx, before.id))
+                        self.do_in_transaction(lambda tx: executions.cancel_execution(tx, before.id))
 
                 def teardown(self) -> None:
                     if not self.claims:
                         return
-                    ended = self._status()
-                    if ended.status not in TERMINAL_STATUSES:
-                        self._do(lambda tx: executions.cancel_execution(tx, ended.id))
-                        ended = self._status()
-                    assert ended.attempt - ended.handovers <= self.max_attempts
-                    events = self._do(lambda tx: fetch_events(tx, ended))
+                    execution = self.get_execution()
+                    if execution.status not in TERMINAL_STATUSES:
+                        self.do_in_transaction(lambda tx: executions.cancel_execution(tx, execution.id))
+                        execution = self.get_execution()
+                    assert execution.attempt - execution.handovers <= self.max_attempts
+                    events = self.do_in_transaction(lambda tx: fetch_events(tx, execution))
                     assert isinstance(events, list)
                     assert [event.seq for event in events] == list(range(1, len(events) + 1))
                     assert [event.is_terminal for event in events] == [False] * (len(events) - 1) + [True]
                     assert sum(event.type == "log" for event in events) == self.logged
 
             run_state_machine_as_test(
-                Life,
+                ExecutionMachine,
                 settings=settings(
                     max_examples=30,
                     stateful_step_count=12,
@@ -169,4 +159,4 @@ async def _live(url: str, caller: Caller, agent_id: str) -> None:
             )
             runner.run(engine.dispose())
 
-    await asyncio.to_thread(in_a_thread_of_its_own)
+    await asyncio.to_thread(run_in_thread)

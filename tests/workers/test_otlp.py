@@ -33,7 +33,7 @@ from infra.settings import SettingsError, parse_headers, read_settings
 from tests.conftest import run_system
 from tests.support.clients import register_tenant
 from tests.support.fake_provider import FakeProvider
-from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
+from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from tests.support.model_agents import create_model, create_model_agent, run_execution
 from workers.record.traces import EXPORT_LEASE, TraceExporter
 
@@ -270,11 +270,6 @@ def test_settings_that_cannot_be(system: Any) -> None:
 # What is due, and what becomes of it.
 
 
-class NoQueue:
-    async def ring_jobs(self, jobs: Any, changes: Any = ()) -> None:
-        pass
-
-
 @dataclass
 class World:
     """A database of its own with a clock that stands still, two exporters and a collector."""
@@ -330,7 +325,7 @@ async def world(system: Any) -> AsyncIterator[World]:
     async with open_isolated_database(system) as database, serving() as server:
         clock = [NOW]
         engine = create_engine(database.url, pool_size=6, application="tests")
-        store = PostgresStore(engine, NoQueue(), lambda: clock[0])
+        store = PostgresStore(engine, SilentBell(), lambda: clock[0])
         collector = TraceCollector(server.url, {})
         caller = await database.add_tenant()
         try:

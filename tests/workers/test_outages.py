@@ -21,8 +21,7 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from scripts.system import System
 from tests.support.clients import TenantClient
-from tests.support.isolated_database import NOW, IsolatedDatabase, open_isolated_database
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from workers.upkeep import Upkeep
 
 LEASE, ROUND = timedelta(seconds=15), timedelta(seconds=2)
@@ -37,7 +36,7 @@ class Clocked(PostgresStore):
         # An outage of its own code; and for how long the database lets one wait before it answers.
         self.away: str | None = None
         self.late = timedelta()
-        super().__init__(engine, Silent(), lambda: self.now)  # type: ignore[arg-type]
+        super().__init__(engine, SilentBell(), lambda: self.now)  # type: ignore[arg-type]
 
     def system_transaction(self) -> Any:
         return self._slowly()
@@ -57,11 +56,11 @@ class World:
     def __init__(self, store: Clocked, system: System, run: Execution) -> None:
         self.store, self.run = store, run
         settings = replace(system.settings, lease_seconds=LEASE.total_seconds(), upkeep_seconds=ROUND.total_seconds())
-        self.upkeep = Upkeep(settings, store, Silent(), None, lambda: store.now)  # type: ignore[arg-type]
+        self.upkeep = Upkeep(settings, store, SilentBell(), None, lambda: store.now)  # type: ignore[arg-type]
         self._settings = settings
 
     def another_upkeep(self) -> None:
-        self.upkeep = Upkeep(self._settings, self.store, Silent(), None, lambda: self.store.now)  # type: ignore[arg-type]
+        self.upkeep = Upkeep(self._settings, self.store, SilentBell(), None, lambda: self.store.now)  # type: ignore[arg-type]
 
     async def rounds(self, count: int) -> int:
         """What upkeep takes back in so many rounds."""

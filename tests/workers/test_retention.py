@@ -18,15 +18,10 @@ from infra.postgres.role import APP_ROLE
 from infra.postgres.store import PostgresStore
 from infra.wiring import get_utc_now
 from tests.support.clients import TenantClient
-from tests.support.isolated_database import open_isolated_database
+from tests.support.isolated_database import SilentBell, open_isolated_database
 from workers.upkeep.retention import RetentionSweeper
 
 OLD = datetime.now(UTC) - timedelta(days=40)
-
-
-class NoQueue:
-    async def ring_jobs(self, jobs, changes=()) -> None:
-        pass
 
 
 async def test_a_tenant_s_old_records_go_and_nobody_else_s(
@@ -69,7 +64,7 @@ async def test_months_are_made_ahead_and_dropped_when_empty(system) -> None:
     async with open_isolated_database(system) as own:
         engine = create_engine(own.url, pool_size=2, application="tests")
         later = [get_utc_now()]
-        store = PostgresStore(engine, NoQueue(), lambda: later[0])
+        store = PostgresStore(engine, SilentBell(), lambda: later[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY 1"
         try:
             before = [row["relname"] for row in await own.owner.fetch(names)]
@@ -101,7 +96,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
     """Readers and writers go on while months come and go; one that reads for long keeps its month for the next time."""
     async with open_isolated_database(system) as own:
         engine = create_engine(own.url, pool_size=6, application="tests")
-        store = PostgresStore(engine, NoQueue(), get_utc_now)
+        store = PostgresStore(engine, SilentBell(), get_utc_now)
         caller, done = await own.add_tenant(), asyncio.Event()
         row = evaluations.parse_evaluation(b'{"prompt":"a","response":"b","hallucinated":true}')
         written = 0
@@ -153,7 +148,7 @@ async def test_dropping_stops_nobody_and_waits_for_nobody(system) -> None:
 async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
     """One table is locked at a time: a reader of one and then the other never meets it the other way around."""
     async with open_isolated_database(system) as own:
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         done = asyncio.Event()
 
         async def read() -> None:
@@ -184,7 +179,7 @@ async def test_whoever_uses_both_tables_goes_on_too(system) -> None:
 
 async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) -> None:
     async with open_isolated_database(system) as own:
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         reader = await asyncpg.connect(own.url, server_settings={"role": APP_ROLE})
         try:
             for year in (2001, 2002, 2003):
@@ -211,7 +206,7 @@ async def test_a_long_reader_of_one_table_keeps_nobody_from_the_other(system) ->
 async def test_this_month_and_the_month_of_yesterday_stay(system) -> None:
     async with open_isolated_database(system) as own:
         now = [datetime(2001, 3, 1, 23, 59, tzinfo=UTC)]
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), lambda: now[0])
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), lambda: now[0])
         names = "SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r' AND relname ~ '_2001_' ORDER BY 1"
         try:
             for kind in RECORD_KINDS:

@@ -30,8 +30,7 @@ from domain.shared.errors import DomainError
 from domain.shared.pages import Page
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
-from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
-from tests.workers.test_lifecycle import Silent
+from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
 from workers.upkeep.schedules import SCHEDULE_POLL_SECONDS, ScheduleStarter
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -116,7 +115,7 @@ async def world(system) -> AsyncIterator[World]:
         for number in range(3):
             engine = create_engine(database.url, pool_size=2, application=f"tests {number}")
             stack.push_async_callback(engine.dispose)
-            stores.append(Mortal(engine, Silent(), lambda: clock[0]))
+            stores.append(Mortal(engine, SilentBell(), lambda: clock[0]))
         yield World(database, stores, clock)
 
 

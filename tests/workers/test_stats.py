@@ -22,39 +22,16 @@ from domain.stats import RECORD_KINDS
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.sketches import build_bin_expression, find_bin_key
-from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
-from tests.support.stats_environment import StatsEnvironment
+from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
+from tests.support.stats_environment import StatsEnvironment, run_property_test
 from tests.support.stats_oracle import TenantRows, choose_scores, get_owner_ids
 from tests.support.stats_strategies import ASK, DAY, HOUR, LEASE, NAMES, NOWS, STEP
-from tests.workers.test_lifecycle import Silent
-
-
-async def own(
-    system: Any, body: Callable[[asyncio.Runner, IsolatedDatabase, PostgresStore, list[datetime]], None]
-) -> None:
-    """Run `body` in a thread, with an event loop and a database of its own: Hypothesis calls functions, not coroutines."""
-
-    def in_a_thread() -> None:
-        with asyncio.Runner() as runner:
-            clock = [NOWS[0]]
-
-            async def opened() -> Any:
-                holding = open_isolated_database(system)
-                database = await holding.__aenter__()
-                return holding, database, create_engine(database.url, pool_size=6, application="tests")
-
-            holding, database, engine = runner.run(opened())
-            try:
-                body(runner, database, PostgresStore(engine, Silent(), lambda: clock[0]), clock)
-            finally:
-                runner.run(engine.dispose())
-                runner.run(holding.__aexit__(None, None, None))
-
-    await asyncio.to_thread(in_a_thread)
 
 
 async def test_any_interleaving_leaves_what_brute_force_finds(system) -> None:
-    def body(runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, clock: list[datetime]) -> None:
+    def run_examples(
+        runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, clock: list[datetime]
+    ) -> None:
         async def fresh() -> StatsEnvironment:
             clock[0] = NOWS[0]
             for table in ("stat_deltas", "stat_rollups", "evaluations", "artifacts", "artifact_ids", "artifact_bodies"):
@@ -71,7 +48,7 @@ async def test_any_interleaving_leaves_what_brute_force_finds(system) -> None:
 
         check()
 
-    await own(system, body)
+    await run_property_test(system, run_examples)
 
 
 TEN = 10
@@ -82,7 +59,7 @@ async def test_whoever_asks_meanwhile_is_told_what_there_was_at_some_moment(syst
     async with open_isolated_database(system) as database:
         engine = create_engine(database.url, pool_size=12, application="tests")
         now, left, dice = NOWS[0], asyncio.Event(), random.Random(4)
-        store = PostgresStore(engine, Silent(), lambda: now)
+        store = PostgresStore(engine, SilentBell(), lambda: now)
         owner = TenantRows(await database.add_tenant())
         folds, answers = Counter[str](), Counter[str]()
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from tests.cases.test_streams import chunk, event
+from tests.cases.test_model_streams import format_chunk, format_event
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider, ScriptedAnswer
 from tests.support.model_agents import (
@@ -48,9 +48,9 @@ async def test_a_call_that_is_cancelled_before_the_first_token_owes_its_prompt(
 async def test_what_was_reported_is_billed_also_when_the_call_fails(acme: TenantClient) -> None:
     usage = {"prompt_tokens": 1000, "completion_tokens": 5}
     body = (
-        chunk(content="Paris is")
-        + event({"choices": [], "usage": usage})
-        + event({"error": {"message": "m", "code": 400}})
+        format_chunk(content="Paris is")
+        + format_event({"choices": [], "usage": usage})
+        + format_event({"error": {"message": "m", "code": 400}})
     )
     async with serve_body(body) as url:
         name = generate_name()

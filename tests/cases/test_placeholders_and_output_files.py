@@ -1,4 +1,4 @@
-"""Places in texts of crews, templates and agents, and files that are named by inputs."""
+"""Test placeholders in texts of crews, templates and agents, and output files that are named by inputs."""
 
 import json
 from pathlib import Path
@@ -12,27 +12,27 @@ from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
 
-FILES = find_case_folder("04-crewai-output-file-with-inputs")
-TEXTS = find_case_folder("32-places-in-texts")
-INPUTS = {"kind": "tax", "requirements": "Add up VAT.", "module_name": "ledger", "class_name": "Ledger"}
+OUTPUT_FILES_CASE = find_case_folder("04-crewai-output-file-with-inputs")
+PLACEHOLDERS_CASE = find_case_folder("32-places-in-texts")
+EXAMPLE_INPUTS = {"kind": "tax", "requirements": "Add up VAT.", "module_name": "ledger", "class_name": "Ledger"}
 
 
-def crew_of(folder: Path, **replaced: str) -> dict[str, str]:
-    found = {f"{name}_yaml": (folder / f"{name}.yaml").read_text() for name in ("agents", "tasks")}
-    for old, new in replaced.items():
-        found = {name: text.replace(old, new) for name, text in found.items()}
-    return found
+def read_crew_documents(folder: Path, **replacements: str) -> dict[str, str]:
+    documents = {f"{name}_yaml": (folder / f"{name}.yaml").read_text() for name in ("agents", "tasks")}
+    for old, new in replacements.items():
+        documents = {name: text.replace(old, new) for name, text in documents.items()}
+    return documents
 
 
-async def test_files_are_named_by_inputs(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_inputs_fill_output_file_names(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    found = (await acme.http.post("/crews/debug", json=crew_of(FILES))).json()
-    assert found["valid"], found["errors"]
-    assert found["inputs"] == ["requirements", "module_name", "class_name", "kind"]
-    crew = await made(acme, "/crews", name="small-team", **crew_of(FILES))
+    debug_result = (await acme.http.post("/crews/debug", json=read_crew_documents(OUTPUT_FILES_CASE))).json()
+    assert debug_result["valid"], debug_result["errors"]
+    assert debug_result["inputs"] == ["requirements", "module_name", "class_name", "kind"]
+    crew = await made(acme, "/crews", name="small-team", **read_crew_documents(OUTPUT_FILES_CASE))
     for text in ("# A design", "class Ledger: pass"):
         provider.queue_text(text, to=name)
-    answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": INPUTS, "model": name})
+    answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": EXAMPLE_INPUTS, "model": name})
     ended = await acme.wait_for_end(answer.json()["id"])
     assert ended["status"] == "completed", ended
     for path, text in (("output/ledger_design.md", "# A design"), ("output/ledger.py", "class Ledger: pass")):
@@ -40,22 +40,26 @@ async def test_files_are_named_by_inputs(acme: TenantClient, provider: FakeProvi
 
 
 @pytest.mark.parametrize("value", ["../../x", "a/../../x", "a\0b", "\n"])
-async def test_a_file_that_an_input_leads_out_is_refused_when_it_is_started(acme: TenantClient, value: str) -> None:
-    await made(acme, "/crews", name="small-team", **crew_of(FILES))
-    refused = await acme.http.post("/crews/small-team/execute", json={"inputs": {**INPUTS, "module_name": value}})
+async def test_input_that_leaves_the_workspace_is_refused_at_the_start(acme: TenantClient, value: str) -> None:
+    await made(acme, "/crews", name="small-team", **read_crew_documents(OUTPUT_FILES_CASE))
+    refused = await acme.http.post(
+        "/crews/small-team/execute", json={"inputs": {**EXAMPLE_INPUTS, "module_name": value}}
+    )
     assert (refused.status_code, fields(refused)) == (422, ["inputs.module_name"] * 2), refused.text
     assert "output_file" in refused.json()["errors"][0]["message"]
-    lonely = {
-        **crew_of(FILES),
-        "tasks_yaml": crew_of(FILES)["tasks_yaml"].replace("output/{module_name}.py", "'{out}'"),
+    documents = {
+        **read_crew_documents(OUTPUT_FILES_CASE),
+        "tasks_yaml": read_crew_documents(OUTPUT_FILES_CASE)["tasks_yaml"].replace(
+            "output/{module_name}.py", "'{out}'"
+        ),
     }
-    await made(acme, "/crews", name="lonely", **lonely)
-    for wrong in ("", "/etc/passwd", "..", "."):
-        refused = await acme.http.post("/crews/lonely/execute", json={"inputs": {**INPUTS, "out": wrong}})
+    await made(acme, "/crews", name="lonely", **documents)
+    for path in ("", "/etc/passwd", "..", "."):
+        refused = await acme.http.post("/crews/lonely/execute", json={"inputs": {**EXAMPLE_INPUTS, "out": path}})
         assert (refused.status_code, fields(refused)) == (422, ["inputs.out"]), refused.text
 
 
-async def test_what_a_task_takes_a_crew_takes(acme: TenantClient) -> None:
+async def test_crew_requires_the_inputs_of_its_tasks(acme: TenantClient) -> None:
     await create_model_agent(acme, "smollm2", name="writer")
     task = await made(
         acme, "/tasks", name="报告", description="Write about {topic}", agent="writer", output_file="{topic}/out.md"
@@ -67,26 +71,26 @@ async def test_what_a_task_takes_a_crew_takes(acme: TenantClient) -> None:
         body = {"name": "out", "description": "d", "agent": "writer", "output_file": path}
         assert fields(await acme.http.post("/tasks", json=body)) == ["output_file"]
         tasks = json.dumps({"out": {key: value for key, value in body.items() if key != "name"}})
-        told = (await acme.http.post("/crews/debug", json={"tasks_yaml": tasks})).json()["errors"]
-        assert [one["field"] for one in told] == ["tasks_yaml.out.output_file"]
+        errors = (await acme.http.post("/crews/debug", json={"tasks_yaml": tasks})).json()["errors"]
+        assert [error["field"] for error in errors] == ["tasks_yaml.out.output_file"]
 
 
-async def test_places_of_a_crew(acme: TenantClient) -> None:
-    # The case's own tasks are no YAML: braces begin a mapping where a text is not folded or quoted.
-    body = crew_of(TEXTS)
+async def test_placeholders_of_a_crew_are_its_inputs(acme: TenantClient) -> None:
+    # The tasks of the case are invalid YAML: an unquoted brace begins a mapping.
+    body = read_crew_documents(PLACEHOLDERS_CASE)
     refused = (await acme.http.post("/crews/debug", json=body)).json()
     assert refused["errors"][0]["field"] == "tasks_yaml"
     body["tasks_yaml"] = body["tasks_yaml"].replace("description: ", "description: >\n    ")
-    found = (await acme.http.post("/crews/debug", json=body)).json()
-    assert sorted(found["inputs"]) == ["target-audience", "topic"], found
-    told = {one["field"]: one["message"] for one in found["warnings"]}
-    assert "{{literal}} is left as it stands" in told["tasks_yaml.write.description"]
+    debug_result = (await acme.http.post("/crews/debug", json=body)).json()
+    assert sorted(debug_result["inputs"]) == ["target-audience", "topic"], debug_result
+    warnings = {warning["field"]: warning["message"] for warning in debug_result["warnings"]}
+    assert "{{literal}} is left as it stands" in warnings["tasks_yaml.write.description"]
     await made(acme, "/crews", name="places", **body)
     missing = await acme.http.post("/crews/places/execute", json={"inputs": {"topic": "bees"}, "model": "smollm2"})
     assert fields(missing) == ["inputs.target-audience"]
 
 
-async def test_what_a_crews_model_is_asked(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_crew_prompts_are_filled_once_and_escapes_kept(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
     agents = {"имя": {"role": "For {аудитория}", "goal": r"{{goal}} \{goal} ${HOME} {task}", "llm": name}}
     tasks = {"one": {"description": r'{topic}, \{topic}, {"a": {topic}}', "expected_output": "e", "agent": "имя"}}
@@ -96,17 +100,17 @@ async def test_what_a_crews_model_is_asked(acme: TenantClient, provider: FakePro
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": inputs})
     ended = await acme.wait_for_end(answer.json()["id"])
     assert ended["status"] == "completed", ended
-    (asked,) = [one for one in provider.requests if one.model == name]
+    (request,) = [sent_request for sent_request in provider.requests if sent_request.model == name]
     task = r'{0}, {{topic}}, {{"a": {0}}}'.format(inputs["topic"]) + "\n\nWhat is expected of you: e"
-    assert asked.get_last_text() == task
+    assert request.get_last_text() == task
     system = f"You are For {{task}}.\n\nYour goal: {{{{goal}}}} {{goal}} ${{HOME}} {task}"
-    assert asked.get_last_text("system") == system
+    assert request.get_last_text("system") == system
 
 
-async def test_templates_say_how_to_write_a_place(acme: TenantClient) -> None:
+async def test_template_errors_explain_placeholder_syntax(acme: TenantClient) -> None:
     text = 'Dear {{name}}, you are {age}. {"a": {age}} \\{age} ${HOME} {имя}'
-    made_ = await made(acme, "/templates", name="letter", template=text)
-    assert made_["variables"] == ["age", "имя"]
+    created = await made(acme, "/templates", name="letter", template=text)
+    assert created["variables"] == ["age", "имя"]
     values: dict[str, Any] = {"age": 36, "имя": "Ada"}
     render = "/templates/letter/render"
     rendered = (await acme.http.post(render, json={"variables": values})).json()["rendered"]
@@ -118,7 +122,7 @@ async def test_templates_say_how_to_write_a_place(acme: TenantClient) -> None:
     assert "write {name}" in (await acme.http.post("/templates", json=body)).json()["detail"]
 
 
-async def test_a_tasks_template_keeps_escapes_for_the_crews_run(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_task_template_keeps_escapes_for_the_crew(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
     await create_model_agent(acme, name, name="writer")
     await made(acme, "/templates", name="letter", template=r"To {who}: \{who} as it stands")
@@ -128,18 +132,18 @@ async def test_a_tasks_template_keeps_escapes_for_the_crews_run(acme: TenantClie
     crew = await made(acme, "/crews", name="c", tasks=[task["id"]])
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"audience": "kids"}})
     assert (await acme.wait_for_end(answer.json()["id"]))["status"] == "completed"
-    (asked,) = [one for one in provider.requests if one.model == name]
-    assert asked.get_last_text() == "To kids: {who} as it stands"
+    (request,) = [sent_request for sent_request in provider.requests if sent_request.model == name]
+    assert request.get_last_text() == "To kids: {who} as it stands"
 
 
-async def test_a_task_that_comes_alone_is_no_text_with_places(acme: TenantClient, provider: FakeProvider) -> None:
+async def test_plain_task_is_not_filled_with_placeholders(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    one = await create_model_agent(acme, name, instructions=r"Explain \{braces}.")
-    for inputs, said in (
+    created_agent = await create_model_agent(acme, name, instructions=r"Explain \{braces}.")
+    for inputs, expected_text in (
         ({"task": r"What is \{x} in {x}?"}, r"What is \{x} in {x}?"),
         ({"task": r"\{x} is {x}", "x": 1}, "{x} is 1\n\nInputs:\n"),
     ):
-        assert (await run_execution(acme, one["id"], payload=inputs))["status"] == "completed"
-        last = [asked for asked in provider.requests if asked.model == name][-1]
-        assert last.get_last_text().startswith(said)
-        assert last.get_last_text("system") == "Explain {braces}."
+        assert (await run_execution(acme, created_agent["id"], payload=inputs))["status"] == "completed"
+        last_request = [sent_request for sent_request in provider.requests if sent_request.model == name][-1]
+        assert last_request.get_last_text().startswith(expected_text)
+        assert last_request.get_last_text("system") == "Explain {braces}."

@@ -18,9 +18,8 @@ from infra.wiring import Resources, get_utc_now
 from scripts.system import System
 from tests.support.clients import TenantClient, pack_archive
 from tests.support.fake_provider import FakeProvider, build_call
-from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
+from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
 from tests.support.model_agents import create_model, create_model_agent, generate_name
-from tests.workers.test_retention import NoQueue
 from workers.upkeep import Upkeep
 from workers.upkeep.retention import RetentionSweeper
 
@@ -265,7 +264,7 @@ async def test_an_installation_may_say_how_long_things_are_kept(system) -> None:
     async with open_isolated_database(system) as own:
         one, two = await own.add_tenant(), await own.add_tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", two.tenant_id)
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         try:
             async with store.system_transaction() as tx:
                 assert await tx.retention.list_tenants(0) == [(two.tenant_id, 7)]
@@ -278,7 +277,7 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
     async with open_isolated_database(system) as own:
         caller = await own.add_tenant()
         await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         count = 2 * MAX_REMOVAL_BATCH + 10
         await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), count)
         try:
@@ -342,7 +341,7 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
         }
         table = {"answers": "idempotency_keys", "holds": "cost_holds"}
         assert {*rows, "schedule_runs"} == set(RETENTION_PERIODS), "a new kind wants its row here"
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), NoQueue(), get_utc_now)
+        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         try:
             for kind, insert in rows.items():
                 for younger in (True, False):

@@ -1,4 +1,4 @@
-"""The OpenAPI document, the pages that show it, and the metrics."""
+"""Test the OpenAPI document, the pages that show it, and the metrics."""
 
 import json
 import re
@@ -6,39 +6,39 @@ from pathlib import Path
 
 import httpx
 
-SNAPSHOT = Path(__file__).parent / "openapi.json"
+SNAPSHOT_FILE = Path(__file__).parent / "openapi.json"
 
 
-async def test_the_document_s_every_change_is_seen(system) -> None:
-    """Written anew by: PADDOCK_SNAPSHOT=write make test ARGS=tests/api"""
+async def test_openapi_document_matches_its_snapshot(system) -> None:
+    """Compare the document with its snapshot. Update it by: PADDOCK_SNAPSHOT=write make test ARGS=tests/api"""
     import os
 
     async with httpx.AsyncClient() as client:
         document = (await client.get(f"{system.url}/openapi.json")).json()
     text = json.dumps(document, indent=1, sort_keys=True) + "\n"
     if os.environ.get("PADDOCK_SNAPSHOT") == "write":
-        SNAPSHOT.write_text(text)
-    assert SNAPSHOT.read_text() == text
+        SNAPSHOT_FILE.write_text(text)
+    assert SNAPSHOT_FILE.read_text() == text
     names = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
     assert len(names) == len(set(names))
 
 
-async def test_the_pages_work_without_the_internet(system) -> None:
+async def test_documentation_pages_load_only_local_assets(system) -> None:
     async with httpx.AsyncClient(base_url=system.url) as client:
-        for path, wanted in (
+        for path, expected_assets in (
             ("/docs", {"swagger-ui-bundle.js", "swagger-ui.css", "swagger-ui-standalone-preset.js", "docs.js"}),
             ("/redoc", {"redoc.standalone.js", "redoc.js"}),
         ):
             page = await client.get(path)
             assert page.status_code == 200
             assert page.headers["content-type"] == "text/html; charset=utf-8"
-            # Nothing of another host, and nothing that the policy forbids: no script or style in the page itself.
+            # No assets of other hosts, and no inline script or style, which the policy forbids.
             assert "//" not in page.text
             assert not re.search(r"<script(?! src=)|<style|\son\w+=", page.text)
             assert "script-src 'self';" in page.headers["content-security-policy"]
-            found = set(re.findall(r"/docs/assets/([^\"]+)", page.text))
-            assert found == {*wanted, "favicon-32x32.png"}
-            for asset in found:
+            assets = set(re.findall(r"/docs/assets/([^\"]+)", page.text))
+            assert assets == {*expected_assets, "favicon-32x32.png"}
+            for asset in assets:
                 answer = await client.get(f"/docs/assets/{asset}")
                 assert answer.status_code == 200
                 assert len(answer.content) > 50
@@ -53,7 +53,7 @@ async def test_metrics_are_prometheus_text(system) -> None:
 
     async with httpx.AsyncClient(base_url=system.url) as client:
         text = (await client.get("/metrics")).text
-    found = {family.name for family in text_string_to_metric_families(text)}
+    families = {family.name for family in text_string_to_metric_families(text)}
     assert {
         "paddock_requests",
         "paddock_queue_depth",
@@ -62,4 +62,4 @@ async def test_metrics_are_prometheus_text(system) -> None:
         "paddock_sandbox_slots",
         "paddock_workers",
         "paddock_ingest_lag_seconds",
-    } <= found
+    } <= families

@@ -1,4 +1,4 @@
-"""What the page on crews prints can be copied, and what CrewAI does by default can be written out."""
+"""Test that the examples of the page on crews work, and that CrewAI's defaults may be written out."""
 
 import json
 import re
@@ -12,9 +12,9 @@ from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, generate_name
 
-PAGE = Path(__file__).parents[2] / "docs" / "crews.md"
-AGENT: dict[str, Any] = {"role": "r", "goal": "g", "llm": "smollm2"}
-TASK: dict[str, Any] = {"description": "d", "expected_output": "e", "agent": "a"}
+CREWS_PAGE = Path(__file__).parents[2] / "docs" / "crews.md"
+EXAMPLE_AGENT: dict[str, Any] = {"role": "r", "goal": "g", "llm": "smollm2"}
+EXAMPLE_TASK: dict[str, Any] = {"description": "d", "expected_output": "e", "agent": "a"}
 # CrewAI's pages on agents and tasks, 2026.
 AGENT_DEFAULTS: dict[str, Any] = {
     "cache": True,
@@ -62,16 +62,21 @@ TASK_DEFAULTS: dict[str, Any] = {
 }
 
 
-def body(agent: dict[str, Any], task: dict[str, Any]) -> dict[str, str]:
-    return {"agents_yaml": json.dumps({"a": {**AGENT, **agent}}), "tasks_yaml": json.dumps({"t": {**TASK, **task}})}
+def build_documents(agent: dict[str, Any], task: dict[str, Any]) -> dict[str, str]:
+    return {
+        "agents_yaml": json.dumps({"a": {**EXAMPLE_AGENT, **agent}}),
+        "tasks_yaml": json.dumps({"t": {**EXAMPLE_TASK, **task}}),
+    }
 
 
-async def test_the_page_can_be_copied(acme: TenantClient, provider: FakeProvider) -> None:
-    printed = re.findall(r"```yaml\n(# (agents|tasks)_yaml\n.*?)```", PAGE.read_text(), re.DOTALL)
-    assert [kind for _, kind in printed] == ["agents", "tasks"]
-    documents = {f"{kind}_yaml": text for text, kind in printed}
-    found = (await acme.http.post("/crews/debug", json=documents)).json()
-    assert (found["valid"], found["warnings"], found["inputs"]) == (True, [], ["topic"]), found
+async def test_examples_of_the_crews_page_work(acme: TenantClient, provider: FakeProvider) -> None:
+    examples = re.findall(r"```yaml\n(# (agents|tasks)_yaml\n.*?)```", CREWS_PAGE.read_text(), re.DOTALL)
+    assert [kind for _, kind in examples] == ["agents", "tasks"]
+    documents = {f"{kind}_yaml": text for text, kind in examples}
+    debug_result = (await acme.http.post("/crews/debug", json=documents)).json()
+    assert (debug_result["valid"], debug_result["warnings"], debug_result["inputs"]) == (True, [], ["topic"]), (
+        debug_result
+    )
     name = await create_model(acme, provider, generate_name())
     crew = await made(acme, "/crews", name="newsroom", **documents)
     provider.queue_text("Three facts.", to=name)
@@ -81,13 +86,13 @@ async def test_the_page_can_be_copied(acme: TenantClient, provider: FakeProvider
     assert (await acme.http.get(f"/executions/{ended['id']}/files/facts/horses.md")).text == "Three facts."
 
 
-async def test_defaults_may_be_written_out(acme: TenantClient) -> None:
-    found = (await acme.http.post("/crews/debug", json=body(AGENT_DEFAULTS, TASK_DEFAULTS))).json()
-    assert found["valid"], found["errors"]
+async def test_crewai_defaults_are_accepted(acme: TenantClient) -> None:
+    result = (await acme.http.post("/crews/debug", json=build_documents(AGENT_DEFAULTS, TASK_DEFAULTS))).json()
+    assert result["valid"], result["errors"]
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "word"),
+    ("field", "value", "message"),
     [
         ("cache", False, "only CrewAI's default is accepted, true"),
         ("memory", True, "context"),
@@ -100,7 +105,9 @@ async def test_defaults_may_be_written_out(acme: TenantClient) -> None:
         ("mood", None, "is not a field here"),
     ],
 )
-async def test_what_is_no_default_is_refused(acme: TenantClient, field: str, value: Any, word: str) -> None:
-    found = (await acme.http.post("/crews/debug", json=body({field: value}, {}))).json()
-    assert [one["field"] for one in found["errors"]] == [f"agents_yaml.a.{field}"]
-    assert word in found["errors"][0]["message"]
+async def test_unsupported_crewai_settings_are_refused(
+    acme: TenantClient, field: str, value: Any, message: str
+) -> None:
+    result = (await acme.http.post("/crews/debug", json=build_documents({field: value}, {}))).json()
+    assert [error["field"] for error in result["errors"]] == [f"agents_yaml.a.{field}"]
+    assert message in result["errors"][0]["message"]

@@ -1,4 +1,4 @@
-"""`max_concurrency` of agents and tenants, and what happens to one execution more."""
+"""Test `max_concurrency` of agents and tenants, and the policies for executions beyond it."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -7,50 +7,52 @@ import pytest
 
 from tests.support.clients import TenantClient
 
-SLEEPER = "import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n"
+SLEEPING_AGENT = "import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n"
 
 
-async def _limited(owner: TenantClient, policy: str, most: int = 1) -> str:
-    agent_id = await owner.deploy_agent(SLEEPER)
-    answer = await owner.http.patch(f"/agents/{agent_id}", json={"max_concurrency": most, "concurrency_policy": policy})
+async def _deploy_limited_agent(owner: TenantClient, policy: str, max_concurrency: int = 1) -> str:
+    agent_id = await owner.deploy_agent(SLEEPING_AGENT)
+    answer = await owner.http.patch(
+        f"/agents/{agent_id}", json={"max_concurrency": max_concurrency, "concurrency_policy": policy}
+    )
     assert answer.status_code == 200, answer.text
-    assert (answer.json()["max_concurrency"], answer.json()["concurrency_policy"]) == (most, policy)
+    assert (answer.json()["max_concurrency"], answer.json()["concurrency_policy"]) == (max_concurrency, policy)
     return agent_id
 
 
-async def _states(owner: TenantClient, *ids: str) -> list[str]:
-    return [(await owner.http.get(f"/executions/{one}")).json()["status"] for one in ids]
+async def _list_statuses(owner: TenantClient, *ids: str) -> list[str]:
+    return [(await owner.http.get(f"/executions/{execution_id}")).json()["status"] for execution_id in ids]
 
 
-async def _until_running(owner: TenantClient, execution_id: str) -> None:
+async def _wait_until_running(owner: TenantClient, execution_id: str) -> None:
     for _ in range(200):
-        if await _states(owner, execution_id) == ["running"]:
+        if await _list_statuses(owner, execution_id) == ["running"]:
             return
         await asyncio.sleep(0.02)
-    raise AssertionError("it did not begin")
+    raise AssertionError("the execution did not start")
 
 
-def _overlap(first: dict, second: dict) -> bool:
+def _has_overlap(first: dict, second: dict) -> bool:
     return first["started_at"] < second["completed_at"] and second["started_at"] < first["completed_at"]
 
 
-async def test_queue_lets_one_more_wait(acme: TenantClient) -> None:
-    agent_id = await _limited(acme, "queue")
+async def test_queue_policy_makes_further_executions_wait(acme: TenantClient) -> None:
+    agent_id = await _deploy_limited_agent(acme, "queue")
     started = [await acme.start_execution(agent_id, {"for": 0.2}) for _ in range(3)]
-    ended = [await acme.wait_for_end(one["id"]) for one in started]
-    assert [one["status"] for one in ended] == ["completed"] * 3
-    assert not any(_overlap(a, b) for n, a in enumerate(ended) for b in ended[n + 1 :])
+    ended = [await acme.wait_for_end(execution["id"]) for execution in started]
+    assert [execution["status"] for execution in ended] == ["completed"] * 3
+    assert not any(_has_overlap(a, b) for n, a in enumerate(ended) for b in ended[n + 1 :])
 
 
-async def test_without_a_limit_they_overlap(acme: TenantClient) -> None:
-    agent_id = await acme.deploy_agent(SLEEPER)
+async def test_executions_overlap_without_a_limit(acme: TenantClient) -> None:
+    agent_id = await acme.deploy_agent(SLEEPING_AGENT)
     started = [await acme.start_execution(agent_id, {"for": 0.5}) for _ in range(2)]
-    first, second = [await acme.wait_for_end(one["id"]) for one in started]
-    assert _overlap(first, second)
+    first, second = [await acme.wait_for_end(execution["id"]) for execution in started]
+    assert _has_overlap(first, second)
 
 
-async def test_reject_refuses_one_more_and_says_why(acme: TenantClient) -> None:
-    agent_id = await _limited(acme, "reject")
+async def test_reject_policy_refuses_further_executions(acme: TenantClient) -> None:
+    agent_id = await _deploy_limited_agent(acme, "reject")
     first = await acme.start_execution(agent_id, {"for": 30})
     for path in (f"/agents/{agent_id}/execute", f"/runtime/{agent_id}/execute"):
         refused = await acme.http.post(path, json={"payload": {"for": 0}})
@@ -61,8 +63,8 @@ async def test_reject_refuses_one_more_and_says_why(acme: TenantClient) -> None:
     assert (await acme.run_agent(agent_id, {"for": 0}))["status"] == "completed"
 
 
-async def test_a_retry_is_one_more_as_well(acme: TenantClient) -> None:
-    agent_id = await _limited(acme, "reject")
+async def test_retry_counts_against_the_limit(acme: TenantClient) -> None:
+    agent_id = await _deploy_limited_agent(acme, "reject")
     first = await acme.run_agent(agent_id, {"for": 0})
     running = await acme.start_execution(agent_id, {"for": 30})
     refused = await acme.http.post(f"/executions/{first['id']}/retry")
@@ -70,35 +72,35 @@ async def test_a_retry_is_one_more_as_well(acme: TenantClient) -> None:
     await acme.http.post(f"/executions/{running['id']}/cancel")
 
 
-async def test_many_at_once_never_pass_the_limit_of_reject(acme: TenantClient) -> None:
-    agent_id = await _limited(acme, "reject", most=3)
+async def test_concurrent_starts_never_exceed_the_limit(acme: TenantClient) -> None:
+    agent_id = await _deploy_limited_agent(acme, "reject", max_concurrency=3)
     answers = await asyncio.gather(
         *(acme.http.post(f"/agents/{agent_id}/execute", json={"payload": {"for": 30}}) for _ in range(12))
     )
-    assert sorted(one.status_code for one in answers) == [201] * 3 + [409] * 9
+    assert sorted(answer.status_code for answer in answers) == [201] * 3 + [409] * 9
     await acme.http.delete(f"/agents/{agent_id}")
 
 
-async def test_replace_cancels_the_older(acme: TenantClient) -> None:
-    agent_id = await _limited(acme, "replace", most=2)
+async def test_replace_policy_cancels_the_oldest_execution(acme: TenantClient) -> None:
+    agent_id = await _deploy_limited_agent(acme, "replace", max_concurrency=2)
     first, second = [await acme.start_execution(agent_id, {"for": 30}) for _ in range(2)]
-    await _until_running(acme, first["id"])
+    await _wait_until_running(acme, first["id"])
     third = await acme.start_execution(agent_id, {"for": 0.1})
     ended = await acme.wait_for_end(first["id"])
     assert (ended["status"], ended["error_message"]) == ("cancelled", "Replaced by a newer execution.")
     assert (await acme.wait_for_end(third["id"]))["status"] == "completed"
-    assert await _states(acme, second["id"]) == ["running"]
+    assert await _list_statuses(acme, second["id"]) == ["running"]
     await acme.http.post(f"/executions/{second['id']}/cancel")
 
 
-async def test_a_tenant_limits_all_it_runs(acme: TenantClient) -> None:
+async def test_tenant_limit_covers_all_its_agents(acme: TenantClient) -> None:
     assert (await acme.http.get("/tenant")).json()["max_concurrency"] is None
     changed = await acme.http.patch("/tenant", json={"max_concurrency": 1})
     assert (changed.status_code, changed.json()["max_concurrency"]) == (200, 1)
-    agents = [await acme.deploy_agent(SLEEPER) for _ in range(2)]
+    agents = [await acme.deploy_agent(SLEEPING_AGENT) for _ in range(2)]
     started = [await acme.start_execution(agent_id, {"for": 0.2}) for agent_id in agents]
-    first, second = [await acme.wait_for_end(one["id"]) for one in started]
-    assert not _overlap(first, second)
+    first, second = [await acme.wait_for_end(execution["id"]) for execution in started]
+    assert not _has_overlap(first, second)
     assert (await acme.http.patch("/tenant", json={"max_concurrency": None})).json()["max_concurrency"] is None
 
 
@@ -112,39 +114,39 @@ async def test_a_tenant_limits_all_it_runs(acme: TenantClient) -> None:
         ("/tenant", {"plan": "premium"}, "plan"),
     ],
 )
-async def test_bad_limits_are_named(acme: TenantClient, path: str, body: dict, field: str) -> None:
+async def test_invalid_limits_are_refused_by_field(acme: TenantClient, path: str, body: dict, field: str) -> None:
     method = "PATCH" if path == "/tenant" else "POST"
     answer = await acme.http.request(method, path, json=body)
     assert answer.status_code == 422
     assert field in answer.text
 
 
-async def test_a_member_may_see_the_tenant_and_not_change_it(acme: TenantClient) -> None:
+async def test_member_may_read_but_not_change_the_tenant(acme: TenantClient) -> None:
     key = await acme.create_key(scopes=["read:agents"])
     async with acme.open_client(key) as http:
         assert (await http.get("/tenant")).json()["id"] == acme.tenant_id
         assert (await http.patch("/tenant", json={"max_concurrency": 1})).status_code == 403
 
 
-async def test_cancelling_makes_room_at_once(acme: TenantClient) -> None:
-    """Not when somebody looks by chance: whoever waits for the limit begins when the one that runs is cancelled."""
-    agent_id = await _limited(acme, "queue")
+async def test_cancelling_starts_a_waiting_execution_immediately(acme: TenantClient) -> None:
+    """Start the waiting execution when the running one is cancelled, not at the next poll."""
+    agent_id = await _deploy_limited_agent(acme, "queue")
     first = await acme.start_execution(agent_id, {"for": 30})
-    await _until_running(acme, first["id"])
+    await _wait_until_running(acme, first["id"])
     second = await acme.start_execution(agent_id, {"for": 0})
     await asyncio.sleep(0.3)
-    assert await _states(acme, second["id"]) == ["pending"]
+    assert await _list_statuses(acme, second["id"]) == ["pending"]
     cancelled = (await acme.http.post(f"/executions/{first['id']}/cancel")).json()
     begun = (await acme.wait_for_end(second["id"]))["started_at"]
     waited = datetime.fromisoformat(begun) - datetime.fromisoformat(cancelled["completed_at"])
-    # Sooner than upkeep rings for what has waited for long.
+    # Sooner than upkeep rings for executions that have waited long.
     assert waited < timedelta(seconds=1.5)
 
 
-async def test_a_higher_limit_makes_room_at_once(acme: TenantClient) -> None:
-    agent_id = await _limited(acme, "queue")
+async def test_raising_the_limit_starts_a_waiting_execution_immediately(acme: TenantClient) -> None:
+    agent_id = await _deploy_limited_agent(acme, "queue")
     first = await acme.start_execution(agent_id, {"for": 30})
-    await _until_running(acme, first["id"])
+    await _wait_until_running(acme, first["id"])
     second = await acme.start_execution(agent_id, {"for": 0})
     changed = datetime.now(UTC)
     await acme.http.patch(f"/agents/{agent_id}", json={"max_concurrency": 2})
