@@ -39,6 +39,7 @@ from api import (
     provider_keys,
     queues,
     schedules,
+    secrets,
     stats,
     tasks,
     templates,
@@ -104,6 +105,7 @@ CAPABILITY_ROUTERS = (
     traces.router,
     workflows.router,
     schedules.router,
+    secrets.router,
     queues.router,
 )
 MAX_ARTIFACT_BATCH = 128

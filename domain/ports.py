@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from domain.queues import Workers, WorkQueues
     from domain.retention import RecordPartitions, RetentionRepository, StorageReferences
     from domain.schedules import Schedules
+    from domain.secrets import Secrets
     from domain.shared.access import Caller
     from domain.shared.idempotency import IdempotencyKeys
     from domain.shared.jobs import Job, RowChange
@@ -68,6 +69,7 @@ class Tx(Protocol):
     references: StorageReferences
     partitions: RecordPartitions
     schedules: Schedules
+    secrets: Secrets
     stats: Stats
     artifacts: Artifacts
     evaluations: Evaluations
@@ -92,7 +94,10 @@ class Tx(Protocol):
         ...
 
     def announce_status(self, row_id: str, status: str) -> None:
-        """Wake the tasks that wait for this row, which has this status now, once the transaction has committed."""
+        """Wake the tasks that wait for this row, which has this status now, once the transaction has committed.
+
+        Workers hear of agents and secrets whose settings changed in this way too.
+        """
         ...
 
 

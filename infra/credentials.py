@@ -52,7 +52,7 @@ class Vault:
 
 
 class Keyring:
-    """Encrypt the tenants' keys for outside services, with keys that can be rotated while the system runs.
+    """Encrypt the tenants' provider keys and secrets, with keys that can be rotated while the system runs.
 
     The first of `keys` encrypts, each of them decrypts. A key derived from `secret` decrypts older data, and encrypts
     if `keys` is empty.
@@ -62,6 +62,7 @@ class Keyring:
         self._all = [_derive_fernet(key.reveal(), b"paddock keyring") for key in keys]
         self._all.append(_derive_fernet(secret, b"paddock keyring of the secret key"))
         self._fernets = MultiFernet(self._all)
+        self._fingerprint_key = hmac.digest(secret.encode(), b"paddock fingerprints", "sha256")
 
     def seal(self, data: bytes) -> bytes:
         """Encrypt data with the first key."""
@@ -73,6 +74,10 @@ class Keyring:
             return self._fernets.decrypt(sealed)
         except InvalidToken:
             raise ValueError("encrypted with a key that is missing in PADDOCK_ENCRYPTION_KEYS") from None
+
+    def fingerprint(self, data: bytes) -> bytes:
+        """Return a hash by which data is recognized, and from which nobody without the secret key can guess it."""
+        return hmac.digest(self._fingerprint_key, data, "sha256")
 
     def reseal(self, sealed: bytes) -> bytes | None:
         """Encrypt data again with the first key; return None if it already is. Errors: `ValueError` as `open`."""

@@ -15,6 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from domain.agents import MAX_TIMEOUT_SECONDS
+from domain.shared.variables import find_gateway_names, find_name_problem, list_variable_problems
 from domain.shared.yaml_reader import YamlError, read_yaml
 
 MANIFEST_NAMES: Final = ("agent.yaml", "anymind.yaml")
@@ -26,6 +27,7 @@ DEFAULT_MEMORY_MB: Final = 512
 MAX_MEMORY_MB: Final = 8192
 MAX_LINE_CHARACTERS: Final = 4096
 MAX_MANIFEST_MODELS: Final = 32
+MAX_MANIFEST_SECRETS: Final = 32
 _ENTRYPOINT_PATTERN: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _MEMORY_PATTERN: Final = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(M|MB|Mi|MiB|G|GB|Gi|GiB)?", re.IGNORECASE)
 _SECONDS_PATTERN: Final = re.compile(r"\s*([0-9]{1,6})\s*s?\s*")
@@ -45,7 +47,8 @@ class BadArchive(Exception):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a valid manifest. `timeout` is in seconds, `memory` in MiB; None means the default.
 
-    `models` are the names of the models that the code may call, None if it may call none.
+    `models` are the names of the models that the code may call, None if it may call none. `env` are variables of its
+    process, `secrets` the names of secrets that it gets as variables.
     """
 
     name: str
@@ -73,6 +76,10 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
     values, float_texts = _read_values(file, text)
     if not _ENTRYPOINT_PATTERN.fullmatch(values["entrypoint"]):
         raise BadArchive(f"{file}: `entrypoint` must look like package.module:function.")
+    models = _parse_models(file, values.get("models"))
+    env = _parse_variables(file, values.get("env"), float_texts)
+    secrets = _parse_secrets(file, values.get("secrets"))
+    _check_variable_names(file, env or {}, secrets or [], has_gateway=models is not None)
     return Manifest(
         name=values["name"],
         entrypoint=values["entrypoint"],
@@ -81,7 +88,9 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
         python=_parse_python(file, values.get("python"), float_texts.get("python"), python),
         timeout=_parse_timeout(file, values.get("timeout")),
         memory=_parse_memory(file, values.get("memory")),
-        models=_parse_models(file, values.get("models")),
+        models=models,
+        env=env,
+        secrets=secrets,
     )
 
 
@@ -182,6 +191,60 @@ def _parse_models(file: str, value: Any) -> list[str] | None:
     if len(set(value)) < len(value):
         raise BadArchive(f"{file}: `models` names a model twice.")
     return value
+
+
+def _parse_variables(file: str, value: Any, float_texts: dict[str, str]) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadArchive(f"{file}: `env` must be a mapping of names to values, like {{LOG_LEVEL: debug}}.")
+    variables = {
+        name: _read_variable(f"{file}: `env`: {name[:100]}", text, float_texts.get(f"env.{name}"))
+        for name, text in value.items()
+    }
+    for name, problem in list_variable_problems(variables):
+        raise BadArchive(f"{file}: `env`: {name[:100]} {problem}" if name else f"{file}: `env` {problem}")
+    return variables
+
+
+def _read_variable(place: str, value: Any, float_text: str | None) -> str:
+    """Return the value of a variable as text. Numbers are their text, as in a Compose file; `true` has to be quoted."""
+    if isinstance(value, bool):
+        text = "true" if value else "false"
+        raise BadArchive(f"{place} is a boolean of YAML, and variables are text: write '{text}' in quotes.")
+    if value is None:
+        raise BadArchive(f"{place} has no value: write '' for an empty text.")
+    if not isinstance(value, str | int | float):
+        raise BadArchive(f"{place} must be text or a number.")
+    return float_text or str(value)
+
+
+def _parse_secrets(file: str, value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MANIFEST_SECRETS:
+        rule = f"must be a list of 1 to {MAX_MANIFEST_SECRETS} names of secrets, like [GITHUB_TOKEN]."
+        raise BadArchive(f"{file}: `secrets` {rule}")
+    for name in value:
+        if not isinstance(name, str):
+            raise BadArchive(f"{file}: `secrets` must contain names, not {str(name)[:80]!r}.")
+        problem = find_name_problem(name)
+        if problem is not None:
+            raise BadArchive(f"{file}: `secrets`: {name[:100]} {problem}")
+    if len(set(value)) < len(value):
+        raise BadArchive(f"{file}: `secrets` names a secret twice.")
+    return value
+
+
+def _check_variable_names(file: str, env: dict[str, str], secrets: list[str], has_gateway: bool) -> None:
+    """Refuse names that stand in `env` and in `secrets`, and those that a gateway sets."""
+    for name in secrets:
+        if name in env:
+            raise BadArchive(f"{file}: {name} is in `env` and in `secrets`. Remove it from one of them.")
+    for name in find_gateway_names([*env, *secrets]) if has_gateway else ():
+        raise BadArchive(
+            f"{file}: {name} is set by the sandbox for an agent with `models`. Remove it, or remove `models`."
+        )
 
 
 def get_memory_limit(version_memory: int | None) -> int:

@@ -20,6 +20,7 @@ SCOPE_RESOURCES: Final = (
     "costs",
     "catalog",
     "schedules",
+    "secrets",
 )
 READ_SCOPES: Final = frozenset(f"read:{name}" for name in SCOPE_RESOURCES)
 WRITE_SCOPES: Final = frozenset(f"write:{name}" for name in SCOPE_RESOURCES)

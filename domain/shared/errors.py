@@ -37,6 +37,7 @@ ERROR_CODES: Final = frozenset(
         "rate_limit_exceeded",
         "refresh_token_reused",
         "sandbox_unavailable",
+        "secret_unavailable",
         "storage_full",
         "storage_unavailable",
         "tool_failed",

@@ -27,6 +27,7 @@ from domain.provider_keys import ProviderKeys
 from domain.queues import Workers, WorkQueues
 from domain.retention import RecordPartitions, RetentionRepository, StorageReferences
 from domain.schedules import Schedules
+from domain.secrets import Secrets
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.idempotency import IdempotencyKeys
@@ -61,6 +62,7 @@ from infra.postgres.provider_keys import PostgresProviderKeys
 from infra.postgres.queues import PostgresWorkQueues
 from infra.postgres.retention import PostgresRetention
 from infra.postgres.schedules import PostgresSchedules
+from infra.postgres.secrets import PostgresSecrets
 from infra.postgres.session import check_session, get_session_start
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
@@ -107,6 +109,7 @@ class PostgresTx:
         self.references: StorageReferences = PostgresStorageReferences(connection)
         self.partitions: RecordPartitions = PostgresPartitions(connection)
         self.schedules: Schedules = PostgresSchedules(connection)
+        self.secrets: Secrets = PostgresSecrets(connection)
         self.stats: Stats = PostgresStats(connection)
         self.artifacts: Artifacts = PostgresArtifacts(connection)
         self.evaluations: Evaluations = PostgresEvaluations(connection)
