@@ -240,6 +240,9 @@ class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
     network: ProgramNetwork | None = None
     variables: dict[str, str] = {}
 
+    def __repr__(self) -> str:
+        return f"SandboxProgram(code={self.code!r}, entrypoint={self.entrypoint!r}, variables={sorted(self.variables)})"
+
 
 class WorkFile(msgspec.Struct, frozen=True):
     """Name a regular file in the work folder of a sandbox: its path below the folder, and its size in bytes."""

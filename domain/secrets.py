@@ -224,13 +224,13 @@ async def delete_secret(tx: Tx, reference: str, force: bool) -> None:
     tx.announce_status(secret.id, "deleted")
 
 
-async def check_start_settings(tx: Tx, agent: Agent, version: "AgentVersion") -> None:
-    """Check that a version of an agent can have the variables that it needs.
+async def check_start_settings(tx: Tx, agent: Agent, env: dict[str, str] | None, version: "AgentVersion") -> None:
+    """Check that a version of an agent can be started with the agent's variables `env`.
 
-    Errors: `secret_unavailable` naming each secret that is missing or not for this agent, `conflict` for a variable of
-    the agent's `env` that the version's secrets or its gateway set.
+    Errors: `secret_unavailable` naming each secret that is missing or not for this agent, `conflict` for a variable
+    that the version's secrets or its gateway set.
     """
-    env, names = agent.env or {}, version.secrets or []
+    env, names = env or {}, version.secrets or []
     if names:
         problem = explain_missing_secrets(names, await tx.secrets.list_by_names(names), agent.id)
         if problem is not None:

@@ -4,6 +4,7 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 
 from domain.shared.secrets import Secret
+from infra.log_mask import mask_logged_text
 from infra.version import PADDOCK_VERSION
 
 # Libraries whose errors quote the arguments of a statement, or the whole row that did not fit.
@@ -50,8 +51,13 @@ def report_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutabl
 
 
 def redact_rows(event: Any, _: Any) -> Any:
-    """Remove the messages of the database's errors from a report: they quote rows (a hook of sentry-sdk)."""
+    """Remove secrets of a run from a report, and the messages of the database's errors, which quote rows.
+
+    A hook of sentry-sdk.
+    """
     for exception in event.get("exception", {}).get("values", []):
         if str(exception.get("module")).partition(".")[0] in _QUOTING_LIBRARIES:
             exception["value"] = "left out, as it may quote rows; it is in the log"
+        elif isinstance(exception.get("value"), str):
+            exception["value"] = mask_logged_text(exception["value"])
     return event

@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
 
 from infra.error_reports import open_error_reports, report_exception
+from infra.log_mask import mask_logged_text
 from infra.settings import Settings
 
 # Characters that move a terminal's cursor, begin a line or change the direction of writing (Unicode TR 36).
@@ -96,7 +97,8 @@ def _encode_line(event: Any, **_: Any) -> str:
         text = msgspec.json.encode(event, enc_hook=repr).decode()
     except UnicodeEncodeError:
         # Half of a surrogate pair, which UTF-8 does not have.
-        return json.dumps(event, default=repr)
+        return mask_logged_text(json.dumps(event, default=repr))
+    text = mask_logged_text(text)
     # JSON leaves these as they are, and a terminal acts on some of them.
     return _CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 

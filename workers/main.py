@@ -168,6 +168,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
             lane.create_context("run"),
             sandbox,
             lane.bundles,
+            lane.parts.keyring,
             lambda execution: NamedModelCalls(ModelCalls(access, execution)),
         )
         claimer = Claimer(runner, settings.run_slots, lane.parts.bell.get_lane_event("run"), drain)

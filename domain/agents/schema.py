@@ -23,6 +23,13 @@ AgentName = Annotated[str, Meta(min_length=1, max_length=128, examples=["my-agen
 MaxConcurrency = Annotated[int, Meta(ge=1, le=100_000, examples=[4])]
 Description = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["My AI agent"])]
 AgentText = Annotated[str, Meta(max_length=100_000, pattern=r"^[^\x00]*$")]
+Variables = Annotated[
+    dict[str, str],
+    Meta(
+        description="Environment variables of the agent's process, in place of those of its manifest.",
+        examples=[{"LOG_LEVEL": "debug"}],
+    ),
+]
 EntityReference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 ModelReference = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 Temperature = Annotated[float, Meta(ge=0, le=2, examples=[0.7])]
@@ -46,7 +53,8 @@ class Agent(msgspec.Struct, kw_only=True):
     Executions of a `code` agent run the version `current_version_id`; its `status` follows its builds. At most
     `max_concurrency` executions run at the same time. `concurrency_policy` decides about the next one: it waits
     (`queue`), is refused with 409 (`reject`), or replaces the oldest unfinished one, which is cancelled (`replace`).
-    Without a `max_concurrency` there is no limit.
+    Without a `max_concurrency` there is no limit. `env` are variables that its executions get in place of those of the
+    version's manifest, or besides them; executions keep those of their start.
 
     A model agent (`llm`) shows its own fields; null fields are inherited from its `parent` (`?resolved=true` shows the
     effective values), and its tools are added to those of its parent. `max_tokens` limits one answer, `max_steps` the
@@ -165,16 +173,21 @@ class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     description: Description | None = None
     max_concurrency: MaxConcurrency | None = None
     concurrency_policy: ConcurrencyPolicy = "queue"
+    env: Variables | None = None
 
 
 class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
-    """Change an agent. The status `archived` stops new executions; `ready` restores an archived agent."""
+    """Change an agent. The status `archived` stops new executions; `ready` restores an archived agent.
+
+    `env` replaces the variables that were set before; null removes all of them.
+    """
 
     name: AgentName | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
     status: Literal["archived", "ready"] | UnsetType = UNSET
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
     concurrency_policy: ConcurrencyPolicy | UnsetType = UNSET
+    env: Variables | None | UnsetType = UNSET
 
 
 class Agents(Protocol):

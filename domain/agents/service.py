@@ -19,9 +19,10 @@ from domain.agents.schema import (
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, InvalidField, NotFound
+from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page, build_listing
+from domain.shared.variables import check_variables, find_gateway_names
 
 
 def check_agent_name(name: str) -> str:
@@ -49,9 +50,33 @@ async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
         updated_at=tx.now,
     )
     await _set_model_fields(tx, agent, data)
+    if data.env is not None:
+        await _set_env(tx, agent, data.env)
     if not await tx.agents.add(agent):
         raise _name_taken(agent.name)
     return agent
+
+
+async def _set_env(tx: Tx, agent: Agent, env: dict[str, str] | None) -> None:
+    """Set the variables of an uploaded agent. Errors: `invalid_field`, also for names that its version sets itself."""
+    if agent.kind != "code":
+        raise InvalidField("env", "is allowed only for agents that run uploaded code; this is a model agent.")
+    check_variables(env or {}, "env")
+    version = await tx.builds.get(agent.current_version_id) if env and agent.current_version_id else None
+    if env and version is not None:
+        errors = [
+            FieldError(field=f"env.{name}", message=f"is a secret of {version.version}.")
+            for name in version.secrets or []
+            if name in env
+        ]
+        errors += [
+            FieldError(field=f"env.{name}", message="is set by the sandbox, because the version names `models`.")
+            for name in find_gateway_names(env)
+            if version.models
+        ]
+        if errors:
+            raise InvalidFields(errors)
+    agent.env = env or None
 
 
 async def _set_model_fields(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
@@ -141,6 +166,10 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
     if data.concurrency_policy is not UNSET:
         agent.concurrency_policy = data.concurrency_policy
     await _set_model_fields(tx, agent, data)
+    if data.env is not UNSET:
+        await _set_env(tx, agent, data.env)
+        # Sandboxes that wait with the old variables are ended.
+        tx.announce_status(agent.id, "changed")
     if data.status == "archived":
         agent.status = "archived"
     elif data.status == "ready" and agent.status == "archived":
@@ -174,7 +203,9 @@ async def delete_agent(tx: Tx, reference: str) -> None:
         raise Conflict(f"The schedule {named[0]!r} starts this agent. Delete or change it first.")
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.announce_status(execution_id, "cancelled")
+    await tx.secrets.remove_agent(agent.id)
     await tx.agents.delete(agent.id, tx.now)
+    tx.announce_status(agent.id, "deleted")
     tx.ring_job(Job(lane="record", row_id=agent.id, tenant_id="", attempt=0))
 
 

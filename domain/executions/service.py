@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import agents, tools
+from domain import agents, secrets, tools
 from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
 from domain.executions.queries import get_execution
@@ -33,7 +33,8 @@ async def start_execution(
 ) -> Execution:
     """Write a pending execution of an agent and ring for it.
 
-    Errors: `not_found`, `agent_archived`, `version_not_ready`, `invalid_field`, `concurrency_limit`.
+    Errors: `not_found`, `agent_archived`, `version_not_ready`, `secret_unavailable`, `invalid_field`,
+    `concurrency_limit`.
     """
     payload = build_payload(data)
     if data.timeout is not None and data.timeout > MAX_TIMEOUT_SECONDS:
@@ -49,6 +50,7 @@ async def start_execution(
             raise InvalidField(field, f"applies to model agents only; {agent.name!r} runs uploaded code.")
     if data.cost_limit is not None and not version.models:
         raise InvalidField("cost_limit", f"limits the cost of model calls; {agent.name!r} names no models.")
+    await secrets.check_start_settings(tx, agent, agent.env, version)
     await _enforce_concurrency(tx, agent)
     execution = _build_code_execution(tx, caller, agent, version, data, payload)
     return await add_execution(tx, _apply_start_options(execution, data, schedule_id), None)
@@ -92,7 +94,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
     """Run an ended execution again, as a new one with the same version, input and limits.
 
     A model agent runs with the definition of that time. Errors: `not_found`, `conflict` for one that has not ended,
-    `version_not_ready`, `agent_archived`, `concurrency_limit`.
+    `version_not_ready`, `agent_archived`, `secret_unavailable`, `concurrency_limit`.
     """
     old = await get_execution(tx, execution_id)
     if old.status not in TERMINAL_STATUSES:
@@ -101,7 +103,8 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
     if old.agent_id is not None:
         agent = await _lock_startable_agent(tx, old.agent_id)
         if old.lane == "run":
-            await agents.get_runnable_version(tx, agent, old.agent_version_id)
+            version = await agents.get_runnable_version(tx, agent, old.agent_version_id)
+            await secrets.check_start_settings(tx, agent, old.env, version)
         name = agent.name
         await _enforce_concurrency(tx, agent)
     copied_fields = (
@@ -113,6 +116,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "mode",
         "model",
         "cost_limit",
+        "env",
         "timeout",
         "max_attempts",
     )
@@ -153,6 +157,7 @@ def _build_code_execution(
         agent_name=agent.name,
         agent_version_id=version.id,
         cost_limit=data.cost_limit,
+        env=agent.env,
         timeout=data.timeout or version.timeout or DEFAULT_TIMEOUT_SECONDS,
         max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )

@@ -93,6 +93,7 @@ def _build_code_child(start: ChildStart, work: AgentWork, child: Execution) -> E
         agent_id=work.agent_id,
         agent_name=work.name,
         agent_version_id=work.version_id,
+        env=work.env,
         timeout=start.step.timeout or work.timeout or DEFAULT_TIMEOUT_SECONDS,
         cost_limit=start.parent.cost_limit if work.calls_models else None,
     )

@@ -1,6 +1,6 @@
 """Resolve the agents and tools that the steps of a plan run, as they are when the plan is compiled."""
 
-from domain import agents, tools
+from domain import agents, secrets, tools
 from domain.plans.schema import AgentWork, ToolWork
 from domain.ports import Tx
 from domain.shared.access import Caller
@@ -10,8 +10,8 @@ from domain.shared.errors import Conflict, DomainError, InvalidField
 async def resolve_agent_work(tx: Tx, reference: str, field: str, model: str | None = None) -> AgentWork:
     """Resolve an agent by id, name, or slug of its name; `model` replaces a model agent's own.
 
-    Errors: `invalid_field` naming `field`, `agent_archived`, `version_not_ready`, `conflict` for a model agent without
-    a model.
+    Errors: `invalid_field` naming `field`, `agent_archived`, `version_not_ready`, `secret_unavailable`, `conflict` for
+    a model agent without a model.
     """
     agent = await agents.find_agent(tx, reference, field)
     agents.refuse_archived(agent)
@@ -19,12 +19,14 @@ async def resolve_agent_work(tx: Tx, reference: str, field: str, model: str | No
         spec = await agents.resolve_spec(tx, agent, model)
         return AgentWork(name=agent.name, agent_id=agent.id, spec=spec)
     version = await agents.get_runnable_version(tx, agent)
+    await secrets.check_start_settings(tx, agent, agent.env, version)
     return AgentWork(
         name=agent.name,
         agent_id=agent.id,
         version_id=version.id,
         timeout=version.timeout,
         calls_models=bool(version.models),
+        env=agent.env,
     )
 
 

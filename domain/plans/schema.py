@@ -47,7 +47,8 @@ class RetryPolicy(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fiel
 class AgentWork(msgspec.Struct, kw_only=True, frozen=True, tag="agent", tag_field="kind"):
     """Run an agent: an uploaded one by its version, a model agent by its `spec`, with everything it inherits.
 
-    `timeout` is the agent's own, in seconds. `calls_models` is true for a version whose manifest names models.
+    `timeout` is the agent's own, in seconds. `calls_models` is true for a version whose manifest names models, and
+    `env` are the uploaded agent's variables.
     """
 
     name: str
@@ -55,6 +56,7 @@ class AgentWork(msgspec.Struct, kw_only=True, frozen=True, tag="agent", tag_fiel
     version_id: str | None = None
     timeout: int | None = None
     calls_models: bool = False
+    env: dict[str, str] | None = None
     spec: AgentSpec | None = None
 
 

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from sqlalchemy import ARRAY, LargeBinary, Text, UniqueConstraint, Uuid, delete, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
@@ -134,4 +133,6 @@ def _encode_agents(agent_ids: list[UUID] | None) -> list[str] | None:
 
 
 def _decode_agents(agent_ids: list[str] | None) -> list[UUID] | None:
-    return None if agent_ids is None else [msgspec.convert(ids.decode_id("agent", text), UUID) for text in agent_ids]
+    if agent_ids is None:
+        return None
+    return [row_id for agent_id in agent_ids if (row_id := ids.decode_id("agent", agent_id)) is not None]

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from infra.sandbox.bubblewrap import BubblewrapSandbox
     from infra.sandbox.exit_report import GuestStage
     from infra.sandbox.forkserver import ForkServerBackend
-    from infra.sandbox.guest_protocol import CHECK_TIMEOUT_SECONDS, encode_request
+    from infra.sandbox.guest_protocol import (
+        CHECK_TIMEOUT_SECONDS,
+        MAX_MESSAGE_CHARS,
+        MAX_STACK_CHARS,
+        encode_request,
+    )
     from infra.sandbox.process_tree import ProcessTree
     from infra.sandbox.tree_request import TreeRequest
     from infra.sandbox.warm_sandbox import WarmSandbox, open_run_sandbox
@@ -22,6 +27,8 @@ _MODULE_NAMES = {
     "CHECK_TIMEOUT_SECONDS": "guest_protocol",
     "ForkServerBackend": "forkserver",
     "GuestStage": "exit_report",
+    "MAX_MESSAGE_CHARS": "guest_protocol",
+    "MAX_STACK_CHARS": "guest_protocol",
     "ProcessTree": "process_tree",
     "SandboxBackend": "backend",
     "SlotCounts": "backend",
@@ -33,6 +40,8 @@ _MODULE_NAMES = {
 
 __all__ = [
     "CHECK_TIMEOUT_SECONDS",
+    "MAX_MESSAGE_CHARS",
+    "MAX_STACK_CHARS",
     "BubblewrapSandbox",
     "ForkServerBackend",
     "GuestStage",

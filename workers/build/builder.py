@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from domain import builds, executions
+from domain import builds, executions, secrets
 from domain.builds import AgentVersion, BadArchive, BuildResult, Manifest
 from domain.ports import (
     Blobs,
@@ -19,6 +19,7 @@ from domain.ports import (
     SandboxOutcome,
     SandboxProgram,
     Store,
+    Tx,
     UnpackedArchive,
 )
 from domain.queues import QueuedBuild
@@ -34,6 +35,8 @@ _log = structlog.get_logger("paddock.builds")
 
 MAX_IMPORT_OUTPUT_BYTES: Final = 16 * 1024 * 1024
 MAX_SHOWN_OUTPUT_BYTES: Final = 8 * 1024
+# Stands for each secret while a version is built: code that reads it at import is imported, and learns nothing.
+SECRET_PLACEHOLDER: Final = "not-available-while-building"
 _PYTHON_VERSION: Final = platform.python_version()
 
 
@@ -135,7 +138,9 @@ class VersionBuilder:
                 await self._log_text(version, f"Does not compile: {problem}\n")
             hints = [f"Does not compile: {uncompiled[0]}"] if uncompiled else []
             hints += [builds.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
-            await self._check_import(version, self._create_program(manifest, root, environment), hints)
+            hints += [_explain_placeholders(manifest.secrets)] if manifest.secrets else []
+            variables = await self._load_variables(version, manifest)
+            await self._check_import(version, self._create_program(manifest, variables, root, environment), hints)
             size = await asyncio.to_thread(count_file_bytes, root)
             if size > BUNDLE_LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {BUNDLE_LIMITS.total >> 20} are allowed.")
@@ -203,13 +208,31 @@ class VersionBuilder:
         )
         return requirements.environment
 
-    def _create_program(self, manifest: Manifest, code: Path, environment: str | None) -> SandboxProgram:
+    async def _load_variables(self, version: AgentVersion, manifest: Manifest) -> dict[str, str]:
+        """Return the variables of a run that starts now, without secrets; log which secrets are missing for one."""
+        names = manifest.secrets or []
+
+        async def read_settings(tx: Tx) -> tuple[dict[str, str], str | None]:
+            agent = await tx.agents.find(version.agent_id)
+            known = await tx.secrets.list_by_names(names) if names else []
+            problem = secrets.explain_missing_secrets(names, known, version.agent_id)
+            return (agent.env if agent is not None else None) or {}, problem
+
+        env, problem = await self._store.run(version.tenant_id, read_settings, retry=True)
+        if problem is not None:
+            await self._log_text(version, f"Executions will not start yet: {problem}\n")
+        return {**(manifest.env or {}), **env, **dict.fromkeys(names, SECRET_PLACEHOLDER)}
+
+    def _create_program(
+        self, manifest: Manifest, variables: dict[str, str], code: Path, environment: str | None
+    ) -> SandboxProgram:
         return SandboxProgram(
             code=code,
             environment=self._environments.get_path(environment) if environment else None,
             entrypoint=manifest.entrypoint,
             timeout=manifest.timeout or CHECK_TIMEOUT_SECONDS,
             memory_mb=builds.get_memory_limit(manifest.memory),
+            variables=variables,
             network=ProgramNetwork(gateway=True) if manifest.models is not None else None,
         )
 
@@ -256,3 +279,10 @@ class VersionBuilder:
 
     async def _release_version(self, version: AgentVersion) -> None:
         await self._store.run(version.tenant_id, lambda tx: builds.release_build(tx, version))
+
+
+def _explain_placeholders(names: list[str]) -> str:
+    return (
+        f"No secrets are available while a version is built: {', '.join(names)} is {SECRET_PLACEHOLDER!r} here. "
+        "Read secrets in the function, or let the import succeed with any value."
+    )

@@ -8,8 +8,9 @@ import msgspec
 
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.ports import Clock, NetworkServer, ProgramHooks, Tx
+from domain.ports import Clock, NetworkServer, OutputStream, ProgramHooks, Tx
 from workers.output import OutputLog
+from workers.run.run_mask import RunMask
 
 # Writes something that a run has left, in the transaction that settles it.
 WriteResult = Callable[[Tx], Awaitable[None]]
@@ -22,7 +23,9 @@ class CodeRun:
         self, execution: Execution, clock: Clock, write_events: Callable[[list[ExecutionEvent]], Awaitable[None]]
     ) -> None:
         self.execution = execution
-        self.output = OutputLog(write_events, clock)
+        # Hides the run's secrets in whatever is stored of it.
+        self.mask = RunMask()
+        self.output = OutputLog(lambda events: write_events(self.mask.mask_events(events)), clock)
         self._clock = clock
         self._results: list[WriteResult] = []
 
@@ -42,6 +45,18 @@ class CodeRun:
     def add_result(self, write: WriteResult) -> None:
         """Add something that is written in the transaction that settles the run."""
         self._results.append(write)
+
+    def add_output(self, stream: OutputStream, data: bytes) -> None:
+        """Accept a piece of what is printed."""
+        if shown := self.mask.mask_output(stream, data):
+            self.output.add_output(stream, shown)
+
+    def take_last_events(self) -> list[ExecutionEvent]:
+        """Return the events that are not written yet, as the output has ended."""
+        for stream, rest in self.mask.flush_output().items():
+            if rest:
+                self.output.add_output(stream, rest)
+        return self.mask.mask_events(self.output.take_rest())
 
     def build_hooks(self, serve: NetworkServer | None) -> ProgramHooks:
         """Return the hooks of the run. `serve` serves its network."""

@@ -15,6 +15,7 @@ from domain.executions import Execution
 from domain.ports import Sandbox, SandboxOutcome
 from domain.shared.errors import DomainError, NotFound
 from infra.build_cache import BundleCache
+from infra.credentials import Keyring
 from infra.polling import retry_through_outage
 from workers.lane_runner import LaneContext, LaneRunner
 from workers.run.code_run import CodeRun
@@ -22,6 +23,8 @@ from workers.run.gateway import GatewayCalls, serve_gateway
 from workers.run.settings import load_run_settings
 
 _MAX_CACHED_VERSIONS: Final = 1000
+# Errors that are reported as what they are.
+_REASONS: Final = ("sandbox_unavailable", "secret_unavailable")
 
 
 class CodeRunner(LaneRunner):
@@ -35,10 +38,11 @@ class CodeRunner(LaneRunner):
         context: LaneContext,
         sandbox: Sandbox,
         bundles: BundleCache,
+        keyring: Keyring,
         make_calls: Callable[[Execution], GatewayCalls] | None = None,
     ) -> None:
         super().__init__(context)
-        self._sandbox, self._bundles, self._make_calls = sandbox, bundles, make_calls
+        self._sandbox, self._bundles, self._keyring, self._make_calls = sandbox, bundles, keyring, make_calls
         self._versions: OrderedDict[str, AgentVersion] = OrderedDict()
 
     def list_ready_versions(self) -> frozenset[str]:
@@ -60,7 +64,7 @@ class CodeRunner(LaneRunner):
                 running.cancel()
             await asyncio.wait((running, flushing))
         flushing.result()
-        outcome, last_events = running.result(), run.output.take_rest()
+        outcome, last_events = await run.mask.mask_outcome(running.result()), run.take_last_events()
         await retry_through_outage(lambda: self.settle_execution(execution, outcome, last_events, run.write_results))
         return outcome.error_type
 
@@ -71,7 +75,8 @@ class CodeRunner(LaneRunner):
             if version.models and self._make_calls is None:
                 message = "The version calls models, and this worker was started without access to any."
                 return SandboxOutcome(error_type="model_unavailable", error_message=message)
-            settings = await load_run_settings(self._store, execution, version)
+            settings = await load_run_settings(self._store, self._keyring, execution, version)
+            run.mask.use_mask(settings.mask)
             async with contextlib.AsyncExitStack() as stack:
                 opening = self._bundles.open_program
                 program = await retry_through_outage(
@@ -85,11 +90,11 @@ class CodeRunner(LaneRunner):
                 serve = serve_gateway(calls, version.models or []) if calls is not None else None
                 payload = msgspec.json.encode(execution.input_data)
                 program = settings.apply_to(program)
-                return await self._sandbox.run_program(program, payload, run.output.add_output, run.build_hooks(serve))
+                return await self._sandbox.run_program(program, payload, run.add_output, run.build_hooks(serve))
         except DomainError as error:
-            if error.code not in ("sandbox_unavailable", "storage_unavailable", "not_found"):
+            if error.code not in (*_REASONS, "storage_unavailable", "not_found"):
                 raise
-            error_type = error.code if error.code == "sandbox_unavailable" else "version_unavailable"
+            error_type = error.code if error.code in _REASONS else "version_unavailable"
             return SandboxOutcome(error_type=error_type, error_message=error.detail)
 
     async def _get_version(self, execution: Execution) -> AgentVersion:
