@@ -94,10 +94,7 @@ class Tx(Protocol):
         ...
 
     def announce_status(self, row_id: str, status: str) -> None:
-        """Wake the tasks that wait for this row, which has this status now, once the transaction has committed.
-
-        Workers hear of agents and secrets whose settings changed in this way too.
-        """
+        """Wake the tasks that wait for this row, which has this status now, once the transaction has committed."""
         ...
 
 

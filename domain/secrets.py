@@ -235,26 +235,27 @@ async def check_start_settings(tx: Tx, agent: Agent, env: dict[str, str] | None,
         problem = explain_missing_secrets(names, await tx.secrets.list_by_names(names), agent.id)
         if problem is not None:
             raise DomainError("secret_unavailable", f"{version.version} of {agent.name!r} is not started: {problem}")
-    taken = sorted(set(names) & env.keys())
-    if taken:
-        raise Conflict(f"The `env` of {agent.name!r} sets {taken[0]}, which is a secret of {version.version}.")
-    taken = find_gateway_names(env) if version.models else []
-    if taken:
-        raise Conflict(
-            f"The `env` of {agent.name!r} sets {taken[0]}, which the sandbox sets for an agent with `models`."
-        )
+    for name in names:
+        if name in env:
+            raise Conflict(f"The `env` of {agent.name!r} sets {name}, which is a secret of {version.version}.")
+    for name in find_gateway_names(env) if version.models else ():
+        raise Conflict(f"The `env` of {agent.name!r} sets {name}, which the sandbox sets for an agent with `models`.")
 
 
 def explain_missing_secrets(
     names: Iterable[str], secrets: Iterable[AgentSecret | SealedSecret], agent_id: str | None
 ) -> str | None:
     """Return sentences about the named secrets that do not exist or that an agent may not have; None if it has all."""
-    known = {secret.name: secret for secret in secrets}
-    missing = [name for name in names if name not in known]
-    refused = [secret.name for secret in known.values() if secret.agents is not None and agent_id not in secret.agents]
+    allowed_agents = {secret.name: secret.agents for secret in secrets}
+    missing = [name for name in names if name not in allowed_agents]
+    refused = [name for name, agent_ids in allowed_agents.items() if not _is_allowed(agent_ids, agent_id)]
     sentences = []
     if missing:
         sentences.append(f"there is no secret {', '.join(missing)}. Add it under /secrets.")
     if refused:
         sentences.append(f"the agent may not have the secret {', '.join(sorted(refused))}. Add it to its `agents`.")
     return " And ".join(sentences) or None
+
+
+def _is_allowed(agent_ids: list[str] | None, agent_id: str | None) -> bool:
+    return agent_ids is None or agent_id in agent_ids

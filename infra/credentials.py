@@ -76,7 +76,7 @@ class Keyring:
             raise ValueError("encrypted with a key that is missing in PADDOCK_ENCRYPTION_KEYS") from None
 
     def fingerprint(self, data: bytes) -> bytes:
-        """Return a hash by which data is recognized, and from which nobody without the secret key can guess it."""
+        """Return a hash by which data is recognized, and from which it can be guessed only with the secret key."""
         return hmac.digest(self._fingerprint_key, data, "sha256")
 
     def reseal(self, sealed: bytes) -> bytes | None:

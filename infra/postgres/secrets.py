@@ -29,10 +29,10 @@ class SecretRow(Base):
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
-_COLUMNS = "id, tenant_id, name, agent_ids, created_at, updated_at"
-_FIND_SQL = f"SELECT {_COLUMNS} FROM secrets WHERE "
+_SHOWN_COLUMNS = "id, tenant_id, name, agent_ids, created_at, updated_at"
+_FIND_SQL = f"SELECT {_SHOWN_COLUMNS} FROM secrets WHERE "
 _LOCK_CLAUSES = {False: "", True: " FOR UPDATE"}
-_LIST_SQL = f"SELECT {_COLUMNS}, count(*) OVER () AS total FROM secrets ORDER BY id DESC LIMIT $1 OFFSET $2"
+_LIST_SQL = f"SELECT {_SHOWN_COLUMNS}, count(*) OVER () AS total FROM secrets ORDER BY id DESC LIMIT $1 OFFSET $2"
 _COUNT_SQL = "SELECT count(*) FROM secrets"
 _NEEDS_SQL = """
     SELECT needed.name AS secret, a.id, a.name, v.version

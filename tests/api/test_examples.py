@@ -18,6 +18,7 @@ NAMES_BY_PARAMETER = {
     "tool_id": "weather",
     "model_id": "fast",
     "provider_key_id": "openai",
+    "secret_id": "GITHUB_TOKEN",
     "schedule_id": "morning",
 }
 LAST_OPERATIONS = ("approve_execution", "reject_execution", "update_user")

@@ -14,6 +14,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.support.clients import TenantClient, pack_archive
 
 SECRET_TEXT = "belongs-to-acme-alone"
+# The name of a secret is that of an environment variable.
+SECRET_NAME = "BELONGS_TO_ACME_ALONE"
 PUBLIC_OPERATIONS = {"register_user", "log_in", "refresh_tokens"}
 OWN_OPERATIONS = {
     "get_me",
@@ -34,7 +36,7 @@ CREATING_OPERATIONS = {
     "create_evaluation_batch",
 }
 CREATING_OPERATIONS |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
-CREATING_OPERATIONS |= {"create_crew", "create_task", "create_workflow"}
+CREATING_OPERATIONS |= {"create_crew", "create_task", "create_workflow", "create_secret"}
 # Refused, because the body names an object of another tenant.
 REFERRING_OPERATIONS = {"create_schedule"}
 # These only report on the body.
@@ -74,6 +76,7 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
     workflow = await _create_object(
         acme, "/workflows", steps=[{"id": "files", "tool": "filesystem_list"}], description=SECRET_TEXT
     )
+    secret = await _create_object(acme, "/secrets", name=SECRET_NAME, value=SECRET_TEXT)
     schedule_fields = {"cron_expression": "* * * * *", "enabled": False}
     schedule = await _create_object(
         acme, "/scheduler/schedules", agent_id=agent["id"], inputs={"a": SECRET_TEXT}, **schedule_fields
@@ -98,6 +101,7 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
         "crew_id": crew["id"],
         "workflow_id": workflow["id"],
         "schedule_id": schedule["id"],
+        "secret_id": secret["id"],
     }
 
 
@@ -141,6 +145,8 @@ def _build_body(document: dict[str, Any], operation: dict[str, Any], acme_object
         "NewWorkflow",
     ):
         body["name"] = "the-rival-s-own"
+    if name == "NewSecret":
+        body["name"] = "THE_RIVAL_S_OWN"
     if name in ("TargetedExecutionStart", "NewSchedule"):
         body["agent_id"] = acme_objects["agent_id"]
     if name == "NewCrew":
@@ -149,6 +155,8 @@ def _build_body(document: dict[str, Any], operation: dict[str, Any], acme_object
         body["description"] = "Read"
     if name == "PatchBudget":
         body["limit_usd"] = 1
+    elif name == "PatchSecret":
+        body["value"] = "taken-over"
     elif name.startswith("Patch") and name not in ("PatchUser",):
         body["name"] = "taken-over"
     return {"json": body}
@@ -175,6 +183,7 @@ async def test_no_route_shows_or_changes_objects_of_another_tenant(
                 values["provider_key_id"] = values["model_id"] = values["tool_id"] = SECRET_TEXT
                 values["template_id"] = values["task_id"] = values["crew_id"] = values["workflow_id"] = SECRET_TEXT
                 values["schedule_id"] = SECRET_TEXT
+                values["secret_id"] = SECRET_NAME
             url = path.removeprefix("/api/v1")
             for parameter, value in values.items():
                 url = url.replace("{" + parameter + "}", value)
@@ -205,6 +214,8 @@ async def test_no_route_shows_or_changes_objects_of_another_tenant(
     for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews", "workflows", "scheduler/schedules"):
         assert (await acme.http.get(f"/{path}/{SECRET_TEXT}")).json()["name"] == SECRET_TEXT
     assert (await acme.http.get(f"/tools/{SECRET_TEXT}")).json()["enabled"] is True
+    secret = (await acme.http.get(f"/secrets/{SECRET_NAME}")).json()
+    assert secret["updated_at"] == secret["created_at"]
 
 
 async def test_no_websocket_shows_objects_of_another_tenant(

@@ -20,6 +20,7 @@ WITH_TENANT = (
     *("templates", "workflows", "crews", "tasks", "schedules", "schedule_runs"),
     *("execution_steps", "workspace_files", "trace_exports"),
     *("plans", "plan_steps", "plan_signals", "plan_calls"),
+    *("secrets", "files", "agent_states"),
 )
 
 

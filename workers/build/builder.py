@@ -214,8 +214,8 @@ class VersionBuilder:
 
         async def read_settings(tx: Tx) -> tuple[dict[str, str], str | None]:
             agent = await tx.agents.find(version.agent_id)
-            known = await tx.secrets.list_by_names(names) if names else []
-            problem = secrets.explain_missing_secrets(names, known, version.agent_id)
+            existing = await tx.secrets.list_by_names(names) if names else []
+            problem = secrets.explain_missing_secrets(names, existing, version.agent_id)
             return (agent.env if agent is not None else None) or {}, problem
 
         env, problem = await self._store.run(version.tenant_id, read_settings, retry=True)

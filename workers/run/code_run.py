@@ -23,7 +23,7 @@ class CodeRun:
         self, execution: Execution, clock: Clock, write_events: Callable[[list[ExecutionEvent]], Awaitable[None]]
     ) -> None:
         self.execution = execution
-        # Hides the run's secrets in whatever is stored of it.
+        # Hides the run's secrets in all that is stored of it.
         self.mask = RunMask()
         self.output = OutputLog(lambda events: write_events(self.mask.mask_events(events)), clock)
         self._clock = clock

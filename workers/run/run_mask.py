@@ -16,7 +16,7 @@ MAX_LOOP_BYTES: Final = 64 * 1024
 
 
 class RunMask:
-    """Mask the secrets of one attempt at an execution. Until it is told of some, everything stays as it is."""
+    """Mask the secrets of one attempt at an execution. Without a mask, everything stays as it is."""
 
     def __init__(self) -> None:
         self._mask: SecretMask | None = None
@@ -35,7 +35,7 @@ class RunMask:
 
     def flush_output(self) -> dict[OutputStream, bytes]:
         """Return what was held back of each stream, as its output has ended."""
-        return {stream: held.flush_bytes() for stream, held in self._streams.items()}
+        return {name: stream.flush_bytes() for name, stream in self._streams.items()}
 
     def mask_value(self, value: Any) -> Any:
         """Return a JSON value without the secrets."""
