@@ -1,12 +1,7 @@
 """Secrets and variables of uploaded agents: given to the runs that may have them, and found nowhere afterwards."""
 
-import base64
-import json
 import secrets
 from typing import Any
-from urllib.parse import quote
-
-import pytest
 
 from tests.support.clients import TenantClient
 

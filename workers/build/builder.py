@@ -36,7 +36,7 @@ _log = structlog.get_logger("paddock.builds")
 MAX_IMPORT_OUTPUT_BYTES: Final = 16 * 1024 * 1024
 MAX_SHOWN_OUTPUT_BYTES: Final = 8 * 1024
 # Stands for each secret while a version is built: code that reads it at import is imported, and learns nothing.
-SECRET_PLACEHOLDER: Final = "not-available-while-building"
+BUILD_PLACEHOLDER: Final = "not-available-while-building"
 _PYTHON_VERSION: Final = platform.python_version()
 
 
@@ -221,7 +221,7 @@ class VersionBuilder:
         env, problem = await self._store.run(version.tenant_id, read_settings, retry=True)
         if problem is not None:
             await self._log_text(version, f"Executions will not start yet: {problem}\n")
-        return {**(manifest.env or {}), **env, **dict.fromkeys(names, SECRET_PLACEHOLDER)}
+        return {**(manifest.env or {}), **env, **dict.fromkeys(names, BUILD_PLACEHOLDER)}
 
     def _create_program(
         self, manifest: Manifest, variables: dict[str, str], code: Path, environment: str | None
@@ -283,6 +283,6 @@ class VersionBuilder:
 
 def _explain_placeholders(names: list[str]) -> str:
     return (
-        f"No secrets are available while a version is built: {', '.join(names)} is {SECRET_PLACEHOLDER!r} here. "
+        f"No secrets are available while a version is built: {', '.join(names)} is {BUILD_PLACEHOLDER!r} here. "
         "Read secrets in the function, or let the import succeed with any value."
     )
