@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import provider_keys
+from domain import provider_keys, secrets
 from domain.provider_keys import NewProviderKey, PatchProviderKey
+from domain.secrets import NewSecret
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.secrets import Secret
 from infra.wiring import Resources, open_resources
-from scripts.key_rotation import KEY_BATCH_SIZE, reseal_keys
+from scripts.key_rotation import KEY_BATCH_SIZE, SEALED_TEXTS, reseal_texts
 from scripts.system import System
 from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
 
@@ -65,6 +66,26 @@ async def _keep(resources: Resources, caller: Caller, name: str, key: str) -> st
         return (await provider_keys.create_provider_key(tx, caller, data, resources.keyring.seal)).id
 
 
+async def _keep_secret(resources: Resources, caller: Caller, name: str, value: str) -> str:
+    async with resources.store.transaction(caller) as tx:
+        data = NewSecret(name=name, value=value)
+        return (await secrets.create_secret(tx, caller, data, resources.keyring.seal)).id
+
+
+async def _open_secret(resources: Resources, caller: Caller, name: str) -> str:
+    async with resources.store.transaction(caller) as tx:
+        (secret,) = await tx.secrets.list_sealed_by_names([name])
+        return resources.keyring.open(secret.sealed).decode()
+
+
+def _report(keys: tuple[int, int], texts: tuple[int, int]) -> str:
+    """What the command prints: how many keys and secrets were sealed again, and how many were already."""
+    return "".join(
+        f"{kind} sealed again: {resealed}; already sealed with the first key: {unchanged}\n"
+        for kind, (resealed, unchanged) in (("keys", keys), ("secrets", texts))
+    )
+
+
 async def _opened(resources: Resources, caller: Caller, slug: str) -> str:
     async with resources.store.transaction(caller) as tx:
         return resources.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
@@ -77,6 +98,7 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
     for caller in (one, two):
         for number in range(many):
             await _keep(old, caller, f"key {number}", f"sk-{caller.tenant_id}-{number}")
+        await _keep_secret(old, caller, "TOKEN", f"token-{caller.tenant_id}")
 
     both = await world.process(NEW, OLD)
     rotating = asyncio.create_task(world.rotate(NEW, OLD))
@@ -87,19 +109,16 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
             assert await _opened(both, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
             read += 1
     status, out, err = await rotating
-    assert (status, out) == (0, f"keys sealed again: {2 * many}; already sealed with the first key: 0\n"), err
+    assert (status, out) == (0, _report((2 * many, 0), (2, 0))), err
     assert read > 10
-    assert await world.rotate(NEW, OLD) == (
-        0,
-        f"keys sealed again: 0; already sealed with the first key: {2 * many}\n",
-        "",
-    )
+    assert await world.rotate(NEW, OLD) == (0, _report((0, 2 * many), (0, 2)), "")
 
     # The old key is gone from the list, and nothing with it.
     new = await world.process(NEW)
     for caller in (one, two):
         for number in range(many):
             assert await _opened(new, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+        assert await _open_secret(new, caller, "TOKEN") == f"token-{caller.tenant_id}"
     with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
         await _opened(old, one, "key_0")
 
@@ -107,25 +126,28 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
 async def test_the_key_made_of_the_secret_key_gives_way_too(world: World) -> None:
     caller = await world.tenant()
     await _keep(await world.process(), caller, "first", "sk-first")
-    assert (await world.rotate(NEW))[:2] == (0, "keys sealed again: 1; already sealed with the first key: 0\n")
+    await _keep_secret(await world.process(), caller, "FIRST", "token-first")
+    assert (await world.rotate(NEW))[:2] == (0, _report((1, 0), (1, 0)))
     assert await _opened(await world.process(NEW), caller, "first") == "sk-first"
+    assert await _open_secret(await world.process(NEW), caller, "FIRST") == "token-first"
 
 
 async def test_what_cannot_be_opened_is_named_and_left_alone(world: World) -> None:
     caller, other = await world.tenant(), await world.tenant()
     lost = await _keep(await world.process(LOST), caller, "lost", "sk-lost")
     await _keep(await world.process(OLD), other, "known", "sk-known")
+    lost_secret = await _keep_secret(await world.process(LOST), caller, "LOST", "token-lost")
+    await _keep_secret(await world.process(OLD), other, "KNOWN", "token-known")
     status, out, err = await world.rotate(NEW, OLD)
     assert status == 1
-    assert out == "keys sealed again: 1; already sealed with the first key: 0\n"
+    assert out == _report((1, 0), (1, 0))
     assert lost in err
+    assert lost_secret in err
     assert "sk-" not in out + err
+    assert "token-" not in out + err
     assert await _opened(await world.process(NEW), other, "known") == "sk-known"
     assert await _opened(await world.process(LOST), caller, "lost") == "sk-lost"
-    assert (await world.rotate(NEW, OLD, LOST))[:2] == (
-        0,
-        "keys sealed again: 1; already sealed with the first key: 1\n",
-    )
+    assert (await world.rotate(NEW, OLD, LOST))[:2] == (0, _report((1, 1), (1, 1)))
     assert await _opened(await world.process(NEW), caller, "lost") == "sk-lost"
 
 
@@ -150,7 +172,7 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
                         tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal
                     )
 
-    done = await reseal_keys(Meddled(), both.keyring)  # type: ignore[arg-type]
+    done = await reseal_texts(Meddled(), both.keyring, SEALED_TEXTS["keys"])  # type: ignore[arg-type]
     assert (done.resealed, done.unchanged, done.unreadable) == (1, 0, ())
     assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
     async with both.store.system_transaction() as tx:
