@@ -360,6 +360,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    def retire_slots(self, code: Path) -> None:
+        """Drop what waits with the code of this folder imported, because the settings of its program have changed."""
+        ...
+
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint and see that it is callable, without calling it."""
         ...

@@ -6,7 +6,7 @@ Redis may be unavailable at any time. Then waiters poll, limits are counted loca
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -14,7 +14,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from domain.shared.jobs import ROW_PREFIX_BY_LANE, Lane
+from domain.shared.jobs import ROW_PREFIX_BY_LANE, SETTINGS_PREFIXES_BY_LANE, Lane
 from infra.group_commit import GroupCommit
 
 CHANGED_CHANNEL: Final = "paddock:changed:"
@@ -38,8 +38,8 @@ def create_redis_client(url: str) -> Redis:
 class Bell:
     """Share one subscription of the process among all waiters.
 
-    It receives rings of `lanes`, changes of rows of the lanes in `row_changes`, and revoked leases of rows of the lanes
-    in `revocations`.
+    It receives rings of `lanes`, changes of rows of the lanes in `row_changes`, and for the lanes in `revocations` the
+    revoked leases of rows, and changes of rows with settings.
     """
 
     def __init__(
@@ -50,11 +50,16 @@ class Bell:
         revocations: tuple[Lane, ...] = (),
     ) -> None:
         self._url = url
+        self._settings_channels = frozenset(
+            CHANGED_CHANNEL + prefix for lane in revocations for prefix in SETTINGS_PREFIXES_BY_LANE.get(lane, ())
+        )
+        self._change_listeners: list[Callable[[str | None], None]] = []
         self._channels = [RING_CHANNEL + lane for lane in lanes]
         # The rows of several lanes are executions, which share a channel.
         self._channels += sorted(
             {CHANGED_CHANNEL + ROW_PREFIX_BY_LANE[lane] for lane in row_changes}
             | {REVOKED_CHANNEL + ROW_PREFIX_BY_LANE[lane] for lane in revocations}
+            | self._settings_channels
         )
         self._row_waiters: dict[str, list[tuple[asyncio.Event, frozenset[str] | None]]] = {}
         self._lane_events = {RING_CHANNEL + lane: asyncio.Event() for lane in lanes}
@@ -95,6 +100,10 @@ class Bell:
             if not waiters:
                 self._row_waiters.pop(row_id, None)
 
+    def listen_to_changes(self, listener: Callable[[str | None], None]) -> None:
+        """Call `listener` with the id of each row whose settings changed, with None if some may have been missed."""
+        self._change_listeners.append(listener)
+
     def get_lane_event(self, lane: Lane) -> asyncio.Event:
         """Return the event that is set whenever the lane is rung."""
         return self._lane_events[RING_CHANNEL + lane]
@@ -108,6 +117,7 @@ class Bell:
                     await subscription.subscribe(*self._channels)
                     if is_down:
                         _log.info("redis is back")
+                        self._notify_listeners(None)
                     is_down, self._is_connected = False, True
                     self._wake_all()
                     while True:
@@ -131,9 +141,15 @@ class Bell:
             return
         for change in data.decode().split():
             row_id, _, status = change.partition(":")
+            if channel in self._settings_channels:
+                self._notify_listeners(row_id)
             for event, statuses in self._row_waiters.get(row_id, ()):
                 if statuses is None or status in statuses:
                     event.set()
+
+    def _notify_listeners(self, row_id: str | None) -> None:
+        for listener in self._change_listeners:
+            listener(row_id)
 
     def _wake_all(self) -> None:
         # Messages from before the subscription are lost, so every waiter reads its row again.

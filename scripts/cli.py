@@ -220,7 +220,9 @@ def _add_operator_commands(commands: _Commands) -> None:
     plan.add_argument("plan", choices=("standard", "premium"))
     _add_data_option(plan)
     keys = commands.add_command(
-        "keys", "seal the tenants' provider keys and secrets again with the first of PADDOCK_ENCRYPTION_KEYS", _rotate_keys
+        "keys",
+        "seal provider keys and secrets again with the first of PADDOCK_ENCRYPTION_KEYS",
+        _rotate_keys,
     )
     keys.add_argument("action", choices=("rotate",))
     _add_data_option(keys)

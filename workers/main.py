@@ -171,6 +171,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
             lane.parts.keyring,
             lambda execution: NamedModelCalls(ModelCalls(access, execution)),
         )
+        lane.parts.bell.listen_to_changes(runner.slots.retire_changed)
         claimer = Claimer(runner, settings.run_slots, lane.parts.bell.get_lane_event("run"), drain)
         await lane.serve(claimer.run(), lambda: sandbox.counts)
 

@@ -15,6 +15,8 @@ ROW_PREFIX_BY_LANE: Final[dict[Lane, str]] = {
     "plan": "exec",
     "record": "record",
 }
+# Prefixes of the ids of rows whose settings a lane's workers keep at hand, and have to forget when they change.
+SETTINGS_PREFIXES_BY_LANE: Final[dict[Lane, tuple[str, ...]]] = {"run": ("agent", "secret")}
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -122,6 +123,17 @@ class SlotPool:
             self._busy_count -= 1
             version.demand.record_end(self._clock())
 
+    def retire_slots(self, code: Path, kept: VersionKey | None = None) -> None:
+        """Drop the idle slots of the code in this folder, but those of one key, and pending ones when they are ready.
+
+        Their settings have changed: a secret of before must not stay in memory.
+        """
+        for key, version in self._versions.items():
+            if key[0][0] == str(code) and key != kept:
+                version.is_retired = True
+                for slot in list(version.idle_slots):
+                    self._drop_slot(version.idle_slots, slot)
+
     async def close(self) -> None:
         """Kill every slot, idle or busy, and wait until all are gone."""
         self._is_closed = True
@@ -143,8 +155,8 @@ class SlotPool:
             expired = [slot for slot in version.idle_slots[:count] if self._is_expired(slot, now)]
             for slot in [*version.idle_slots[count:], *expired]:
                 self._drop_slot(version.idle_slots, slot)
-            is_unused = count == 0 and not version.pending_slots and not version.demand.running_count
-            if is_unused and now >= version.paused_until:
+            is_unused = not version.pending_slots and not version.demand.running_count
+            if is_unused and (version.is_retired or (count == 0 and now >= version.paused_until)):
                 del self._versions[key]
         for slot in [slot for slot in self._blank_slots if self._is_expired(slot, now)]:
             self._drop_slot(self._blank_slots, slot)
@@ -160,19 +172,11 @@ class SlotPool:
         key = get_version_key(program)
         version = self._versions.pop(key, None)
         if version is None or version.is_retired:
-            self._retire_other_settings(key)
+            self.retire_slots(program.code, key)
             version = VersionSlots(program)
         self._versions[key] = version
         version.program = program
         return version
-
-    def _retire_other_settings(self, key: VersionKey) -> None:
-        """Drop the idle slots of the same code with other settings: a changed secret must not stay in memory."""
-        for other, version in self._versions.items():
-            if other[0] == key[0] and other != key:
-                for slot in list(version.idle_slots):
-                    self._drop_slot(version.idle_slots, slot)
-                version.is_retired = True
 
     async def _run_in_tree(self, tree: ProcessTree, request: TreeRequest, deadline: float) -> ExitReport:
         self._schedule_refill(REFILL_DELAY_SECONDS)

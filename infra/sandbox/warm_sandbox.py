@@ -57,6 +57,10 @@ class WarmSandbox:
         """Call the entrypoint with a payload, in a warm slot if there is one."""
         return await self.pool.run_program(program, payload, on_output, hooks)
 
+    def retire_slots(self, code: Path) -> None:
+        """Drop the slots that wait with the code of this folder imported."""
+        self.pool.retire_slots(code)
+
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""
         return await self._base.check_entrypoint(program, on_output)

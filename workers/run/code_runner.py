@@ -21,6 +21,7 @@ from workers.lane_runner import LaneContext, LaneRunner
 from workers.run.code_run import CodeRun
 from workers.run.gateway import GatewayCalls, serve_gateway
 from workers.run.settings import load_run_settings
+from workers.run.warm_settings import WarmSettings
 
 _MAX_CACHED_VERSIONS: Final = 1000
 # Errors that are reported as what they are.
@@ -44,6 +45,7 @@ class CodeRunner(LaneRunner):
         super().__init__(context)
         self._sandbox, self._bundles, self._keyring, self._make_calls = sandbox, bundles, keyring, make_calls
         self._versions: OrderedDict[str, AgentVersion] = OrderedDict()
+        self.slots = WarmSettings(sandbox)
 
     def list_ready_versions(self) -> frozenset[str]:
         """Return the versions whose bundles are on this machine and that were run here before."""
@@ -75,6 +77,7 @@ class CodeRunner(LaneRunner):
             if version.models and self._make_calls is None:
                 message = "The version calls models, and this worker was started without access to any."
                 return SandboxOutcome(error_type="model_unavailable", error_message=message)
+            loaded_at = self.slots.change_count
             settings = await load_run_settings(self._store, self._keyring, execution, version)
             run.mask.use_mask(settings.mask)
             async with contextlib.AsyncExitStack() as stack:
@@ -90,6 +93,7 @@ class CodeRunner(LaneRunner):
                 serve = serve_gateway(calls, version.models or []) if calls is not None else None
                 payload = msgspec.json.encode(execution.input_data)
                 program = settings.apply_to(program)
+                stack.enter_context(self.slots.watch_run(program.code, settings.sources, loaded_at))
                 return await self._sandbox.run_program(program, payload, run.add_output, run.build_hooks(serve))
         except DomainError as error:
             if error.code not in (*_REASONS, "storage_unavailable", "not_found"):

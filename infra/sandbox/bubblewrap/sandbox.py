@@ -115,6 +115,9 @@ class BubblewrapSandbox:
         request = TreeRequest(data=encode_request(payload, hooks.context), on_output=on_output, hooks=hooks)
         return await self._run_guest(program, "run", request)
 
+    def retire_slots(self, code: Path) -> None:
+        """Do nothing: no tree waits here."""
+
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint."""
         return await self._run_guest(program, "check", TreeRequest(data=b"", on_output=on_output))
