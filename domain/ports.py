@@ -177,20 +177,16 @@ class Blobs(Protocol):
 
     async def delete(self, keys: Sequence[str]) -> None: ...
     def list_objects(self, prefix: str) -> AsyncIterator[BlobInfo]: ...
-    async def abort_uploads(self, prefix: str, before: datetime) -> int:
-        """Drop multipart uploads begun before a time and never finished. Returns how many."""
-        ...
-
-    async def check_connection(self) -> None:
-        """Make one cheap round trip, for health."""
-        ...
+    # Drops multipart uploads that began before a time and never ended. Returns how many.
+    async def abort_uploads(self, prefix: str, before: datetime) -> int: ...
+    # Makes one cheap round trip, for health.
+    async def check_connection(self) -> None: ...
 
 
 OutputStream = Literal["stdout", "stderr"]
 # Called between reads: it must not block. What it raises ends the run.
 OutputCallback = Callable[[OutputStream, bytes], None]
-# What a program sends while it runs: `output` is a value of its stream, `progress` is `{"fraction", "message"}`,
-# `state` the state that it leaves, sent once at its end.
+# What a program sends: values of its stream, its progress (`{"fraction", "message"}`), and the state that it leaves.
 MessageKind = Literal["output", "progress", "state"]
 # Called with the JSON of each message, between reads: it must not block. What it raises ends the run.
 MessageCallback = Callable[[MessageKind, bytes], None]
@@ -226,7 +222,7 @@ class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
     """Describe untrusted code that is ready to run: the folder of one version, its environment if any, and limits.
 
     `timeout` in seconds of wall time, `memory_mb` in MiB for the whole process tree. `variables` are set in its
-    process environment before anything is imported. Without a `network` it has no sockets.
+    process before anything is imported. Without a `network` it has no sockets.
     """
 
     code: Path
@@ -360,10 +356,8 @@ class Sandbox(Protocol):
         """
         ...
 
-    def retire_slots(self, code: Path) -> None:
-        """Drop what waits with the code of this folder imported, because the settings of its program have changed."""
-        ...
-
+    # Drops what waits with the code of this folder imported, as the settings of its program have changed.
+    def retire_slots(self, code: Path) -> None: ...
     async def check_entrypoint(self, program: SandboxProgram, on_output: OutputCallback) -> SandboxOutcome:
         """Import the entrypoint and see that it is callable, without calling it."""
         ...
