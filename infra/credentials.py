@@ -55,12 +55,12 @@ class Keyring:
     """Encrypt the tenants' provider keys and secrets, with keys that can be rotated while the system runs.
 
     The first of `keys` encrypts, each of them decrypts. A key derived from `secret` decrypts older data, and encrypts
-    if `keys` is empty.
+    if `keys` is empty. What one keyring encrypts, no keyring of another purpose decrypts.
     """
 
-    def __init__(self, keys: tuple[Secret, ...], secret: str) -> None:
-        self._all = [_derive_fernet(key.reveal(), b"paddock keyring") for key in keys]
-        self._all.append(_derive_fernet(secret, b"paddock keyring of the secret key"))
+    def __init__(self, keys: tuple[Secret, ...], secret: str, purpose: bytes = b"paddock keyring") -> None:
+        self._all = [_derive_fernet(key.reveal(), purpose) for key in keys]
+        self._all.append(_derive_fernet(secret, purpose + b" of the secret key"))
         self._fernets = MultiFernet(self._all)
         self._fingerprint_key = hmac.digest(secret.encode(), b"paddock fingerprints", "sha256")
 

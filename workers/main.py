@@ -19,6 +19,7 @@ from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
 from infra import notifications
 from infra.build_cache import BundleCache, EnvironmentCache, FolderCache
+from infra.credentials import Keyring
 from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
@@ -53,7 +54,7 @@ from workers.record import (
     forward_rings,
     poll_records,
 )
-from workers.run import CodeRunner, NamedModelCalls
+from workers.run import CodeRunner, NamedModelCalls, ReasoningSealer
 from workers.upkeep import RetentionSweeper, ScheduleStarter, Upkeep
 
 _log = structlog.get_logger("paddock.workers")
@@ -164,12 +165,15 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
         stack.push_async_callback(sandbox.close)
         lane = await stack.enter_async_context(open_lane(settings, drain, "run", settings.run_slots, sandbox))
         access = await stack.enter_async_context(_open_model_access(lane.parts, drain))
+        reasoning_keyring = Keyring(settings.encryption_keys, settings.secret_key.reveal(), b"paddock reasoning")
         runner = CodeRunner(
             lane.create_context("run"),
             sandbox,
             lane.bundles,
             lane.parts.keyring,
-            lambda execution: NamedModelCalls(ModelCalls(access, execution)),
+            lambda execution: NamedModelCalls(
+                ModelCalls(access, execution), ReasoningSealer(reasoning_keyring, execution.tenant_id)
+            ),
         )
         lane.parts.bell.listen_to_changes(runner.slots.retire_changed)
         claimer = Claimer(runner, settings.run_slots, lane.parts.bell.get_lane_event("run"), drain)

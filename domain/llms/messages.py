@@ -37,8 +37,8 @@ class ModelToolCall(msgspec.Struct, frozen=True, kw_only=True):
 class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
     """Hold an answer in its provider's format, with reasoning that the provider needs back: signed, sealed, or by id.
 
-    `writer` names the provider and model that wrote it; the parts are sent to no other. Only `infra.llm` knows their
-    content.
+    `writer` names the provider and model that wrote it; the parts are sent to no other. They are in order `{"text"}`,
+    `{"call"}` with the call's index, and `{"item"}`, whose content only `infra.llm` knows.
     """
 
     writer: str
@@ -150,6 +150,16 @@ class ReasoningDelta(msgspec.Struct, frozen=True):
     text: str
 
 
+class ReasoningItem(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold a piece of reasoning that is complete, as its provider needs it back: an item of `ProviderParts`.
+
+    The text of it, if it is readable, came before in `ReasoningDelta`s.
+    """
+
+    writer: str
+    item: dict[str, Any]
+
+
 class ToolCallDelta(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a piece of a tool call; `id` and `name` come with the first piece of call number `index`."""
 
@@ -182,7 +192,7 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
     usage: ModelUsage | None
 
 
-ReplyPart = TextDelta | ReasoningDelta | ToolCallDelta | ReportedUsage | ReplyNotice | ModelReply
+ReplyPart = TextDelta | ReasoningDelta | ReasoningItem | ToolCallDelta | ReportedUsage | ReplyNotice | ModelReply
 
 
 class ModelError(Exception):

@@ -17,6 +17,7 @@ from domain.llms import (
     ModelUsage,
     ProviderParts,
     ReasoningDelta,
+    ReasoningItem,
     ReplyNotice,
     ReplyPart,
     ReportedUsage,
@@ -147,6 +148,10 @@ class AnswerBuilder:
     def keep_item(self, item: dict[str, Any]) -> None:
         """Keep an item that the provider wants back at this position of the answer. The caller may fill it in later."""
         self._order.append(item)
+
+    def show_item(self, item: dict[str, Any]) -> ReasoningItem:
+        """Return the part for an item of reasoning that is complete."""
+        return ReasoningItem(writer=self._writer, item=dict(item))
 
     def report_usage(self, usage: ReportedUsage | None) -> Sequence[ReportedUsage]:
         """Add reported token counts. A field that is reported again replaces its earlier count."""

@@ -127,6 +127,8 @@ class AnthropicReader(AnswerReader):
 
     def _end_block(self, number: Any) -> Iterable[ReplyPart]:
         block = self._blocks.pop(number, {})
+        if block.get("type") == "redacted_thinking" or (block.get("type") == "thinking" and block["signature"]):
+            yield self._answer.show_item(block)
         if number in self._calls and (block_input := block.get("input")):
             # There were no pieces: the arguments came whole.
             is_text = isinstance(block_input, str)

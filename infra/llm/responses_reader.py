@@ -133,7 +133,11 @@ class ResponsesReader(AnswerReader):
                     at.kept = {}
                     self._answer.keep_item(at.kept)
                 # Only the final state is sealed, so that state is kept.
-                at.kept.update({name: value for name, value in item.items() if value is not None} if is_done else {})
+                if is_done:
+                    is_known = bool(at.kept)
+                    at.kept.update({name: value for name, value in item.items() if value is not None})
+                    if not is_known:
+                        yield self._answer.show_item(at.kept)
 
     def _add_arguments(self, at: _OutputItem, piece: str) -> Iterable[ReplyPart]:
         if at.call is not None:

@@ -9,8 +9,21 @@ from typing import Any, Final
 
 import openai
 
-from domain.llms import ChatMessage, ModelOptions, ModelReply, ModelToolCall, ModelUsage, ReplyPart, TextDelta, ToolSpec
+from domain.llms import (
+    ChatMessage,
+    ModelOptions,
+    ModelReply,
+    ModelToolCall,
+    ModelUsage,
+    ReasoningItem,
+    ReplyPart,
+    TextDelta,
+    ToolSpec,
+)
 from domain.ports import GATEWAY_LISTENER
+from domain.shared.secrets import Secret
+from infra.credentials import Keyring
+from workers.run import ReasoningSealer
 from workers.run.gateway import GatewayLimits, serve_gateway
 
 HELLO: Final[list[dict[str, Any]]] = [{"role": "user", "content": "hello"}]
@@ -26,6 +39,7 @@ class ScriptedCalls:
         self.delay = 0.0
         self.running = self.most = self.closed = 0
         self.endless = False
+        self._sealer = ReasoningSealer(Keyring((Secret("k" * 32),), "s" * 32), "tenant_1")
 
     def script_text(self, *words: str, **more: Any) -> None:
         self.parts = [*map(TextDelta, words), build_reply("".join(words), **more)]
@@ -50,6 +64,12 @@ class ScriptedCalls:
             self.running -= 1
             self.closed += 1
 
+    def seal_reasoning(self, item: ReasoningItem) -> str:
+        return self._sealer.seal_reasoning(item)
+
+    def open_reasoning(self, sealed: str) -> ReasoningItem | None:
+        return self._sealer.open_reasoning(sealed)
+
 
 def build_reply(
     content: str = "", calls: tuple[ModelToolCall, ...] = (), finish: Any = "stop", usage: ModelUsage | None = None
@@ -67,6 +87,9 @@ class GatewayClient:
 
     async def ask_chat(self, **fields: Any) -> Any:
         return await self.client.chat.completions.create(**{"model": "small", "messages": HELLO, **fields})
+
+    async def ask_response(self, **fields: Any) -> Any:
+        return await self.client.responses.create(**{"model": "small", "input": "hello", **fields})
 
     async def open_connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)

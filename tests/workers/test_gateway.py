@@ -457,7 +457,8 @@ async def test_the_models_of_the_manifest_and_no_others(served: GatewayClient) -
     ("method", "path", "status"),
     [
         ("POST", "/v1/embeddings", 404),
-        ("POST", "/v1/responses", 404),
+        ("POST", "/v1/completions", 404),
+        ("GET", "/v1/responses", 405),
         ("GET", "/", 404),
         ("GET", "/v1/../metrics", 404),
         ("GET", "http://169.254.169.254/latest/meta-data", 404),

@@ -16,9 +16,13 @@ from domain.llms import (
     ProviderParts,
     ReplyPart,
 )
+from infra.credentials import Keyring
 from workers.model_calls import ModelRequest
 from workers.run import named_models
 from workers.run.named_models import NamedModelCalls
+from workers.run.reasoning_sealer import ReasoningSealer
+
+SEALER = ReasoningSealer(Keyring((), "s" * 32), "tenant_1")
 
 
 class RecordingCalls:
@@ -56,7 +60,7 @@ def strip_provider_parts(message: ChatMessage) -> ChatMessage:
 
 async def test_reasoning_is_restored_to_the_answer_it_came_with() -> None:
     inner = RecordingCalls()
-    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner, SEALER)  # type: ignore[arg-type]
     first, second = build_answer("a"), build_answer("b", content="I look.")
     inner.answers = [first, second, build_answer("c"), build_answer("d")]
     await stream_answer(calls, ChatMessage(role="user", content="go"))
@@ -79,7 +83,7 @@ async def test_reasoning_is_restored_to_the_answer_it_came_with() -> None:
 
 async def test_oldest_reasoning_is_dropped_over_the_limit() -> None:
     inner = RecordingCalls()
-    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner, SEALER)  # type: ignore[arg-type]
     answers = [build_answer(f"c{number}", named_models.MAX_PROVIDER_PARTS_BYTES // 3) for number in range(4)]
     inner.answers = [*answers, build_answer("x")]
     for _ in answers:
@@ -94,7 +98,7 @@ class LongText(str):
 
 async def test_texts_are_not_kept_with_the_reasoning() -> None:
     inner = RecordingCalls()
-    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner, SEALER)  # type: ignore[arg-type]
     text = LongText("x" * 1000)
     inner.answers = [build_answer("a", content=text)]
     reference = weakref.ref(text)
@@ -107,7 +111,7 @@ async def test_texts_are_not_kept_with_the_reasoning() -> None:
 async def test_number_of_small_entries_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(named_models, "MAX_PROVIDER_PARTS_BYTES", 10 * named_models.ENTRY_OVERHEAD_BYTES)
     inner = RecordingCalls()
-    calls = NamedModelCalls(inner)  # type: ignore[arg-type]
+    calls = NamedModelCalls(inner, SEALER)  # type: ignore[arg-type]
     answers = [build_answer(f"c{number}") for number in range(20)]
     inner.answers = [*answers, build_answer("x")]
     for _ in answers:

@@ -12,6 +12,7 @@ from domain.llms import (
     ModelToolCall,
     ModelUsage,
     ReasoningDelta,
+    ReasoningItem,
     ReplyNotice,
     ReplyPart,
     ReportedUsage,
@@ -125,7 +126,7 @@ def clean_part(part: ReplyPart) -> ReplyPart:
         return part if part.text.isascii() else ReasoningDelta(repair_text(part.text))
     if isinstance(part, ReplyNotice):
         return ReplyNotice(clean_text(part.message))
-    if isinstance(part, ReportedUsage):
+    if isinstance(part, ReportedUsage | ReasoningItem):
         return part
     if isinstance(part, ToolCallDelta):
         if part.id is None and part.name is None and part.arguments.isascii():

@@ -2,5 +2,6 @@
 
 from workers.run.code_runner import CodeRunner
 from workers.run.named_models import NamedModelCalls
+from workers.run.reasoning_sealer import ReasoningSealer
 
-__all__ = ["CodeRunner", "NamedModelCalls"]
+__all__ = ["CodeRunner", "NamedModelCalls", "ReasoningSealer"]

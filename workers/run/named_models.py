@@ -9,8 +9,9 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from domain.llms import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReplyPart, ToolSpec
+from domain.llms import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReasoningItem, ReplyPart, ToolSpec
 from workers.model_calls import ModelCalls, ModelRequest
+from workers.run.reasoning_sealer import ReasoningSealer
 
 # Bytes of JSON that are kept of a run's answers to be sent back to their providers. The oldest are dropped first.
 MAX_PROVIDER_PARTS_BYTES: Final = 8 << 20
@@ -21,12 +22,13 @@ ENTRY_OVERHEAD_BYTES: Final = 512
 class NamedModelCalls:
     """Call models as `workers.run.gateway.GatewayCalls` describes.
 
-    OpenAI's API, which agents use, has no field for the reasoning that some providers require back with the results of
-    tools. That reasoning is kept here during the run, and restored in the answers that the agent sends back.
+    OpenAI's chat completions have no field for the reasoning that some providers require back with the results of
+    tools, and clients of the other wires may leave it out. That reasoning is kept here during the run, and restored in
+    the answers that the agent sends back.
     """
 
-    def __init__(self, calls: ModelCalls) -> None:
-        self._calls = calls
+    def __init__(self, calls: ModelCalls, sealer: ReasoningSealer) -> None:
+        self._calls, self._sealer = calls, sealer
         self._provider_parts: OrderedDict[bytes, tuple[ProviderParts, int]] = OrderedDict()
         self._size = 0
 
@@ -42,6 +44,14 @@ class NamedModelCalls:
                 if isinstance(part, ModelReply):
                     self._save_provider_parts(part.message)
                 yield part
+
+    def seal_reasoning(self, item: ReasoningItem) -> str:
+        """Seal reasoning for the agent, as `workers.run.wire.ReasoningSeal` describes."""
+        return self._sealer.seal_reasoning(item)
+
+    def open_reasoning(self, sealed: str) -> ReasoningItem | None:
+        """Return what was sealed, None for what was not sealed here for this tenant."""
+        return self._sealer.open_reasoning(sealed)
 
     def _restore_provider_parts(self, message: ChatMessage) -> ChatMessage:
         entry = self._provider_parts.get(_hash_message(message)) if message.tool_calls else None

@@ -17,10 +17,17 @@ from workers.run.gateway.responder import (
 )
 from workers.run.gateway.schema import GatewayCalls, GatewayLimits
 from workers.run.openai_wire import ChatWire
+from workers.run.responses_wire import ResponsesWire
 from workers.run.wire import AnswerWire, GatewayRefusal, refuse_unknown_model
 
 _log = structlog.get_logger("paddock.gateway")
 _MODELS_PATH: Final = "/v1/models"
+# What to do instead, by the beginnings of paths that clients may ask for.
+_PATH_HINTS: Final = {
+    "/v1/responses/": "Responses are not stored; `previous_response_id` continues one of this run.",
+    "/v1/completions": "Send a message to /v1/chat/completions.",
+    "/v1/batches": "Send the requests one by one.",
+}
 
 
 class RequestRouter:
@@ -28,7 +35,10 @@ class RequestRouter:
 
     def __init__(self, calls: GatewayCalls, models: tuple[str, ...], limits: GatewayLimits) -> None:
         self._calls, self._models, self._limits = calls, models, limits
-        self._wires: dict[str, AnswerWire] = {"/v1/chat/completions": ChatWire()}
+        self._wires: dict[str, AnswerWire] = {
+            "/v1/chat/completions": ChatWire(),
+            "/v1/responses": ResponsesWire(calls),
+        }
         self._request_slots = asyncio.Semaphore(limits.max_concurrent_requests)
         self._read_slots = asyncio.Semaphore(limits.max_concurrent_reads)
         self._bytes_in_progress = 0
@@ -65,9 +75,12 @@ class RequestRouter:
         if path.startswith(f"{_MODELS_PATH}/"):
             _require_method("GET", method, path)
             return build_json_response(_render_model(self._check_model(path.removeprefix(f"{_MODELS_PATH}/"))))
-        raise GatewayRefusal(
-            404, f"There is no {method} {path[:200]} here: chat completions and models alone.", "unknown_url"
-        )
+        raise self._refuse_path(method, path)
+
+    def _refuse_path(self, method: str, path: str) -> GatewayRefusal:
+        hint = next((hint for prefix, hint in _PATH_HINTS.items() if path.startswith(prefix)), None)
+        served = f"Served are {', '.join(self._wires)} and {_MODELS_PATH}."
+        return GatewayRefusal(404, f"There is no {method} {path[:200]} here. {hint or served}", "unknown_url")
 
     def _check_model(self, name: str) -> str:
         if name not in self._models:

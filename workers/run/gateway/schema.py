@@ -6,6 +6,7 @@ from typing import Protocol
 import msgspec
 
 from domain.llms import ChatMessage, ModelOptions, ReplyPart, ToolSpec
+from workers.run.wire import ReasoningSeal
 
 
 class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +27,7 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
     write_timeout: float = 30.0
 
 
-class GatewayCalls(Protocol):
+class GatewayCalls(ReasoningSeal, Protocol):
     """Call models for one execution, with its keys, budget, retries, costs and events."""
 
     def stream_answer(

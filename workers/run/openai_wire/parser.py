@@ -1,39 +1,47 @@
 """Parse the body of a request for a completion."""
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from domain.llms import ChatMessage, ModelOptions, ModelToolCall, ToolSpec
 from workers.run.openai_wire.schema import AnswerFormat, ChatRequest, CompletionRequest, OfferedTool, RequestMessage
-from workers.run.wire import GatewayRefusal, choose_tools, convert_fields, decode_body, drop_notes, drop_nulls
+from workers.run.wire import (
+    FieldRules,
+    GatewayRefusal,
+    choose_tools,
+    convert_fields,
+    decode_body,
+    drop_notes,
+    drop_nulls,
+)
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
-# Fields about identity, storage, caching and charges: the answer is the same without them.
-_IGNORED_FIELDS: Final = frozenset(
-    {"service_tier", "safety_identifier", "user", "metadata", "store", "prediction"}
-    | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
+# Ignored are fields about identity, storage, caching and charges.
+_FIELD_RULES: Final = FieldRules(
+    ignored=frozenset(
+        {"service_tier", "safety_identifier", "user", "metadata", "store", "prediction"}
+        | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
+    ),
+    neutral_values={
+        "modalities": lambda value: value in (["text"], []),
+        "logprobs": lambda value: value is False,
+        "top_logprobs": lambda value: value == 0,
+        "logit_bias": lambda value: value == {},
+        "functions": lambda value: value == [],
+        "function_call": lambda value: value in ("none", "auto"),
+        "web_search_options": lambda value: value is False,
+        "echo": lambda value: value is False,
+        "best_of": lambda value: value == 1,
+        "repetition_penalty": lambda value: value == 1,
+        "min_p": lambda value: value == 0,
+    },
+    alternatives={
+        "functions": "send `tools`",
+        "function_call": "send `tool_choice` and `tools`",
+        "modalities": 'answers are text: send ["text"] or nothing',
+    },
 )
-# Fields that are not supported, and the values with which they ask for nothing.
-_NEUTRAL_VALUES: Final[dict[str, Callable[[Any], bool]]] = {
-    "modalities": lambda value: value in (["text"], []),
-    "logprobs": lambda value: value is False,
-    "top_logprobs": lambda value: value == 0,
-    "logit_bias": lambda value: value == {},
-    "functions": lambda value: value == [],
-    "function_call": lambda value: value in ("none", "auto"),
-    "web_search_options": lambda value: value is False,
-    "echo": lambda value: value is False,
-    "best_of": lambda value: value == 1,
-    "repetition_penalty": lambda value: value == 1,
-    "min_p": lambda value: value == 0,
-}
-_FIELD_ALTERNATIVES: Final = {
-    "functions": "send `tools`",
-    "function_call": "send `tool_choice` and `tools`",
-    "modalities": 'answers are text: send ["text"] or nothing',
-}
 # Notes that libraries add to an answer and send back with it, and those for a provider's cache.
 _MESSAGE_NOTES: Final = frozenset(
     {"name", "id", "annotations", "parsed", "index", "reasoning_content", "reasoning", "reasoning_details", "thinking"}
@@ -66,12 +74,7 @@ def parse_request(body: bytes) -> CompletionRequest:
 
 def _drop_ignored_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that affect the answer. Errors: `GatewayRefusal` for those that are not supported."""
-    fields = dict(raw)
-    for field, is_neutral in _NEUTRAL_VALUES.items():
-        if field in fields and not is_neutral(fields.pop(field)):
-            instead = _FIELD_ALTERNATIVES.get(field, "leave it out")
-            raise GatewayRefusal(400, f"`{field}` is not supported with this value: {instead}.", param=field)
-    fields = {field: value for field, value in fields.items() if field not in _IGNORED_FIELDS}
+    fields = _FIELD_RULES.drop_ignored_fields(raw)
     if isinstance(messages := fields.get("messages"), list):
         fields["messages"] = [drop_notes(message, _MESSAGE_NOTES) for message in messages]
         for message in fields["messages"]:

@@ -1,6 +1,7 @@
 """Read the bodies of requests: JSON objects, of which clients send many variants."""
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -11,6 +12,28 @@ from workers.run.wire.errors import GatewayRefusal
 
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
 _RequestStruct = TypeVar("_RequestStruct", bound=msgspec.Struct)
+
+
+class FieldRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Say which fields of a request are mere labels, and which are not supported unless they ask for nothing.
+
+    - `ignored`: the answer is the same without these.
+    - `neutral_values`: by field, whether a value asks for nothing. Any other value is refused.
+    - `alternatives`: by field, what to do instead.
+    """
+
+    ignored: frozenset[str]
+    neutral_values: Mapping[str, Callable[[Any], bool]]
+    alternatives: Mapping[str, str] = {}
+
+    def drop_ignored_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields that affect the answer. Errors: `GatewayRefusal` names one that is not supported."""
+        for field, is_neutral in self.neutral_values.items():
+            if field in fields and not is_neutral(fields[field]):
+                instead = self.alternatives.get(field, "leave it out")
+                raise GatewayRefusal(400, f"`{field}` is not supported with this value: {instead}.", param=field)
+        dropped = self.ignored | self.neutral_values.keys()
+        return {field: value for field, value in fields.items() if field not in dropped}
 
 
 def decode_body(body: bytes) -> dict[str, Any]:

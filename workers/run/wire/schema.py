@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from domain.llms import ChatMessage, ModelOptions, ModelReply, ReplyPart, ToolSpec
+from domain.llms import ChatMessage, ModelOptions, ModelReply, ReasoningItem, ReplyPart, ToolSpec
 from workers.run.wire.errors import GatewayRefusal
 
 
@@ -16,6 +16,18 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[ToolSpec, ...]
     options: ModelOptions
     stream: bool
+
+
+class ReasoningSeal(Protocol):
+    """Seal reasoning for an agent to hold and give back: it can neither read nor change what its provider gets."""
+
+    def seal_reasoning(self, item: ReasoningItem) -> str:
+        """Return an item as text of ASCII."""
+        ...
+
+    def open_reasoning(self, sealed: str) -> ReasoningItem | None:
+        """Return a sealed item, None for what was not sealed here for this tenant."""
+        ...
 
 
 class AnswerRenderer(Protocol):
