@@ -15,7 +15,7 @@ _RequestStruct = TypeVar("_RequestStruct", bound=msgspec.Struct)
 
 
 class FieldRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Say which fields of a request are mere labels, and which are not supported unless they ask for nothing.
+    """Define which fields of a request are mere labels, and which are not supported unless they ask for nothing.
 
     - `ignored`: the answer is the same without these.
     - `neutral_values`: by field, whether a value asks for nothing. Any other value is refused.
