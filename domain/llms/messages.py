@@ -48,7 +48,8 @@ class ProviderParts(msgspec.Struct, frozen=True, kw_only=True):
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one message of a conversation.
 
-    `tool_call_id` and `name` belong to the role `tool`; `tool_calls` and `provider_parts` to the role `assistant`.
+    `tool_call_id`, `name` and `is_error` belong to the role `tool`; `tool_calls` and `provider_parts` to the role
+    `assistant`.
     """
 
     role: MessageRole
@@ -56,6 +57,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[ModelToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    is_error: bool = False
     provider_parts: ProviderParts | None = None
 
 
@@ -95,6 +97,17 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     cached_input: float | None = None
 
 
+class ThinkingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Set whether a model thinks before it answers, for at most `max_tokens`.
+
+    `adaptive` leaves it to the model for how long. `display` is Anthropic's: whether the text is shown.
+    """
+
+    mode: Literal["enabled", "adaptive", "disabled"]
+    max_tokens: int | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Set how the model answers. None means the provider's default. `schema` requests JSON of that JSON Schema."""
 
@@ -108,6 +121,7 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: Literal["auto", "none", "required"] = "auto"
     parallel_tool_calls: bool | None = None
     schema: dict[str, Any] | None = None
+    thinking: ThinkingOptions | None = None
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,11 +199,16 @@ class ReplyNotice(msgspec.Struct, frozen=True):
 
 
 class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the whole answer, always the last part. `usage` is None if the provider did not report all of it."""
+    """Hold the whole answer, always the last part.
+
+    `usage` is None if the provider did not report all of it. `stop_sequence` is the one of the options at which the
+    model stopped, if the provider tells.
+    """
 
     message: ChatMessage
     finish: FinishReason
     usage: ModelUsage | None
+    stop_sequence: str | None = None
 
 
 ReplyPart = TextDelta | ReasoningDelta | ReasoningItem | ToolCallDelta | ReportedUsage | ReplyNotice | ModelReply

@@ -185,8 +185,11 @@ class AnswerBuilder:
         for notice in self.notices:
             yield ReplyNotice(notice)
 
-    def build_reply(self, finish: FinishReason) -> ModelReply:
-        """Return the whole answer. Errors: `ModelError` if there is neither text nor a tool call."""
+    def build_reply(self, finish: FinishReason, stop_sequence: Any = None) -> ModelReply:
+        """Return the whole answer. `stop_sequence` is what the provider calls so.
+
+        Errors: `ModelError` if there is neither text nor a tool call.
+        """
         calls = tuple(
             ModelToolCall(id=call.id, name=call.name, arguments="".join(call.arguments)) for call in self._calls
         )
@@ -200,7 +203,13 @@ class AnswerBuilder:
         message = ChatMessage(
             role="assistant", content=self.content, tool_calls=calls, provider_parts=self._build_provider_parts()
         )
-        return ModelReply(message=message, finish=finish, usage=self._build_usage())
+        is_known = isinstance(stop_sequence, str) and stop_sequence in (self._ask.options.stop or ())
+        return ModelReply(
+            message=message,
+            finish=finish,
+            usage=self._build_usage(),
+            stop_sequence=stop_sequence if is_known and finish == "stop" else None,
+        )
 
     def _build_provider_parts(self) -> ProviderParts | None:
         """Return the answer as its provider wants it back, or None if text and calls are all there is."""

@@ -28,6 +28,7 @@ class AnthropicReader(AnswerReader):
         self._counts: dict[str, int] = {}
         self._is_stopped = False
         self.stop_reason = ""
+        self._stop_sequence: Any = None
 
     @property
     def is_ended(self) -> bool:
@@ -71,7 +72,7 @@ class AnthropicReader(AnswerReader):
         for number in list(self._blocks):
             yield from self._end_block(number)
         yield from self._answer.flush_parts()
-        yield self._answer.build_reply(_FINISH_BY_REASON.get(self.stop_reason, "stop"))
+        yield self._answer.build_reply(_FINISH_BY_REASON.get(self.stop_reason, "stop"), self._stop_sequence)
 
     def _read_message(self, message: Any) -> Iterable[ReplyPart]:
         """Read a message. It is empty at the beginning of a stream, and complete from servers that do not stream."""
@@ -139,6 +140,7 @@ class AnthropicReader(AnswerReader):
         reason = holder.get("stop_reason") if isinstance(holder, Mapping) else None
         if isinstance(reason, str):
             self.stop_reason = reason or self.stop_reason
+            self._stop_sequence = holder.get("stop_sequence") or self._stop_sequence
 
     def _report_usage(self, usage: Any) -> Iterable[ReportedUsage]:
         if not isinstance(usage, Mapping):

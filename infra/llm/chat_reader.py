@@ -54,6 +54,7 @@ class ChatReader(AnswerReader):
         self._has_pieces = False  # messages come as pieces, not as all of the answer so far
         self.is_body = False
         self.finish = ""
+        self._stop_sequence: Any = None
 
     @property
     def is_ended(self) -> bool:
@@ -93,6 +94,8 @@ class ChatReader(AnswerReader):
         if isinstance(choice.get("text"), str) and not delta:
             yield from self._add_text(choice["text"])
         self.finish = _parse_finish_reason(choice) or self.finish
+        # vLLM and SGLang name the stop sequence.
+        self._stop_sequence = choice.get("stop_reason") or choice.get("matched_stop") or self._stop_sequence
 
     def finish_answer(self, stream: EventStream) -> Iterable[ReplyPart]:
         """Yield the last parts of the answer. Errors: `ModelError` if the answer is missing, incomplete or an error."""
@@ -112,7 +115,7 @@ class ChatReader(AnswerReader):
         if not self._calls.is_empty:
             self._keep_reasoning()
         yield from answer.flush_parts()
-        yield answer.build_reply(_classify_finish(self.finish))
+        yield answer.build_reply(_classify_finish(self.finish), self._stop_sequence)
 
     def _check_body(self, stream: EventStream) -> None:
         if stream.is_body:

@@ -26,6 +26,7 @@ from pydantic_ai.settings import ModelSettings
 from domain import llms
 from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelOptions, ModelTarget
 from infra.llm import wire_models
+from infra.llm.thinking import convert_thinking
 
 Wire = Literal["anthropic", "responses", "chat"]
 Profile = Callable[[str], ModelProfile | None]
@@ -222,7 +223,7 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
             values[setting] = [value] if setting == "stop_sequences" and isinstance(value, str) else value
     if (most := llms.find_token_limit(target.parameters)) is not None:
         values["max_tokens"] = most
-    values |= _convert_options(ask.options)
+    values |= _convert_options(ask.options) | convert_thinking(ask.options.thinking, wire)
     if values.get("tool_choice") == "required" and not ask.tools:
         del values["tool_choice"]
     if wire == "responses":

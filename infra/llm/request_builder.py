@@ -1,7 +1,7 @@
 """Convert our messages and tools to those of pydantic-ai."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import msgspec
 from pydantic_ai.messages import (
@@ -88,7 +88,10 @@ def _build_request_part(message: ChatMessage, tools: dict[str, str]) -> ModelReq
             return SystemPromptPart(message.content)
         case "tool":
             id_ = message.tool_call_id or ""
-            return ToolReturnPart(message.name or tools.get(id_, "tool"), message.content, tool_call_id=id_)
+            name = message.name or tools.get(id_, "tool")
+            # Where a provider has no flag for errors, the result becomes {"error": …}.
+            outcome: Literal["success", "failed"] = "failed" if message.is_error else "success"
+            return ToolReturnPart(name, message.content, tool_call_id=id_, outcome=outcome)
         case _:
             return UserPromptPart(message.content)
 

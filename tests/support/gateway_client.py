@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
+import anthropic
 import openai
 
 from domain.llms import (
@@ -82,14 +83,20 @@ def build_reply(
 class GatewayClient:
     def __init__(self, calls: ScriptedCalls, port: int) -> None:
         self.calls, self.port = calls, port
-        self.url = f"http://127.0.0.1:{port}/v1"
+        self.root = f"http://127.0.0.1:{port}"
+        self.url = f"{self.root}/v1"
         self.client = openai.AsyncOpenAI(base_url=self.url, api_key="paddock", max_retries=0, timeout=10)
+        self.anthropic = anthropic.AsyncAnthropic(base_url=self.root, api_key="paddock", max_retries=0, timeout=10)
 
     async def ask_chat(self, **fields: Any) -> Any:
         return await self.client.chat.completions.create(**{"model": "small", "messages": HELLO, **fields})
 
     async def ask_response(self, **fields: Any) -> Any:
         return await self.client.responses.create(**{"model": "small", "input": "hello", **fields})
+
+    async def ask_message(self, **fields: Any) -> Any:
+        usual = {"model": "small", "messages": HELLO, "max_tokens": 100}
+        return await self.anthropic.messages.create(**{**usual, **fields})
 
     async def open_connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -129,7 +136,7 @@ async def serve_scripted(calls: ScriptedCalls, limits: GatewayLimits = USUAL_LIM
     listener.setblocking(False)
     async with serve_gateway(calls, ["small", "large"], limits)({GATEWAY_LISTENER: listener}):
         client = GatewayClient(calls, listener.getsockname()[1])
-        async with client.client:
+        async with client.client, client.anthropic:
             yield client
     listener.close()
 

@@ -374,7 +374,7 @@ def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
         ({"temperature": 3}, "temperature"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"input": []}, "input"),
-        ({"input": None}, None),
+        ({"input": None}, "input"),
         ({"input": [5]}, "input[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]}, "input[0].content[0]"),

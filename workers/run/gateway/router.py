@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 
 from domain.shared.json_limits import SMALL_JSON_BYTES
+from workers.run.anthropic_wire import MessagesWire, render_error
 from workers.run.gateway.responder import (
     INTERNAL_ERROR,
     PrepareResponse,
@@ -22,10 +23,15 @@ from workers.run.wire import AnswerWire, GatewayRefusal, refuse_unknown_model
 
 _log = structlog.get_logger("paddock.gateway")
 _MODELS_PATH: Final = "/v1/models"
+# Paths whose errors have Anthropic's shape.
+_ANTHROPIC_PATHS: Final = ("/v1/messages",)
 # What to do instead, by the beginnings of paths that clients may ask for.
 _PATH_HINTS: Final = {
     "/v1/responses/": "Responses are not stored; `previous_response_id` continues one of this run.",
     "/v1/completions": "Send a message to /v1/chat/completions.",
+    "/v1/messages/count_tokens": "Tokens are not counted ahead; `usage` of an answer has them.",
+    "/v1/messages/batches": "Send the messages one by one.",
+    "/v1/complete": "Send a message to /v1/messages.",
     "/v1/batches": "Send the requests one by one.",
 }
 
@@ -38,6 +44,7 @@ class RequestRouter:
         self._wires: dict[str, AnswerWire] = {
             "/v1/chat/completions": ChatWire(),
             "/v1/responses": ResponsesWire(calls),
+            "/v1/messages": MessagesWire(calls),
         }
         self._request_slots = asyncio.Semaphore(limits.max_concurrent_requests)
         self._read_slots = asyncio.Semaphore(limits.max_concurrent_reads)
@@ -47,21 +54,29 @@ class RequestRouter:
         """Answer a request, in the worst case with an error. Errors: `ConnectionError` if the client is gone."""
         try:
             response = await self._route_request(request, prepare)
-        except GatewayRefusal as refusal:
-            response = _build_error_response(refusal)
-        except web.HTTPRequestEntityTooLarge:
-            message = f"The body is larger than {self._limits.max_body_bytes} bytes."
-            response = _build_error_response(GatewayRefusal(413, message, "too_large"))
-            response.force_close()
-        except web.RequestPayloadError:
-            response = _build_error_response(GatewayRefusal(400, "The body breaks off."))
         except ConnectionError:
             raise
-        except Exception:
-            _log.exception("a request could not be answered")
-            response = _build_error_response(INTERNAL_ERROR)
+        except Exception as error:
+            refusal = self._refuse_request(error)
+            is_anthropic = request.path.startswith(_ANTHROPIC_PATHS)
+            body = render_error(refusal) if is_anthropic else refusal.body
+            response = build_json_response(body, refusal.status, refusal.headers)
+            if refusal.status == 413:
+                response.force_close()  # the rest of the body is not read
         prepare(response)
         return response
+
+    def _refuse_request(self, error: Exception) -> GatewayRefusal:
+        """Return the refusal for what went wrong before an answer began."""
+        match error:
+            case GatewayRefusal():
+                return error
+            case web.HTTPRequestEntityTooLarge():
+                return GatewayRefusal(413, f"The body is larger than {self._limits.max_body_bytes} bytes.", "too_large")
+            case web.RequestPayloadError():
+                return GatewayRefusal(400, "The body breaks off.")
+        _log.error("a request could not be answered", exc_info=error)
+        return INTERNAL_ERROR
 
     async def _route_request(self, request: web.BaseRequest, prepare: PrepareResponse) -> web.StreamResponse:
         method, path = request.method, request.path
@@ -71,7 +86,7 @@ class RequestRouter:
                 return await self._answer(request, wire, prepare)
         if path == _MODELS_PATH:
             _require_method("GET", method, path)
-            return build_json_response({"object": "list", "data": [_render_model(name) for name in self._models]})
+            return build_json_response(_render_models(self._models))
         if path.startswith(f"{_MODELS_PATH}/"):
             _require_method("GET", method, path)
             return build_json_response(_render_model(self._check_model(path.removeprefix(f"{_MODELS_PATH}/"))))
@@ -130,15 +145,18 @@ class RequestRouter:
             raise GatewayRefusal(408, "The body took too long to come.") from None
 
 
-def _build_error_response(refusal: GatewayRefusal) -> web.StreamResponse:
-    return build_json_response(refusal.body, refusal.status, refusal.headers)
-
-
 def _require_method(required: str, method: str, path: str) -> None:
     if method != required:
         raise GatewayRefusal(405, f"{path} takes {required} only.", "method_not_allowed")
 
 
+def _render_models(names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a list of models: at once OpenAI's, and a page of Anthropic's."""
+    page = {"has_more": False, "first_id": names[0] if names else None, "last_id": names[-1] if names else None}
+    return {"object": "list", "data": [_render_model(name) for name in names], **page}
+
+
 def _render_model(name: str) -> dict[str, Any]:
-    """Return a model as an entry of a list of models."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "paddock"}
+    """Return a model as an entry of such a list."""
+    anthropic = {"type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z", "lifecycle": "active"}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "paddock", **anthropic}

@@ -77,6 +77,6 @@ def drop_notes(value: Any, notes: frozenset[str]) -> Any:
 
 def _find_param(problem: str) -> str | None:
     """Return the field that a validation error is about."""
-    unknown = re.search(r"unknown field `([^`]*)`", problem)
+    unknown = re.search(r"(?:unknown|missing required) field `([^`]*)`", problem)
     place = re.search(r"at `\$\.?([^`]*)`", problem)
     return ".".join(match.group(1) for match in (place, unknown) if match is not None) or None

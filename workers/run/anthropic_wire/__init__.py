@@ -1,0 +1,25 @@
+"""Serve Anthropic's messages: parse requests, and render answers whole or as events.
+
+Source: docs.anthropic.com/en/api/messages. A field that does not change the answer is accepted; one that would change
+it and is not supported is refused by name. Headers, `anthropic-version` among them, are not read.
+"""
+
+from workers.run.anthropic_wire.errors import render_error
+from workers.run.anthropic_wire.parser import parse_request
+from workers.run.anthropic_wire.renderer import MessageRenderer
+from workers.run.anthropic_wire.schema import MessageRequest
+from workers.run.wire import ReasoningSeal
+
+__all__ = ["MessagesWire", "render_error"]
+
+
+class MessagesWire:
+    """Serve `/v1/messages`, as `workers.run.wire.AnswerWire` describes."""
+
+    def __init__(self, seal: ReasoningSeal) -> None:
+        self._seal = seal
+
+    def parse_request(self, body: bytes) -> tuple[MessageRequest, MessageRenderer]:
+        """Return what a body asks for, and what renders the message. Errors: `GatewayRefusal`."""
+        request = parse_request(body, self._seal)
+        return request, MessageRenderer(request, self._seal)

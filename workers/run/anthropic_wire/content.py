@@ -1,0 +1,144 @@
+"""Turn the messages of a request into those of a conversation: blocks of text, calls, results and thinking."""
+
+from typing import Any, Final
+
+import msgspec
+
+from domain.llms import ChatMessage, ModelToolCall
+from workers.run.anthropic_wire.schema import RequestMessage, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from workers.run.wire import AssistantBuilder, GatewayRefusal, ReasoningSeal, convert_fields, drop_notes
+
+# Notes that an answer has and that clients send back, and those for a provider's cache.
+_BLOCK_NOTES: Final = frozenset({"type", "cache_control", "parsed_output"})
+_TEXT_NOTES: Final = _BLOCK_NOTES | {"citations"}
+_THINKING_NOTES: Final = _BLOCK_NOTES | {"thinking"}
+_TAKEN_BLOCKS: Final = "'text', 'tool_use', 'tool_result', 'thinking' and 'redacted_thinking'"
+
+
+class ContentReader:
+    """Read the messages of one request."""
+
+    def __init__(self, seal: ReasoningSeal) -> None:
+        self._seal = seal
+        self._names: dict[str, str] = {}
+        self._messages: list[ChatMessage] = []
+
+    def read_messages(self, messages: list[RequestMessage]) -> tuple[ChatMessage, ...]:
+        """Return the messages of a conversation. Errors: `GatewayRefusal` names the block at fault."""
+        for number, message in enumerate(messages):
+            where = f"messages[{number}].content"
+            if message.role == "assistant":
+                self._read_answer(message.content, where)
+            elif message.role == "system":
+                self._messages += read_system(message.content, where)
+            else:
+                self._read_user(message.content, where)
+        return tuple(self._messages)
+
+    def _read_answer(self, content: str | list[Any], where: str) -> None:
+        answer = AssistantBuilder()
+        for block, kind, place in _list_blocks(content, where):
+            match kind:
+                case "text":
+                    answer.add_text(_get_text(block, place))
+                case "tool_use":
+                    use = convert_fields(_drop_caller(block), ToolUseBlock, place)
+                    arguments = msgspec.json.encode(use.input).decode()
+                    answer.add_call(ModelToolCall(id=use.id, name=use.name, arguments=arguments))
+                    self._names[use.id] = use.name
+                case "thinking" | "redacted_thinking":
+                    thinking = convert_fields(drop_notes(block, _THINKING_NOTES), ThinkingBlock, place)
+                    # Thinking from elsewhere is left out: its provider is not known, and another one would refuse it.
+                    if item := self._seal.open_reasoning(thinking.signature or thinking.data):
+                        answer.add_reasoning(item)
+                case _:
+                    raise _refuse_block(kind, place)
+        if not answer.is_empty:
+            self._messages.append(answer.build_message())
+
+    def _read_user(self, content: str | list[Any], where: str) -> None:
+        texts: list[str] = []
+        for block, kind, place in _list_blocks(content, where):
+            if kind == "text":
+                texts.append(_get_text(block, place))
+            elif kind == "tool_result":
+                self._end_texts(texts)
+                self._read_result(convert_fields(drop_notes(block, _BLOCK_NOTES), ToolResultBlock, place), place)
+            else:
+                raise _refuse_block(kind, place)
+        self._end_texts(texts)
+
+    def _end_texts(self, texts: list[str]) -> None:
+        if texts:
+            self._messages.append(ChatMessage(role="user", content="\n".join(texts)))
+            texts.clear()
+
+    def _read_result(self, result: ToolResultBlock, where: str) -> None:
+        if (name := self._names.get(result.tool_use_id)) is None:
+            message = f"`{where}.tool_use_id` must be the `id` of a `tool_use` block in a message before."
+            raise GatewayRefusal(400, message, param=f"{where}.tool_use_id")
+        texts: list[str] = []
+        for block, kind, place in _list_blocks(result.content, f"{where}.content"):
+            if kind != "text":
+                raise _refuse_block(kind, place)
+            texts.append(_get_text(block, place))
+        self._messages.append(
+            ChatMessage(
+                role="tool",
+                content="\n".join(texts),
+                tool_call_id=result.tool_use_id,
+                name=name,
+                is_error=result.is_error,
+            )
+        )
+
+
+def read_system(content: str | list[Any], where: str = "system") -> tuple[ChatMessage, ...]:
+    """Return a system prompt as a message for each of its blocks. Errors: `GatewayRefusal`."""
+    texts: list[str] = []
+    for block, kind, place in _list_blocks(content, where):
+        if kind != "text":
+            raise _refuse_block(kind, place)
+        texts.append(_get_text(block, place))
+    return tuple(ChatMessage(role="system", content=text) for text in texts if text)
+
+
+def _list_blocks(content: str | list[Any], where: str) -> list[tuple[dict[str, Any], str, str]]:
+    """Return each block with its type and its place. A text alone is a block of text."""
+    if isinstance(content, str):
+        return [({"type": "text", "text": content}, "text", where)] if content else []
+    blocks: list[tuple[dict[str, Any], str, str]] = []
+    for number, block in enumerate(content):
+        place = f"{where}[{number}]"
+        if isinstance(block, str):
+            block = {"type": "text", "text": block}
+        if not isinstance(block, dict) or not isinstance(kind := block.get("type"), str):
+            raise GatewayRefusal(400, f"`{place}` must be an object with a `type`.", param=place)
+        blocks.append((block, kind, place))
+    return blocks
+
+
+def _get_text(block: dict[str, Any], where: str) -> str:
+    fields = drop_notes(block, _TEXT_NOTES)
+    text = fields.pop("text", None)
+    if not isinstance(text, str):
+        raise GatewayRefusal(400, f"`{where}.text` must be text.", param=f"{where}.text")
+    if fields:
+        name = min(fields)[:64]
+        raise GatewayRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
+    return text
+
+
+def _drop_caller(block: dict[str, Any]) -> Any:
+    """Drop the notes of a call, and its caller unless that is a program at the provider."""
+    fields = drop_notes(block, _BLOCK_NOTES)
+    if fields.get("caller") == {"type": "direct"}:
+        del fields["caller"]
+    return fields
+
+
+def _refuse_block(kind: str, where: str) -> GatewayRefusal:
+    message = (
+        f"`{where}` is of type {kind[:64]!r}, which is not taken here. Taken are {_TAKEN_BLOCKS}, each in its role."
+    )
+    return GatewayRefusal(400, message, param=where)
