@@ -157,6 +157,6 @@ def _render_models(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _render_model(name: str) -> dict[str, Any]:
-    """Return a model as an entry of such a list."""
+    """Return a model as an entry of that list."""
     anthropic = {"type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z", "lifecycle": "active"}
     return {"id": name, "object": "model", "created": 0, "owned_by": "paddock", **anthropic}

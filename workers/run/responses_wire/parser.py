@@ -18,7 +18,7 @@ from workers.run.wire import (
 )
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
-# Results of tools that run at the provider, of which there are none, and reasoning, which is always included.
+# Results of tools that run at the provider, which are not offered, and reasoning, which is always included.
 _NEUTRAL_INCLUDES: Final = frozenset(
     {"file_search_call.results", "web_search_call.results", "web_search_call.action.sources"}
     | {"message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs"}
