@@ -210,12 +210,13 @@ class ProgramNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """Describe the listeners in a program's own network, on which the worker serves.
 
     With a `gateway` the program finds `OPENAI_BASE_URL` in its environment. Each of `hosts` resolves to a loopback
-    address of its own, with a listener for each port. With a `proxy` it finds an HTTP CONNECT proxy in `HTTPS_PROXY`.
+    address of its own, with a listener for each port. Names below `proxied_domains` are reached by the HTTP CONNECT
+    proxy in `HTTPS_PROXY`.
     """
 
     gateway: bool = False
     hosts: tuple[EgressHost, ...] = ()
-    proxy: bool = False
+    proxied_domains: tuple[str, ...] = ()
 
 
 class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):

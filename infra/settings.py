@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from domain.shared.addresses import NUMERIC_HOST_PATTERN
 from domain.shared.secrets import Secret
 
 MIN_SECRET_CHARACTERS: Final = 32
@@ -18,8 +19,7 @@ MAX_LABEL_CHARACTERS: Final = 64
 # With the prefix of their tenants, 63 characters.
 WORKSPACE_ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,52}")
 WORKSPACE_RULE: Final = "must be 1 to 53 of a-z, 0-9, '_' and '-', and begin with a letter or digit."
-# Resolvers read a name as an address when its last part is a number (127.1, 0x7f.1, 0177.0.0.1, 2130706433).
-NUMERIC_HOST_PATTERN: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
+_HOST_PATTERN: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
 _HOST_PATTERN: Final = re.compile(
     r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*"
 )

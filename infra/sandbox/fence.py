@@ -144,7 +144,8 @@ def list_guest_mounts(fence: Fence) -> list[HostMount]:
             HostMount(source=str(_GUEST_SOURCE / "packages"), target=folder) for folder in _list_package_folders()
         ]
     return mounts + [
-        HostMount(source=str(_GUEST_SOURCE / "etc" / name), target=f"/etc/{name}") for name in ("passwd", "group")
+        HostMount(source=str(_GUEST_SOURCE / "etc" / name), target=f"/etc/{name}")
+        for name in ("passwd", "group", "hosts", "nsswitch.conf")
     ]
 
 
@@ -179,9 +180,17 @@ def find_stage_folder() -> str:
     return next(folder for folder in _STAGE_FOLDERS if os.path.isdir(folder))
 
 
-def build_arguments(fence: Fence, mounts: list[HostMount], seccomp_fd: int | None) -> list[str]:
-    """Return everything between `bwrap` and the program, in the order in which bwrap acts on it."""
-    args = [*_build_namespace_options(fence), *_build_root_options(fence, mounts), *_build_device_options(fence)]
+def build_arguments(
+    fence: Fence, mounts: list[HostMount], seccomp_fd: int | None, hosts_fd: int | None = None
+) -> list[str]:
+    """Return everything between `bwrap` and the program, in the order in which bwrap acts on it.
+
+    With a `hosts_fd`, which holds its `/etc/hosts`, bwrap starts in the network that was made for it, and leaves it so.
+    """
+    args = [*_build_namespace_options(fence, has_network=hosts_fd is not None), *_build_root_options(fence, mounts)]
+    if hosts_fd is not None:
+        args += ["--perms", "0644", "--ro-bind-data", str(hosts_fd), "/etc/hosts"]
+    args += _build_device_options(fence)
     if fence.has_guard("read_only"):
         args += ["--remount-ro", "/dev", "--remount-ro", "/"]
     if fence.has_guard("seccomp") and seccomp_fd is not None:
@@ -190,10 +199,10 @@ def build_arguments(fence: Fence, mounts: list[HostMount], seccomp_fd: int | Non
     return args
 
 
-def _build_namespace_options(fence: Fence) -> list[str]:
+def _build_namespace_options(fence: Fence, has_network: bool) -> list[str]:
     args: list[str] = ["--unshare-user"]
     for guard, flags in (
-        ("network", ("--unshare-net",)),
+        ("network", () if has_network else ("--unshare-net",)),
         ("ipc", ("--unshare-ipc",)),
         ("processes", ("--unshare-pid", "--as-pid-1")),
     ):

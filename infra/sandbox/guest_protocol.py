@@ -11,6 +11,7 @@ from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_json
 from infra.sandbox.exit_report import ExitReport
 from infra.sandbox.fence import Fence
+from infra.sandbox.program_network import build_network_variables
 from infra.sandbox.watchdog import MAX_FILES, MAX_SESSIONS, ResourceWatchdog
 
 MAX_RESULT_BYTES: Final = 1024 * 1024
@@ -59,7 +60,7 @@ def encode_head(program: SandboxProgram, mode: str, fence: Fence, **more: Any) -
         "entrypoint": program.entrypoint,
         "path": ["/agent", *(["/environment"] if program.environment is not None else [])],
         "most": MAX_RESULT_BYTES,
-        "variables": program.variables,
+        "variables": {**program.variables, **build_network_variables(program.network)},
         "limits": _build_limits(program.memory_mb) if fence.has_guard("limits") else {},
     }
     return encode_frame(msgspec.json.encode({**fields, **more}))

@@ -92,6 +92,17 @@ def enter_root() -> None:
     _check_result(_libc.umount2(b".", _MNT_DETACH), "umount2")
 
 
+def map_user(inside_uid: int, uid: int, inside_gid: int, gid: int) -> None:
+    """Map one user and one group into the user namespace that this process has just created."""
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{inside_uid} {uid} 1"),
+        ("gid_map", f"{inside_gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
 def set_hostname(name: bytes) -> None:
     """Set the host name of this UTS namespace."""
     _check_result(_libc.sethostname(name, len(name)), "sethostname")

@@ -210,8 +210,7 @@ class SlotPool:
 
     async def _run_cold(self, program: SandboxProgram, request: TreeRequest, deadline: float) -> SandboxOutcome:
         for attempts_left in reversed(range(MAX_RUN_ATTEMPTS)):
-            # A blank slot has its filter already, and it is the one without sockets.
-            if self._blank_slots and attempts_left and program.network is None:
+            if self._blank_slots and attempts_left:
                 tree = self._take_slot(self._blank_slots)
                 tree.resume(None)
             else:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
-from domain.ports import NO_HOOKS, NetworkServer, OutputStream
+from domain.ports import NO_HOOKS, NetworkServer, OutputStream, ProgramNetwork, SandboxLost
 from infra.sandbox.answer_parser import AnswerParser
 from infra.sandbox.cgroups import ControlGroup
 from infra.sandbox.exit_report import ExitReport, GuestStage, SandboxStartError
 from infra.sandbox.guest_pipes import READ_CHUNK_BYTES, GuestPipes, drain_pipe
-from infra.sandbox.listener import GatewayListener
+from infra.sandbox.listener import SandboxListeners
+from infra.sandbox.program_network import list_listener_places
 from infra.sandbox.tree_leader import TreeLeader
 from infra.sandbox.tree_request import TreeRequest
 from infra.sandbox.watchdog import ResourceWatchdog, is_awake, measure_stopped
@@ -28,7 +29,7 @@ MAX_EARLY_OUTPUT_BYTES: Final = 64 * 1024
 class ProcessTree:
     """Control a started tree, which is used once. When it has ended, every descriptor and its group are freed.
 
-    `max_answer_bytes` bounds the answer. `listener` is for a guest with a gateway.
+    `max_answer_bytes` bounds the answer. `listeners` are for a program with a network.
     """
 
     def __init__(
@@ -38,10 +39,10 @@ class ProcessTree:
         max_answer_bytes: int,
         *,
         group: ControlGroup | None = None,
-        listener: GatewayListener | None = None,
+        listeners: SandboxListeners | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._leader, self._group, self._listener = leader, group, listener
+        self._leader, self._group, self._listeners = leader, group, listeners
         self._parser = AnswerParser(max_answer_bytes)
         self._feed, self._answer, stdout, stderr = pipes.worker_ends
         self._streams: dict[OutputStream, int] = {"stdout": stdout, "stderr": stderr}
@@ -63,8 +64,6 @@ class ProcessTree:
         # Called once when the tree has ended, for any reason.
         self.on_gone: Callable[[], None] | None = None
         self._loop.add_reader(self._answer, self._read_answer)
-        if listener is not None:
-            listener.start_receiving(self._fail_tree)
         leader.watch_exit(self._on_leader_exit)
 
     @property
@@ -80,6 +79,11 @@ class ProcessTree:
     def limit_answer(self, max_bytes: int) -> None:
         """Bound the answer by so many bytes from here on."""
         self._parser.max_answer_bytes = max_bytes
+
+    def expect_network(self, network: ProgramNetwork | None) -> None:
+        """Choose the listeners that a tree has which was started without a program."""
+        if self._listeners is not None:
+            self._listeners.expect_places([] if network is None else list_listener_places(network))
 
     def set_group(self, group: ControlGroup | None) -> None:
         """Set the group that the tree has joined, which is removed when the tree has ended."""
@@ -173,8 +177,8 @@ class ProcessTree:
         self._leader.send_signal(signal.SIGCONT)
 
     def serve_network(self, serve: NetworkServer | None) -> AbstractAsyncContextManager[None]:
-        """Serve on the tree's listeners, if it has any, around `run`. See `GatewayListener.serve_connections`."""
-        return nullcontext() if self._listener is None else self._listener.serve_connections(serve, self.kill)
+        """Serve on the tree's listeners, if it has any, around `run`. See `SandboxListeners.serve_connections`."""
+        return nullcontext() if self._listeners is None else self._listeners.serve_connections(serve, self.kill)
 
     async def _wait_for_future(self, future: "asyncio.Future[None]") -> None:
         cancelled = False
@@ -231,9 +235,8 @@ class ProcessTree:
                 for stream, fd in self._streams.items():
                     self._loop.add_reader(fd, self._read_output, stream)
             self.report.stage = parser.stage
-            if self._listener is not None and parser.stage >= GuestStage.IMPORTED:
-                # A socket that arrives after this would be the agent's.
-                self._listener.end_handover()
+            if self._listeners is not None and parser.stage >= GuestStage.FENCED:
+                self._receive_listeners(self._listeners)
             self._flush_early_output()
         hooks = self._request.hooks if self._request is not None else NO_HOOKS
         for kind, data in messages:
@@ -245,6 +248,12 @@ class ProcessTree:
             self.kill()
         if self._stage_waiter is not None and (self._stage_waiter[0] <= self.report.stage or parser.answer):
             self._wake_stage_waiter()
+
+    def _receive_listeners(self, listeners: SandboxListeners) -> None:
+        try:
+            listeners.receive_sockets()
+        except SandboxLost as error:
+            self._fail_tree(error)
 
     def _read_output(self, stream: OutputStream) -> None:
         fd = self._streams[stream]
@@ -354,8 +363,8 @@ class ProcessTree:
         for fd in (self._feed, self._answer, *self._streams.values()):
             os.close(fd)
         self._leader.close()
-        if self._listener is not None:
-            self._listener.close()
+        if self._listeners is not None:
+            self._listeners.close()
         if self._group is not None:
             self._group.remove()
         self._gone.set_result(None)

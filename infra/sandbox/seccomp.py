@@ -18,7 +18,7 @@ _RETURN_ALLOW, _RETURN_KILL, _RETURN_ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 # Offsets in `struct seccomp_data`.
 _CALL_OFFSET, _ARCH_OFFSET = 0, 4
 
-# For programs with a gateway: the options that a client of a TCP server on this host sets, as (level, option).
+# For programs with a network: the options that a client of a TCP server on this host sets, as (level, option).
 _SOCKET_OPTIONS: Final = (
     (1, 2),  # SO_REUSEADDR
     (1, 9),  # SO_KEEPALIVE
@@ -84,8 +84,8 @@ class _FilterCode:
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in self._instructions)
 
 
-def build_filter(machine: str | None = None, gateway: bool = False) -> bytes:
-    """Return the filter for this machine, as `struct sock_filter[]`. With a `gateway`, TCP over IPv4 is allowed.
+def build_filter(machine: str | None = None, has_network: bool = False) -> bytes:
+    """Return the filter for this machine, as `struct sock_filter[]`. With `has_network`, TCP over IPv4 is allowed.
 
     Errors: `UnknownMachine`.
     """
@@ -97,17 +97,17 @@ def build_filter(machine: str | None = None, gateway: bool = False) -> bytes:
     table = _MACHINE_TABLES[name][1]
     code = _FilterCode()
     _check_architecture(code, name)
-    for call, number in sorted({**table, **(syscalls.GATEWAY_CALLS[name] if gateway else {})}.items()):
+    for call, number in sorted({**table, **(syscalls.NETWORK_CALLS[name] if has_network else {})}.items()):
         if call not in _FILTERED_CALLS:
             code.add(_BPF_JUMP_EQ, number, 0, 1)
             code.allow()
     _filter_clone(code, table)
-    if gateway:
+    if has_network:
         _filter_sockets(code, name)
     _filter_socketpair(code, table)
     _filter_mmap(code, table)
     _filter_process_calls(code, table)
-    _filter_ioctl(code, table, gateway)
+    _filter_ioctl(code, table, has_network)
     code.add(_BPF_JUMP_GE, syscalls.NEWEST_CALL_NUMBER + 1, 0, 1)
     code.refuse(errno.ENOSYS)
     code.refuse(errno.EPERM)
@@ -202,13 +202,13 @@ def _filter_process_calls(code: _FilterCode, table: dict[str, int]) -> None:
     code.allow()
 
 
-def _filter_ioctl(code: _FilterCode, table: dict[str, int], gateway: bool) -> None:
-    code.add(_BPF_JUMP_EQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_REQUESTS) + (3 if gateway else 0))
+def _filter_ioctl(code: _FilterCode, table: dict[str, int], has_network: bool) -> None:
+    code.add(_BPF_JUMP_EQ, table["ioctl"], 0, 2 + 2 * len(_TERMINAL_REQUESTS) + (3 if has_network else 0))
     code.load_argument(1)
     for request in _TERMINAL_REQUESTS:
         code.add(_BPF_JUMP_EQ, request, 0, 1)
         code.refuse(errno.EPERM)
-    if gateway:
+    if has_network:
         code.add(_BPF_JUMP_GE, _INTERFACE_REQUESTS.start, 0, 2)
         code.add(_BPF_JUMP_GE, _INTERFACE_REQUESTS.stop, 1, 0)
         code.refuse(errno.EPERM)

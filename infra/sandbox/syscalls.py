@@ -373,7 +373,7 @@ AARCH64_CALLS: Final = {
 }
 
 # Programs with a gateway may call these as well; `socket` and `setsockopt` with few arguments alone.
-GATEWAY_CALLS: Final = {
+NETWORK_CALLS: Final = {
     "x86_64": {"bind": 49, "connect": 42, "listen": 50},
     "aarch64": {"bind": 200, "connect": 203, "listen": 201},
 }

@@ -15,7 +15,7 @@ from domain.ports import (
     SandboxStatus,
     UnpackedArchive,
 )
-from infra.sandbox.backend import BackendRouter, SlotCounts
+from infra.sandbox.backend import SlotCounts
 from infra.sandbox.bubblewrap import UPLOAD_ARCHIVE_LIMITS, BubblewrapSandbox
 from infra.sandbox.forkserver import ForkServerBackend
 from infra.sandbox.pool import SlotPool
@@ -34,8 +34,7 @@ class WarmSandbox:
         self, base: BubblewrapSandbox, server: ForkServerBackend | None, warm_memory_mb: int, problem: str | None = None
     ) -> None:
         self._base, self._server, self._problem = base, server, problem
-        # The fork server fences its slots in with one filter, the one without sockets.
-        self.pool = SlotPool(BackendRouter(base, server) if server is not None else base, warm_memory_mb)
+        self.pool = SlotPool(server or base, warm_memory_mb)
 
     @property
     def counts(self) -> SlotCounts:

@@ -190,7 +190,10 @@ def test_the_attack_is_real(results, way: str, attack: str) -> None:
     assert result.get("broke") is True, result
 
 
-@pytest.fixture(scope="module", params=["bubblewrap-gateway", "bubblewrap-gateway-warm"])
+@pytest.fixture(
+    scope="module",
+    params=[f"{made_by}-gateway{warm}" for made_by in ("bubblewrap", "forkserver") for warm in ("", "-warm")],
+)
 def with_gateway(user: str, request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
     plan = [(name, []) for name in ATTACKS if name not in NOT_WITH_A_GATEWAY | ROOT_ONLY]
     plan += [(name, []) for name in GATEWAY_ATTACKS]

@@ -28,7 +28,7 @@ from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.guest_protocol import encode_request
-from infra.sandbox.listener import GatewayListener, receive_listener
+from infra.sandbox.listener import SandboxListeners, receive_listeners
 from infra.sandbox.tree_request import TreeRequest
 from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
@@ -223,14 +223,14 @@ async def test_the_end_of_serving_is_waited_for(sandbox, code) -> None:
     over = []
 
     @contextlib.asynccontextmanager
-    async def slow(listener: socket.socket) -> AsyncIterator[None]:
+    async def slow(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         try:
             yield
         finally:
             await asyncio.sleep(0.1)
-            over.append(listener.fileno() >= 0)
+            over.append(listeners[GATEWAY_LISTENER].fileno() >= 0)
 
-    await sandbox.run_program(_program(code, "def handle(p): return 1\n"), b"{}", _ignore, slow)
+    await sandbox.run_program(_program(code, "def handle(p): return 1\n"), b"{}", _ignore, ProgramHooks(serve=slow))
     # It was the server's until it let go: its number cannot have been another's meanwhile.
     assert over == [True]
 
@@ -293,59 +293,71 @@ def test_nothing_but_one_listener_is_taken(what: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.enter_context(ours)
         stack.enter_context(theirs)
-        socket.send_fds(theirs, [b"listener"], _wrong()[what](stack))
+        fds = _wrong()[what](stack)
+        socket.send_fds(theirs, [b"listeners"], fds)
         before = _descriptors()
-        given, problem = receive_listener(ours)
-        assert given is None
+        place = ("gateway", "127.0.0.1", _port_of(fds))
+        listeners, problem = receive_listeners(ours, [place])
+        assert listeners == {}
         assert problem
         assert _descriptors() == before
 
 
-def test_one_listener_is_taken_and_what_it_accepts_is_bounded() -> None:
+def _port_of(fds: list[int]) -> int:
+    """The port that the first of these has, so that nothing but its kind is wrong."""
+    with contextlib.suppress(OSError, IndexError, TypeError), socket.socket(fileno=os.dup(fds[0])) as first:
+        return int(first.getsockname()[1])
+    return 1
+
+
+def test_one_wrong_listener_spoils_all() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, _listening() as mine:
-        socket.send_fds(theirs, [b"listener"], [mine.fileno()])
-        given, problem = receive_listener(ours)
+    with ours, theirs, _listening() as mine, _listening() as other, _listening(at=("127.77.0.1", 0)) as third:
+        socket.send_fds(theirs, [b"listeners"], [mine.fileno(), other.fileno(), third.fileno()])
+        before = _descriptors()
+        places = [("a", *mine.getsockname()), ("b", *other.getsockname()), ("c", "127.77.0.2", third.getsockname()[1])]
+        listeners, problem = receive_listeners(ours, places)
+        assert listeners == {}
+        assert problem == f"c: not at 127.77.0.2:{third.getsockname()[1]}"
+        assert _descriptors() == before
+
+
+def test_listeners_are_taken_by_name_and_what_they_accept_is_bounded() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, _listening() as mine, _listening(at=("127.77.0.3", 0)) as other:
+        socket.send_fds(theirs, [b"listeners"], [mine.fileno(), other.fileno()])
+        places = [("gateway", *mine.getsockname()), ("db:5432", *other.getsockname())]
+        listeners, problem = receive_listeners(ours, places)
         assert problem is None
-        assert given is not None
-        with given:
-            assert not given.get_inheritable()
-            with socket.create_connection(mine.getsockname()):
-                given.setblocking(True)
-                with given.accept()[0] as accepted:
-                    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                        assert accepted.getsockopt(socket.SOL_SOCKET, option) <= 512 * 1024
+        assert [listener.getsockname() for listener in listeners.values()] == [place[1:] for place in places]
+        for listener in listeners.values():
+            with listener:
+                assert not listener.get_inheritable()
+                with socket.create_connection(listener.getsockname()):
+                    listener.setblocking(True)
+                    with listener.accept()[0] as accepted:
+                        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                            assert accepted.getsockopt(socket.SOL_SOCKET, option) <= 512 * 1024
 
 
-async def test_what_comes_after_the_import_is_never_taken() -> None:
-    listener = GatewayListener()
-    lost: list[Exception] = []
-    listener.start_receiving(lost.append)
-    listener.end_handover()
+async def test_what_comes_after_the_fence_is_never_taken() -> None:
+    listeners = SandboxListeners()
+    listeners.receive_sockets()
     with _listening() as mine, pytest.raises(OSError):
-        socket.send_fds(listener.guest_end, [b"listener"], [mine.fileno()])
-    async with listener.serve_connections(_saying("x"), lambda: None):
+        socket.send_fds(listeners.maker_end, [b"listeners"], [mine.fileno()])
+    async with listeners.serve_connections(_saying("x"), lambda: None):
         await asyncio.sleep(0.05)
-    listener.close()
-    assert lost == []
+    listeners.close()
 
 
-async def test_a_guest_that_hands_over_something_else_is_lost(code) -> None:
+async def test_a_sandbox_that_sends_something_else_is_lost(code) -> None:
     """Only one that is broken could: it is trusted code until then. Its run is nobody's success."""
     base = BubblewrapSandbox()
     tree = await base.start_tree(_program(code, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
-    assert tree._listener is not None
-    ours = tree._listener._worker_end
-    asyncio.get_running_loop().remove_reader(ours)
-    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    os.dup2(mine.fileno(), ours.fileno())
-    mine.setblocking(False)
-    tree._listener.start_receiving(tree._fail_tree)
-    with theirs, open("/etc/hostname") as file:
-        socket.send_fds(theirs, [b"listener"], [file.fileno()])
-    mine.close()
+    assert tree._listeners is not None
+    tree._listeners.places = (("gateway", "127.0.0.1", 1),)
     base.assign_program(tree, _program(code), "run")
-    with pytest.raises(SandboxLost, match="no listener"):
+    with pytest.raises(SandboxLost, match="no listeners"):
         async with tree.serve_network(_saying("x")):
             request = TreeRequest(data=encode_request(b"{}", b"{}"), on_output=_ignore)
             await tree.run(request, 15)
@@ -382,7 +394,7 @@ def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
         },
     }[machine]
     arch = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
-    filters = {gateway: seccomp.build_filter(machine, gateway) for gateway in (False, True)}
+    filters = {gateway: seccomp.build_filter(machine, has_network=gateway) for gateway in (False, True)}
 
     def verdict(call: str, *arguments: int, gateway: bool = True) -> int:
         return _verdict(filters[gateway], arch, numbers[call], *arguments)
@@ -512,24 +524,22 @@ async def test_the_real_library_unchanged(sandbox, code) -> None:
 
 
 async def test_a_server_that_is_stopped_while_it_begins_leaves_no_deaf_descriptor() -> None:
-    loop, listener = asyncio.get_running_loop(), GatewayListener()
-    listener.start_receiving(lambda lost: None)
-    given = socket.create_server(("127.0.0.1", 0))
-    number = given.fileno()
-    socket.send_fds(listener.guest_end, [b"x"], [number])
+    loop, mine = asyncio.get_running_loop(), _listening()
+    listeners = SandboxListeners([("gateway", *mine.getsockname())])
+    socket.send_fds(listeners.maker_end, [b"x"], [mine.fileno()])
+    listeners.receive_sockets()
+    numbers: list[int] = []
 
     @contextlib.asynccontextmanager
-    async def careless(handed: socket.socket) -> AsyncIterator[None]:
+    async def careless(handed: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         # As a server does whose start is cancelled after it has begun to listen.
-        loop.add_reader(handed, lambda: None)
+        loop.add_reader(handed[GATEWAY_LISTENER], lambda: None)
+        numbers.append(handed[GATEWAY_LISTENER].fileno())
         await asyncio.Event().wait()
         yield
 
-    async with listener.serve_connections(careless, lambda: None):
-        await asyncio.sleep(0.05)
-        handed = listener._handed_over.result()
-        assert handed is not None
-        number = handed.fileno()
-    listener.close()
-    given.close()
-    assert loop.remove_reader(number) is False, "the loop still listens to a number that is closed"
+    async with listeners.serve_connections(careless, lambda: None):
+        await _until(lambda: bool(numbers))
+    listeners.close()
+    mine.close()
+    assert loop.remove_reader(numbers[0]) is False, "the loop still listens to a number that is closed"

@@ -12,11 +12,12 @@ from typing import Final
 
 import msgspec
 
-from infra.sandbox import linux
+from infra.sandbox import linux, network
 from infra.sandbox.cgroups import ControlGroup, join_group
 from infra.sandbox.exit_report import SandboxStartError
 from infra.sandbox.fence import NICE_INCREMENT, Fence, HostMount
 from infra.sandbox.guest_pipes import GuestPipes
+from infra.sandbox.listener import SandboxListeners
 from infra.sandbox.proc import list_descendants
 from infra.sandbox.user_ids import release_uid
 
@@ -27,13 +28,15 @@ MAX_STOP_CHECKS: Final = 100
 class BubblewrapCommand(msgspec.Struct, frozen=True, kw_only=True):
     """Describe how to start bubblewrap: its arguments, what it inherits, and what its process does before the exec.
 
-    `passed_fds` are inherited besides the pipes. `user_setup` turns the process of a root worker into user `uid`.
+    `passed_fds` are inherited besides the pipes. `network_setup` makes the network, and `user_setup` then turns the
+    process of a root worker into user `uid`.
     """
 
     args: list[str]
     passed_fds: list[int]
     fence: Fence
     uid: int | None = None
+    network_setup: Callable[[], None] | None = None
     user_setup: Callable[[], None] | None = None
     group: ControlGroup | None = None
 
@@ -62,22 +65,34 @@ def create_user_setup(uid: int, stage: str, mounts: list[HostMount]) -> Callable
     return set_up_user
 
 
-def _create_child_setup(
-    entry_fds: list[int], lowers_priority: bool, user_setup: Callable[[], None] | None
-) -> Callable[[], None]:
+def create_network_setup(fence: Fence, listeners: SandboxListeners) -> Callable[[], None]:
+    """Create the function by which a child enters a network of its own, with these listeners and nothing else."""
+    as_root, is_separate = os.geteuid() == 0, fence.has_guard("network")
+    maker_end, places = listeners.maker_end, listeners.places
+
+    def set_up_network() -> None:
+        if is_separate:
+            network.create_network(as_root)
+        network.send_listeners(maker_end, places, is_separate=is_separate)
+
+    return set_up_network
+
+
+def _create_child_setup(command: BubblewrapCommand, entry_fds: list[int]) -> Callable[[], None]:
     """Create the function that a child runs before it becomes bwrap. It writes its error to stderr."""
 
     def set_up_child() -> None:
         try:
             # First of all: everything that follows must be inside the group.
             join_group(entry_fds)
-            if lowers_priority:
+            if command.fence.has_guard("cpu"):
                 os.nice(NICE_INCREMENT)
             # When the host runs out of memory, the kernel must take an agent and not Postgres.
             with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
                 file.write("1000")
-            if user_setup is not None:
-                user_setup()
+            for set_up in (command.network_setup, command.user_setup):
+                if set_up is not None:
+                    set_up()
             linux.set_parent_death_signal()
         except OSError as error:
             os.write(2, str(error).encode())
@@ -200,7 +215,7 @@ def start_bubblewrap(command: BubblewrapCommand, pipes: GuestPipes, info: tuple[
                 stderr=stderr,
                 pass_fds=passed_fds if fence.has_guard("descriptors") else (),
                 close_fds=fence.has_guard("descriptors"),
-                preexec_fn=_create_child_setup(entry_fds, fence.has_guard("cpu"), command.user_setup),
+                preexec_fn=_create_child_setup(command, entry_fds),
                 cwd="/",
             )
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -1,6 +1,7 @@
 """Provide `domain.ports.Sandbox` with bubblewrap: a process tree for each run, used once."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -24,7 +25,13 @@ from domain.ports import (
     UnpackedArchive,
 )
 from infra.sandbox import linux, seccomp
-from infra.sandbox.bubblewrap.process import BubblewrapCommand, BubblewrapProcess, create_user_setup, start_bubblewrap
+from infra.sandbox.bubblewrap.process import (
+    BubblewrapCommand,
+    BubblewrapProcess,
+    create_network_setup,
+    create_user_setup,
+    start_bubblewrap,
+)
 from infra.sandbox.cgroups import ControlGroup, ControlGroupFactory
 from infra.sandbox.exit_report import ExitReport, SandboxStartError
 from infra.sandbox.fence import (
@@ -50,8 +57,9 @@ from infra.sandbox.guest_protocol import (
     outcome_from_report,
 )
 from infra.sandbox.isolation_hints import find_isolation_hint
-from infra.sandbox.listener import GatewayListener
+from infra.sandbox.listener import SandboxListeners
 from infra.sandbox.process_tree import ProcessTree
+from infra.sandbox.program_network import build_hosts_file, list_listener_places
 from infra.sandbox.self_test import run_self_test
 from infra.sandbox.tree_request import TreeRequest, serve_request
 from infra.sandbox.user_ids import release_uid, reserve_uid
@@ -72,12 +80,17 @@ _START_EXECUTOR: Final = ThreadPoolExecutor(1, "sandbox-start")
 
 
 class GuestCommand(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe what runs in a sandbox: `build_args` maps the descriptors of request and answer to the arguments."""
+    """Describe what runs in a sandbox: `build_args` maps the descriptors of request and answer to the arguments.
+
+    With `listeners`, it has a network with those alone, and finds its hosts in a `hosts_file` of this text.
+    """
 
     build_args: Callable[[str, str], list[str]]
     mounts: list[HostMount]
     passed_fds: tuple[int, ...] = ()
     memory_mb: int = DEFAULT_MEMORY_MB
+    listeners: SandboxListeners | None = None
+    hosts_file: str = ""
 
 
 class _CompileReport(msgspec.Struct, kw_only=True):
@@ -174,18 +187,20 @@ class BubblewrapSandbox:
         mounts = [HostMount(source=str(program.code), target=CODE_FOLDER)]
         if program.environment is not None:
             mounts.append(HostMount(source=str(program.environment), target="/environment"))
+        network = program.network
         try:
-            listener = GatewayListener() if program.network is not None else None
+            listeners = None if network is None else SandboxListeners(list_listener_places(network))
         except OSError as error:
             raise create_unavailable_error(str(error)) from error
-        handover_fds = () if listener is None else (listener.guest_end.fileno(),)
-        command = GuestCommand(
-            build_args=lambda request, answer: ["/guest/main.py", request, answer, *map(str, handover_fds)],
-            mounts=mounts,
-            passed_fds=handover_fds,
-            memory_mb=program.memory_mb,
+        return await self._start_tree(
+            GuestCommand(
+                build_args=lambda request, answer: ["/guest/main.py", request, answer],
+                mounts=mounts,
+                memory_mb=program.memory_mb,
+                listeners=listeners,
+                hosts_file="" if network is None else build_hosts_file(network),
+            )
         )
-        return await self._start_tree(command, listener)
 
     def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
         """Send a tree the entrypoint to import."""
@@ -224,8 +239,9 @@ class BubblewrapSandbox:
             self._status = None
             raise create_unavailable_error(str(error)) from error
 
-    async def _start_tree(self, command: GuestCommand, listener: GatewayListener | None = None) -> ProcessTree:
-        start = asyncio.wrap_future(_START_EXECUTOR.submit(self._start_process, command, listener is not None))
+    async def _start_tree(self, command: GuestCommand) -> ProcessTree:
+        listeners = command.listeners
+        start = asyncio.wrap_future(_START_EXECUTOR.submit(self._start_process, command))
         cancelled = False
         while not start.done():
             try:
@@ -235,22 +251,20 @@ class BubblewrapSandbox:
         try:
             process, pipes, group = start.result()
         except (SandboxStartError, seccomp.UnknownMachine) as error:
-            if listener is not None:
-                listener.close()
+            if listeners is not None:
+                listeners.close()
             if cancelled:
                 raise asyncio.CancelledError from None
             raise create_unavailable_error(str(error)) from error
-        if listener is not None:
-            listener.guest_end.close()
-        tree = ProcessTree(process, pipes, MAX_ANSWER_BYTES, group=group, listener=listener)
+        if listeners is not None:
+            listeners.maker_end.close()
+        tree = ProcessTree(process, pipes, MAX_ANSWER_BYTES, group=group, listeners=listeners)
         if cancelled:
             await tree.kill_and_wait()
             raise asyncio.CancelledError
         return tree
 
-    def _start_process(
-        self, command: GuestCommand, has_gateway: bool
-    ) -> tuple[BubblewrapProcess, GuestPipes, ControlGroup | None]:
+    def _start_process(self, command: GuestCommand) -> tuple[BubblewrapProcess, GuestPipes, ControlGroup | None]:
         """Start bwrap, from its first moment in a group of its own where there are groups.
 
         Errors: `SandboxStartError`.
@@ -260,53 +274,53 @@ class BubblewrapSandbox:
         except OSError as error:
             raise SandboxStartError(f"its control group cannot be made: {error}") from error
         try:
-            return *self._start_in_group(group, command, has_gateway), group
+            return *self._start_in_group(group, command), group
         except BaseException:
             if group is not None:
                 group.remove()
             raise
 
     def _start_in_group(
-        self, group: ControlGroup | None, command: GuestCommand, has_gateway: bool
+        self, group: ControlGroup | None, command: GuestCommand
     ) -> tuple[BubblewrapProcess, GuestPipes]:
         if self._bwrap is None:
             raise SandboxStartError("there is no bwrap: install the package bubblewrap")
         mounts = [*list_guest_mounts(self.fence), *command.mounts]
-        try:
-            filter_fd = self._open_filter(has_gateway)
-            uid = reserve_uid() if self._as_root and self.fence.has_guard("uid") else None
-        except OSError as error:
-            raise SandboxStartError(str(error)) from error
-        try:
-            bwrap, user_setup = self._bwrap, None
-            if uid is not None:
-                bwrap, mounts, user_setup = self._stage_mounts(uid, self._bwrap, mounts)
-            pipes, info = GuestPipes(), os.pipe()
-            args = [bwrap, *build_arguments(self.fence, mounts, filter_fd), "--info-fd", str(info[1]), "--"]
-            args += [find_interpreter(), "-I", "-S", *command.build_args(str(pipes.feed[1]), str(pipes.answer[1]))]
-            bubblewrap = BubblewrapCommand(
-                args=args,
-                passed_fds=[*command.passed_fds, filter_fd],
-                fence=self.fence,
-                uid=uid,
-                user_setup=user_setup,
-                group=group,
-            )
-            return start_bubblewrap(bubblewrap, pipes, info), pipes
-        except (OSError, ValueError, SandboxStartError) as error:
-            if uid is not None:
-                release_uid(uid)
-            raise SandboxStartError(str(error)) from error
-        finally:
-            os.close(filter_fd)
+        listeners = command.listeners
+        with contextlib.ExitStack() as stack:
+            try:
+                filter_fd = _open_data(stack, "seccomp", self._build_filter(listeners is not None))
+                hosts_fd = None if listeners is None else _open_data(stack, "hosts", command.hosts_file.encode())
+                uid = reserve_uid() if self._as_root and self.fence.has_guard("uid") else None
+            except OSError as error:
+                raise SandboxStartError(str(error)) from error
+            try:
+                bwrap, user_setup = self._bwrap, None
+                if uid is not None:
+                    bwrap, mounts, user_setup = self._stage_mounts(uid, self._bwrap, mounts)
+                pipes, info = GuestPipes(), os.pipe()
+                args = [bwrap, *build_arguments(self.fence, mounts, filter_fd, hosts_fd)]
+                args += ["--info-fd", str(info[1]), "--", find_interpreter(), "-I", "-S"]
+                args += command.build_args(str(pipes.feed[1]), str(pipes.answer[1]))
+                bubblewrap = BubblewrapCommand(
+                    args=args,
+                    passed_fds=[*command.passed_fds, filter_fd, *([] if hosts_fd is None else [hosts_fd])],
+                    fence=self.fence,
+                    uid=uid,
+                    network_setup=None if listeners is None else create_network_setup(self.fence, listeners),
+                    user_setup=user_setup,
+                    group=group,
+                )
+                return start_bubblewrap(bubblewrap, pipes, info), pipes
+            except (OSError, ValueError, SandboxStartError) as error:
+                if uid is not None:
+                    release_uid(uid)
+                raise SandboxStartError(str(error)) from error
 
-    def _open_filter(self, has_gateway: bool) -> int:
-        if has_gateway not in self._filters:
-            self._filters[has_gateway] = seccomp.build_filter(gateway=has_gateway)
-        fd = os.memfd_create("seccomp")
-        os.write(fd, self._filters[has_gateway])
-        os.lseek(fd, 0, os.SEEK_SET)
-        return fd
+    def _build_filter(self, has_network: bool) -> bytes:
+        if has_network not in self._filters:
+            self._filters[has_network] = seccomp.build_filter(has_network=has_network)
+        return self._filters[has_network]
 
     def _stage_mounts(
         self, uid: int, bwrap: str, mounts: list[HostMount]
@@ -353,3 +367,12 @@ def find_bwrap() -> str | None:
     except ImportError:
         return None
     return str(bwrap_path().resolve())
+
+
+def _open_data(stack: contextlib.ExitStack, name: str, data: bytes) -> int:
+    """Return a descriptor from which bwrap reads data. It is closed with the stack."""
+    fd = os.memfd_create(name)
+    stack.callback(os.close, fd)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -1,6 +1,7 @@
 """Start fork servers from the worker, request slots from them, and replace worn or lost ones."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import os
@@ -17,7 +18,9 @@ from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.process import START_TIMEOUT_SECONDS, ForkedLeader, ForkServerProcess
 from infra.sandbox.guest_pipes import GuestPipes
 from infra.sandbox.guest_protocol import MAX_ANSWER_BYTES, create_unavailable_error, create_watchdog, encode_head
+from infra.sandbox.listener import SandboxListeners
 from infra.sandbox.process_tree import ProcessTree
+from infra.sandbox.program_network import build_hosts_file, list_listener_places
 from infra.sandbox.user_ids import reserve_uid
 from infra.sandbox.watchdog import ResourceWatchdog
 
@@ -49,12 +52,23 @@ class ForkServerBackend:
     def assign_program(self, tree: ProcessTree, program: SandboxProgram, mode: Literal["run", "check"]) -> None:
         """Send a slot the code and the entrypoint to import."""
         environment = str(program.environment) if program.environment is not None else None
-        head = encode_head(program, mode, self.fence, code=str(program.code), environment=environment)
+        network = program.network
+        head = encode_head(
+            program,
+            mode,
+            self.fence,
+            code=str(program.code),
+            environment=environment,
+            listeners=None if network is None else list_listener_places(network),
+            hosts_file="" if network is None else build_hosts_file(network),
+        )
+        tree.expect_network(network)
         tree.configure_guest(head, program.memory_mb, self.create_watchdog(program))
 
     def create_watchdog(self, program: SandboxProgram) -> ResourceWatchdog | None:
         """Create the watchdog for a tree of this program; None where the fence has none."""
-        return create_watchdog(program.memory_mb, self.fence, limits_sessions=not self._cgroups.shares_processors)
+        limits_sessions, has_sockets = not self._cgroups.shares_processors, program.network is not None
+        return create_watchdog(program.memory_mb, self.fence, has_sockets, limits_sessions=limits_sessions)
 
     @property
     def pid(self) -> int | None:
@@ -78,20 +92,20 @@ class ForkServerBackend:
         server = await self._ensure_server()
         uid = reserve_uid() if os.geteuid() == 0 and self.fence.has_guard("uid") else None
         leader = ForkedLeader(uid)
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(leader.close)
+            listeners = SandboxListeners()
+            on_failure.callback(listeners.close)
             pipes = GuestPipes()
-        except OSError:
-            leader.close()
-            raise
-        try:
-            server.request_slot(next(self._numbers), leader, uid or 0, pipes)
-        except OSError:
-            GuestPipes.close_ends(pipes.worker_ends)
-            leader.close()
-            raise
-        finally:
-            GuestPipes.close_ends(pipes.guest_ends)
-        tree = ProcessTree(leader, pipes, MAX_ANSWER_BYTES)
+            on_failure.callback(GuestPipes.close_ends, pipes.worker_ends)
+            try:
+                fds = [*pipes.guest_ends, listeners.maker_end.fileno()]
+                server.request_slot(next(self._numbers), leader, uid or 0, fds)
+            finally:
+                GuestPipes.close_ends(pipes.guest_ends)
+                listeners.maker_end.close()
+            on_failure.pop_all()
+        tree = ProcessTree(leader, pipes, MAX_ANSWER_BYTES, listeners=listeners)
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 await leader.started

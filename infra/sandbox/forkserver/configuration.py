@@ -37,6 +37,9 @@ def build_configuration(fence: Fence) -> dict[str, Any]:
         "empty_files": [file for file in EMPTY_FILES if os.path.exists(file)],
         "sizes": MEMORY_FOLDERS,
         "nice": NICE_INCREMENT,
-        "filter": seccomp.build_filter().hex(),
+        "filters": {
+            "plain": seccomp.build_filter().hex(),
+            "sockets": seccomp.build_filter(has_network=True).hex(),
+        },
         "guest": str(_GUEST_FOLDER / "main.py"),
     }

@@ -16,7 +16,6 @@ import msgspec
 from infra.sandbox.exit_report import SandboxStartError
 from infra.sandbox.fence import CODE_FOLDER, GUEST_ENVIRONMENT, Fence, find_interpreter
 from infra.sandbox.forkserver.configuration import build_configuration
-from infra.sandbox.guest_pipes import GuestPipes
 from infra.sandbox.user_ids import release_uid
 
 # All slots of a server share one layout of memory and one hash seed: a server is replaced after so many slots.
@@ -160,12 +159,15 @@ class ForkServerProcess:
         except TimeoutError:
             raise SandboxStartError("the fork server does not start") from None
 
-    def request_slot(self, slot: int, leader: ForkedLeader, uid: int, pipes: GuestPipes) -> None:
-        """Request a slot with these pipes. Errors: `OSError`."""
+    def request_slot(self, slot: int, leader: ForkedLeader, uid: int, fds: list[int]) -> None:
+        """Request a slot with these descriptors: the guest's ends of its pipes, and where it sends its listeners.
+
+        Errors: `OSError`.
+        """
         self._slot_count += 1
         self._slots[slot] = leader
         try:
-            socket.send_fds(self._socket, [msgspec.json.encode({"slot": slot, "uid": uid})], pipes.guest_ends)
+            socket.send_fds(self._socket, [msgspec.json.encode({"slot": slot, "uid": uid})], fds)
         except OSError:
             del self._slots[slot]
             raise

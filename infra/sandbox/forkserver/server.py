@@ -2,8 +2,8 @@
 
 Started as `python -I -S server.py FD`, by `launcher.py`, in namespaces of its own. It talks over that socket with
 its worker alone and reads nothing that an agent wrote; the slot and not the server learns which code it runs.
-Requests are JSON with the slot's descriptors (feed, answer, stdout, stderr); answers are JSON, for a new slot
-with its pidfd. One thread, nothing secret, nothing that differs from slot to slot. Standard library alone.
+Requests are JSON with the slot's descriptors (feed, answer, stdout, stderr, listeners); answers are JSON, for a new
+slot with its pidfd. One thread, nothing secret, nothing that differs from slot to slot. Standard library alone.
 """
 
 # First the modules that a guest in a process of its own has by now, to tell them from the server's.
@@ -34,7 +34,7 @@ sys.path.remove(PROJECT_ROOT)
 sys.path_importer_cache.pop(PROJECT_ROOT, None)
 
 _GUEST_PATH = "/guest/main.py"
-_SLOT_DESCRIPTORS = 4
+_SLOT_DESCRIPTORS = 5
 
 
 class SlotServer:
@@ -116,7 +116,7 @@ class SlotServer:
             if pid in self._slots:
                 self._send_message({"slot": self._slots.pop(pid), "status": os.waitstatus_to_exitcode(status)})
 
-    def _run_slot(self, uid: int, feed: int, answer: int, stdout: int, stderr: int) -> None:
+    def _run_slot(self, uid: int, feed: int, answer: int, stdout: int, stderr: int, listeners: int) -> None:
         """Run a slot in the forked child. Never returns."""
         try:
             os.dup2(stdout, 1)
@@ -124,7 +124,7 @@ class SlotServer:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if self._fence.has_guard("descriptors"):
-                linux.close_other_descriptors({feed, answer})
+                linux.close_other_descriptors({feed, answer, listeners})
             else:
                 for fd in (stdout, stderr):
                     os.close(fd)
@@ -134,7 +134,10 @@ class SlotServer:
                 head = json.loads(self._guest.read_frame(feed))
             except EOFError:
                 os._exit(0)  # the worker no longer needs this slot
-            self._fence.seal_slot(uid, head["code"], head["environment"])
+            with socket.socket(fileno=listeners) as pair:
+                if head["listeners"] is not None:
+                    self._fence.open_network(pair, head["listeners"], head["hosts_file"])
+            self._fence.seal_slot(uid, head)
             self._restore_guest_state(head["path"])
             os.write(answer, b"+")
         except BaseException as error:

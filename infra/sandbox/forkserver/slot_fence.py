@@ -7,8 +7,10 @@ as for bubblewrap (`infra/sandbox/fence.py`). Standard library alone.
 """
 
 import os
+import socket
+from typing import Any
 
-from infra.sandbox import linux
+from infra.sandbox import linux, network
 from infra.sandbox.linux import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY, MS_REC, MS_REMOUNT
 
 _LOCKED_FLAGS = MS_RDONLY | MS_NOSUID | MS_NODEV
@@ -37,7 +39,7 @@ class SlotFence:
         self._empty_folders: list[str] = configuration["empty_folders"]
         self._empty_files: list[str] = configuration["empty_files"]
         self._sizes: dict[str, int] = configuration["sizes"]
-        self._filter = bytes.fromhex(configuration["filter"])
+        self._filters = {name: bytes.fromhex(code) for name, code in configuration["filters"].items()}
         self._as_root: bool = configuration["as_root"]
         self._nice_increment: int = configuration["nice"]
 
@@ -58,7 +60,7 @@ class SlotFence:
             flags |= linux.CLONE_NEWPID
         linux.unshare(flags)
         if not self._as_root:
-            _map_user(0, uid, 0, gid)
+            linux.map_user(0, uid, 0, gid)
         linux.set_hostname(b"sandbox")
         linux.mount("none", "/", None, MS_REC | linux.MS_PRIVATE)
 
@@ -130,10 +132,23 @@ class SlotFence:
             options = f"mode=700,uid={uid},gid={uid}" + (f",size={size}" if self.has_guard("tmp_size") else "")
             linux.mount("tmpfs", self._stage_path(path), "tmpfs", MS_NOSUID | MS_NODEV, options)
 
-    def seal_slot(self, uid: int, code: str, environment: str | None) -> None:
+    def open_network(self, pair: socket.socket, listeners: list[network.ListenerPlace], hosts_file: str) -> None:
+        """Make the slot's listeners in its network, send them to the worker, and show a hosts file."""
+        network.send_listeners(pair, listeners, is_separate=self.has_guard("network"))
+        # A file in memory, which has no name once it is shown.
+        path, target = self._stage_path("dev/shm/hosts"), self._stage_path("etc/hosts")
+        with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w") as file:
+            file.write(hosts_file)
+        linux.mount(path, target, None, MS_BIND)
+        linux.make_read_only(target, _LOCKED_FLAGS)
+        os.unlink(path)
+
+    def seal_slot(self, uid: int, head: dict[str, Any]) -> None:
         """Seal the slot, the second half: show the code, enter the root, and drop every right for good."""
-        folders = {"agent": code} if environment is None else {"agent": code, "environment": environment}
+        folders = {"agent": head["code"], "environment": head["environment"]}
         for name, source in folders.items():
+            if source is None:
+                continue
             linux.mount(source, self._stage_path(name), None, MS_BIND | MS_REC)
             if self.has_guard("read_only"):
                 linux.make_read_only(self._stage_path(name), _LOCKED_FLAGS)
@@ -147,7 +162,7 @@ class SlotFence:
         linux.make_dumpable()
         # The user namespace is the last, so that it owns none of the others.
         linux.unshare(linux.CLONE_NEWUSER)
-        _map_user(GUEST_UID, uid, GUEST_UID, uid)
+        linux.map_user(GUEST_UID, uid, GUEST_UID, uid)
         if self.has_guard("userns"):
             with open(os.open("user/max_user_namespaces", os.O_WRONLY, dir_fd=self._sysctl_fd), "w") as file:
                 file.write("0")
@@ -157,20 +172,10 @@ class SlotFence:
         linux.forbid_new_privileges()
         linux.set_parent_death_signal()
         if self.has_guard("seccomp"):
-            linux.install_filter(self._filter)
+            linux.install_filter(self._filters["sockets" if head["listeners"] is not None else "plain"])
 
     def _stage_path(self, path: str) -> str:
         return f"{self._stage}/{path.lstrip('/')}"
-
-
-def _map_user(inside_uid: int, uid: int, inside_gid: int, gid: int) -> None:
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{inside_uid} {uid} 1"),
-        ("gid_map", f"{inside_gid} {gid} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 def _create_mount_point(source: str, target: str) -> None:

@@ -302,27 +302,12 @@ def _send_answer(fd, answer, most):
     os.close(fd)
 
 
-def _hand_over_listener(fd):
-    """Make a listener in this sandbox's own network and hand it to the worker, which answers its requests."""
-    import socket
-
-    with socket.socket(fileno=fd) as pair, socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        socket.send_fds(pair, [b"listener"], [listener.fileno()])
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    # Clients insist on a key, and the gateway ignores it.
-    os.environ.update(OPENAI_BASE_URL=url, OPENAI_API_BASE=url, OPENAI_API_KEY="paddock")
-
-
-def serve_run(head, requests, answers, handover_fd=None):
+def serve_run(head, requests, answers):
     """Run what `head` asks for. Never returns."""
     for fd in (requests, answers):
         os.set_inheritable(fd, False)
     _apply_limits(head["limits"])
     os.environ.update(head["variables"])
-    if handover_fd is not None:
-        _hand_over_listener(handover_fd)
     sys.dont_write_bytecode = True
     sys.path[:0] = head["path"]
     for stream in (sys.stdout, sys.stderr):
@@ -342,7 +327,7 @@ def serve_run(head, requests, answers, handover_fd=None):
 
 
 if __name__ == "__main__":
-    feed, answer, *handover = map(int, sys.argv[1:])
+    feed, answer = map(int, sys.argv[1:])
     del sys.argv[1:]
     os.write(answer, b"+")
-    serve_run(json.loads(read_frame(feed)), feed, answer, *handover)
+    serve_run(json.loads(read_frame(feed)), feed, answer)
