@@ -209,9 +209,8 @@ class EgressHost(msgspec.Struct, frozen=True):
 class ProgramNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """Describe the listeners in a program's own network, on which the worker serves.
 
-    With a `gateway` the program finds `OPENAI_BASE_URL` in its environment. Each of `hosts` resolves to a loopback
-    address of its own, with a listener for each port. Names below `proxied_domains` are reached by the HTTP CONNECT
-    proxy in `HTTPS_PROXY`.
+    With a `gateway` the program finds `OPENAI_BASE_URL` in its environment. Each of `hosts` has a loopback address of
+    its own, with a listener for each port. Names below `proxied_domains` are reached by the proxy in `HTTPS_PROXY`.
     """
 
     gateway: bool = False

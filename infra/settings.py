@@ -19,7 +19,6 @@ MAX_LABEL_CHARACTERS: Final = 64
 # With the prefix of their tenants, 63 characters.
 WORKSPACE_ID_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,52}")
 WORKSPACE_RULE: Final = "must be 1 to 53 of a-z, 0-9, '_' and '-', and begin with a letter or digit."
-_HOST_PATTERN: Final = re.compile(r"(?:^|\.)(?:0x[0-9a-f]*|[0-9]+)\.*$")
 _HOST_PATTERN: Final = re.compile(
     r"(?=.{1,253}$)[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?)*"
 )

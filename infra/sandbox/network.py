@@ -16,7 +16,7 @@ from infra.sandbox import linux
 # A name, an address of IPv4 and a port; as JSON, for the fork server.
 ListenerPlace = tuple[str, str, int]
 
-_BACKLOG = 128
+_BACKLOG_CONNECTIONS = 128
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 # linux/rtnetlink.h and linux/if_addr.h: adding an address to an interface.
 _NETLINK_ROUTE, _NEW_ADDRESS, _MESSAGE_ERROR = 0, 20, 2
@@ -46,7 +46,7 @@ def send_listeners(pair: socket.socket, places: Sequence[ListenerPlace], *, is_s
     sandboxes share then. Errors: `OSError`, which names the place.
     """
     if is_separate:
-        _bring_up_loopback()
+        _enable_loopback()
     listeners = []
     try:
         for _, address, port in places:
@@ -65,14 +65,14 @@ def _open_listener(address: str, port: int, shares_port: bool) -> socket.socket:
         if shares_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((address, port))
-        listener.listen(_BACKLOG)
+        listener.listen(_BACKLOG_CONNECTIONS)
     except OSError as error:
         listener.close()
         raise OSError(error.errno, f"listening on {address}:{port}: {error.strerror}") from None
     return listener
 
 
-def _bring_up_loopback() -> None:
+def _enable_loopback() -> None:
     """Turn the loopback interface on; the kernel gives it 127.0.0.0/8 then."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sh14x", b"lo", 0)

@@ -1,4 +1,4 @@
-"""Decide where the listeners of a program are in its network, and what the program is told of them. Pure."""
+"""Decide where the listeners of a program are in its network, and how the program finds them. Pure."""
 
 from ipaddress import IPv4Address
 from typing import Final
@@ -61,10 +61,10 @@ def list_direct_names(network: ProgramNetwork) -> list[str]:
     """
     domains = network.proxied_domains
     names = [host.name for host in network.hosts]
-    return [_LOCAL_ADDRESS, "localhost", *(name for name in names if not _covers_any(name, domains))]
+    return [_LOCAL_ADDRESS, "localhost", *(name for name in names if not _is_above_any(name, domains))]
 
 
-def _covers_any(name: str, domains: tuple[str, ...]) -> bool:
+def _is_above_any(name: str, domains: tuple[str, ...]) -> bool:
     return any(domain == name or domain.endswith(f".{name}") for domain in domains)
 
 
