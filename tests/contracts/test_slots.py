@@ -106,6 +106,25 @@ async def test_a_version_that_was_used_waits_for_its_next_run(warm, code) -> Non
         assert (await _run(warm, program))["waited"] is True
 
 
+async def test_slots_of_other_variables_are_never_used_and_end_when_retired(warm, code) -> None:
+    source = "import os\nSEEN = os.environ['TOKEN']\ndef handle(p): return {'seen': [SEEN, os.environ['TOKEN']]}\n"
+    old = _program(code, source, variables={"TOKEN": "old"})
+    assert (await _run(warm, old))["seen"] == ["old", "old"]
+    await _quiet(warm)
+    waiting = [tree.pid for tree in warm.pool._idle_slots]
+    warm.retire_slots(code)
+    # No run comes, and the memory of the slots is gone all the same.
+    await _until(lambda: warm.counts.warm == 0 and warm.counts.making == 0)
+    await _until(lambda: not [pid for pid in waiting if pid and Path(f"/proc/{pid}/root/agent").exists()])
+    assert (await _run(warm, old))["seen"] == ["old", "old"]
+    await _until(lambda: warm.counts.warm > 0)
+    new = _program(code, source, variables={"TOKEN": "new"})
+    for program, value in ((new, "new"), (old, "old"), (new, "new")):
+        assert (await _run(warm, program))["seen"] == [value, value]
+    await _quiet(warm)
+    assert all(key[1][2] == (("TOKEN", "new"),) for key, version in warm.pool._versions.items() if version.idle_slots)
+
+
 async def test_each_slot_is_used_once(warm, code) -> None:
     program = _program(code)
     told = []

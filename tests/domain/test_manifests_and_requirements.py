@@ -43,6 +43,27 @@ def test_manifest_with_every_field_is_parsed() -> None:
         (MINIMAL_MANIFEST + "models: ['a ']", "`models` must contain names"),
         (MINIMAL_MANIFEST + 'models: ["a\\0"]', "line 3: text cannot hold U+0000"),
         (MINIMAL_MANIFEST + "models: [a, b, a]", "`models` names a model twice"),
+        (MINIMAL_MANIFEST + "env: [A]", "`env` must be a mapping"),
+        (
+            MINIMAL_MANIFEST + "env: {DEBUG: true}",
+            "`env`: DEBUG is a boolean of YAML, and variables are text: write 'true'",
+        ),
+        (MINIMAL_MANIFEST + "env: {A: }", "`env`: A has no value: write '' for an empty text."),
+        (MINIMAL_MANIFEST + "env: {A: [x]}", "`env`: A must be text or a number."),
+        (MINIMAL_MANIFEST + "env: {1A: x}", "`env`: 1A must be a name of the letters"),
+        (MINIMAL_MANIFEST + "env: {PATH: x}", "`env`: PATH is reserved: the sandbox sets it."),
+        (MINIMAL_MANIFEST + "env: {no_proxy: x}", "`env`: no_proxy is reserved"),
+        (MINIMAL_MANIFEST + "env: {PYTHONPATH: x}", "would change where Python finds modules"),
+        (MINIMAL_MANIFEST + f"env: {{A: {'x' * 32769}}}", "has 32769 bytes; at most 32768 are allowed."),
+        (MINIMAL_MANIFEST + "secrets: TOKEN", "`secrets` must be a list"),
+        (MINIMAL_MANIFEST + "secrets: []", "`secrets` must be a list"),
+        (MINIMAL_MANIFEST + f"secrets: {[f'A{n}' for n in range(33)]}", "`secrets` must be a list of 1 to 32"),
+        (MINIMAL_MANIFEST + "secrets: [3]", "`secrets` must contain names"),
+        (MINIMAL_MANIFEST + "secrets: [A-B]", "`secrets`: A-B must be a name"),
+        (MINIMAL_MANIFEST + "secrets: [PADDOCK_KEY]", "`secrets`: PADDOCK_KEY is reserved"),
+        (MINIMAL_MANIFEST + "secrets: [A, B, A]", "`secrets` names a secret twice"),
+        (MINIMAL_MANIFEST + "secrets: [A]\nenv: {A: x}", "A is in `env` and in `secrets`"),
+        (MINIMAL_MANIFEST + "secrets: [OPENAI_API_KEY]\nmodels: [smollm2]", "OPENAI_API_KEY is set by the sandbox"),
         (MINIMAL_MANIFEST + "python: '2.7'", "asks for 2.7"),
         (MINIMAL_MANIFEST + "python: '>=9'", "asks for >=9"),
         (MINIMAL_MANIFEST + "python: nonsense", "`python`"),
@@ -286,3 +307,22 @@ def test_any_text_parses_as_requirements_or_raises_bad_archive(text: str) -> Non
         parse_requirements(text, "3.11.7")
     except BadArchive:
         pass
+
+
+def test_variables_and_secrets_of_a_manifest_are_parsed() -> None:
+    text = (
+        "env: {URL: https://x.example.com, PORT: 8080, VERSION: 1.10, ZIP: 0123, DEBUG: 'true', PYTHONUNBUFFERED: 1}\n"
+    )
+    manifest = parse_manifest(
+        "agent.yaml", MINIMAL_MANIFEST + text + "secrets: [OPENAI_API_KEY, GITHUB_TOKEN]", "3.11.7"
+    )
+    assert manifest.env == {
+        "URL": "https://x.example.com",
+        "PORT": "8080",
+        "VERSION": "1.10",
+        "ZIP": "0123",
+        "DEBUG": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
+    # Without `models` an agent may bring a key of its own.
+    assert manifest.secrets == ["OPENAI_API_KEY", "GITHUB_TOKEN"]
