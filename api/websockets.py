@@ -19,7 +19,10 @@ SOCKET_SCHEMAS: Final[dict[str, Any]] = {
                 "type": "integer",
                 "description": "The event's number in the log; a stream can be resumed after it.",
             },
-            "type": {"type": "string", "examples": ["status", "log", "token", "thinking", "tool_call", "tool_result"]},
+            "type": {
+                "type": "string",
+                "examples": ["status", "log", "output", "progress", "token", "thinking", "tool_call", "tool_result"],
+            },
             "at": {"type": "string", "format": "date-time"},
         },
         "additionalProperties": True,

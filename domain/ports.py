@@ -186,8 +186,9 @@ class Blobs(Protocol):
 OutputStream = Literal["stdout", "stderr"]
 # Called between reads: it must not block. What it raises ends the run.
 OutputCallback = Callable[[OutputStream, bytes], None]
-# What a program sends: values of its stream, its progress (`{"fraction", "message"}`), and the state that it leaves.
-MessageKind = Literal["output", "progress", "state"]
+# What a program sends while it runs: `output` is a value of its stream, `progress` is `{"fraction", "message"}`,
+# `state` the state that it leaves, sent once at its end. With `state_request` it asks for the state of before.
+MessageKind = Literal["output", "progress", "state", "state_request"]
 # Called with the JSON of each message, between reads: it must not block. What it raises ends the run.
 MessageCallback = Callable[[MessageKind, bytes], None]
 # Serves on the listeners of a program with a network, by name, from when it is entered until it is left; may be
@@ -267,12 +268,15 @@ WorkCallback = Callable[[WorkFolder], Awaitable[None]]
 class ProgramHooks(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what a run of a program has besides its payload and its output.
 
-    `context` is JSON that the program receives beside its payload. `serve` is for a program with a network, and left
-    before the run returns; without it, connections are refused. `collect_work` is called however the program ended.
+    `context` is JSON that the program receives beside its payload. `load_state` returns the JSON of the state that
+    earlier runs left, empty for none; it is called at most once, if the program asks for it. `serve` is for a program
+    with a network, and left before the run returns; without it, connections are refused. `collect_work` is called
+    however the program ended.
     """
 
     context: bytes = b"{}"
     on_message: MessageCallback | None = None
+    load_state: Callable[[], Awaitable[bytes]] | None = None
     serve: NetworkServer | None = None
     fill_work: WorkCallback | None = None
     collect_work: WorkCallback | None = None

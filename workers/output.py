@@ -1,4 +1,4 @@
-"""Turn what an agent prints into log events: split into lines, limited, written while it runs."""
+"""Turn what an agent prints and says into events: in order, limited, written while it runs."""
 
 import asyncio
 import codecs
@@ -14,15 +14,21 @@ import msgspec
 from domain.events import MAX_LINE_BYTES, ExecutionEvent, LogLevel, build_log_event, parse_level
 from domain.ports import Clock, OutputStream
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
+from workers.progress import ProgressReporter, ProgressState, parse_fraction
 
 MAX_LOG_BYTES: Final = 64 * 1024
 MAX_LOG_LINES: Final = 4000
 FLUSH_SECONDS: Final = 0.1
-# A line that has not ended is shown after this long, in seconds, and then after twice as long each time.
+# After what is to be seen at once, the next write waits this long, or as long as the write took, up to the maximum.
+STREAM_PAUSE_SECONDS: Final = 0.03
+MAX_STREAM_PAUSE_SECONDS: Final = 0.25
+# Events in one write.
+MAX_WRITE_BATCH: Final = 1000
+# A line that has not ended is shown after this long, in seconds, and then after twice as long each time; a redrawn line
+# has its state reported as often as progress is.
 FIRST_SHOWN_SECONDS: Final = 1.0
 MAX_SHOWN_SECONDS: Final = 60.0
-# What the states of redrawn lines may take of a log besides `KEPT`, and one of them, in bytes.
-MAX_STATES_BYTES: Final = 16 * 1024
+# What is shown of the state of a redrawn line, in bytes.
 MAX_STATE_BYTES: Final = 1024
 # A character may have marks and joiners behind it; one with more of them than this is cut.
 _MAX_MARKS: Final = 16
@@ -35,11 +41,15 @@ _MAX_BACKSPACES: Final = 2000
 
 
 class OutputPiece(msgspec.Struct, frozen=True):
-    """Hold a line, or a part of one that is too long or too late for one event. `ends` if a line break follows."""
+    """Hold a line, or a part of one that is too long or too late for one event. `ends` if a line break follows.
+
+    `is_redrawn` if it is the last state of a line whose states were reported as progress.
+    """
 
     text: str
     level: LogLevel
     ends: bool = False
+    is_redrawn: bool = False
 
 
 class OutputLine:
@@ -52,8 +62,7 @@ class OutputLine:
 
     def _reset_line(self) -> None:
         self._text = ""
-        self._shown: str | None = None
-        self._is_replaced = self._is_begun = self._has_return = False
+        self._is_replaced = self._is_begun = self._has_return = self._is_reported = False
         self._named_level: LogLevel | None = None
         self._due: datetime | None = None
         self._wait = FIRST_SHOWN_SECONDS
@@ -77,23 +86,23 @@ class OutputLine:
         return pieces + self._take_rest(ends=False) if last else pieces
 
     def show_unfinished(self, now: datetime) -> OutputPiece | None:
-        """Return what is due to be shown of a line without an end: the state of a redrawn one, else its text so far.
-
-        A state stays and may be replaced; the text is taken off the line.
-        """
-        if not self._text or self._text == self._shown:
-            return None
-        self._due = self._due or now + timedelta(seconds=self._wait)
-        if now < self._due:
+        """Return the text of a line without an end that is due to be shown. It is taken off the line."""
+        if not self._text or self.is_redrawn or not self._is_due(now):
             return None
         self._wait = min(2 * self._wait, MAX_SHOWN_SECONDS)
         self._due = now + timedelta(seconds=self._wait)
-        if not self.is_redrawn:
-            return self._take_piece(len(self._text))
-        if len(self._text.encode()) > MAX_STATE_BYTES:
+        return self._take_piece(len(self._text))
+
+    def find_state(self, now: datetime) -> str | None:
+        """Return the state of a line that has been redrawn for a while, or None."""
+        if not self._text or not self.is_redrawn or not (self._is_reported or self._is_due(now)):
             return None
-        self._shown = self._text
-        return OutputPiece(self._text, self._decide_level())
+        self._is_reported = True
+        return self._text
+
+    def _is_due(self, now: datetime) -> bool:
+        self._due = self._due or now + timedelta(seconds=self._wait)
+        return now >= self._due
 
     def _apply_returns(self, part: str) -> None:
         first, *states = part.split("\r")
@@ -126,12 +135,12 @@ class OutputLine:
         return pieces
 
     def _take_rest(self, ends: bool) -> list[OutputPiece]:
-        if self._text == self._shown or not (self._text or (ends and not self._is_begun)):
+        if not (self._text or (ends and not self._is_begun)):
             return []
         return [self._take_piece(len(self._text), ends)]
 
     def _take_piece(self, count: int, ends: bool = False) -> OutputPiece:
-        piece = OutputPiece(self._text[:count], self._decide_level(), ends)
+        piece = OutputPiece(self._text[:count], self._decide_level(), ends, self._is_reported and self.is_redrawn)
         self._text, self._is_begun = self._text[count:], True
         return piece
 
@@ -179,13 +188,19 @@ def _is_blank(text: str) -> bool:
 
 
 class OutputLog:
-    """Collect output and pass it to `write` in batches. Keep `MAX_LOG_BYTES` bytes, and log what was dropped."""
+    """Collect the events of a run and pass them to `write` in batches.
+
+    Keep `MAX_LOG_BYTES` bytes of what is printed, and log what was dropped. States of redrawn lines are progress.
+    """
 
     def __init__(self, write: Callable[[list[ExecutionEvent]], Awaitable[None]], clock: Clock) -> None:
         self._write, self._clock = write, clock
         self._lines: dict[OutputStream, OutputLine] = {stream: OutputLine(stream) for stream in get_args(OutputStream)}
+        self._progress = ProgressReporter(clock)
         self._pending: list[ExecutionEvent] = []
-        self._kept = self._dropped = self._count = self._states = 0
+        self._kept = self._dropped = self._count = 0
+        # Set when something is to be written at once, and when nothing more is to be written here.
+        self._wake, self._stopped = asyncio.Event(), asyncio.Event()
 
     def add_output(self, stream: OutputStream, data: bytes) -> None:
         """Accept a piece of output. Never blocks the agent on a database."""
@@ -195,31 +210,64 @@ class OutputLog:
         for piece in self._lines[stream].decode_bytes(data):
             self._keep_pieces(stream, piece)
 
-    async def flush_until(self, stop: asyncio.Event) -> None:
-        """Write pending output every `FLUSH_SECONDS` until `stop` is set. Errors: those of `write`.
+    def add_event(self, event: ExecutionEvent) -> None:
+        """Accept an event that is to be seen at once, after what was printed before it."""
+        self._pending.append(event)
+        self._wake.set()
 
-        Output that an outage of the database kept from being written is written later. An event rather than a
-        cancellation: a cancelled write may have been committed, and would be written twice.
+    def update_progress(self, state: ProgressState) -> None:
+        """Accept a state of the run, which is to be seen at once or a second after the last one."""
+        self._progress.update(state)
+        if self._progress.is_due:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Let `flush_until_stopped` end after the write that is under way."""
+        self._stopped.set()
+        self._wake.set()
+
+    async def flush_until_stopped(self) -> None:
+        """Write what is pending every `FLUSH_SECONDS`, or sooner. Errors: those of `write`.
+
+        What an outage of the database kept from being written is written later. It is stopped rather than cancelled:
+        a cancelled write may have been committed, and would be written twice.
         """
-        while not stop.is_set():
+        while not self._stopped.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), FLUSH_SECONDS)
+                await asyncio.wait_for(self._wake.wait(), FLUSH_SECONDS)
+            is_urgent = self._wake.is_set()
+            self._wake.clear()
             self._show_lines()
-            if self._pending and not stop.is_set():
-                batch, self._pending = self._pending, []
-                try:
-                    await self._write(batch)
-                except DomainError as error:
-                    if error.code not in DATABASE_OUTAGE_CODES:
-                        raise
-                    self._pending = batch + self._pending
+            if self._pending and not self._stopped.is_set():
+                pause = await self._write_batch()
+                if is_urgent:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._stopped.wait(), pause)
+
+    async def _write_batch(self) -> float:
+        """Write the oldest events that are pending. Return how many seconds to wait before the next write."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        batch, self._pending = self._pending[:MAX_WRITE_BATCH], self._pending[MAX_WRITE_BATCH:]
+        try:
+            await self._write(batch)
+        except DomainError as error:
+            if error.code not in DATABASE_OUTAGE_CODES:
+                raise
+            self._pending = batch + self._pending
+            return MAX_STREAM_PAUSE_SECONDS
+        if self._pending:
+            self._wake.set()
+        return min(max(STREAM_PAUSE_SECONDS, loop.time() - began), MAX_STREAM_PAUSE_SECONDS)
 
     def take_rest(self) -> list[ExecutionEvent]:
-        """Return the output that is not written yet, with unfinished lines and a line about what was dropped."""
+        """Return what is not written yet, with unfinished lines and a line about what was dropped."""
         for stream, line in self._lines.items():
             for piece in line.decode_bytes(b"", last=True):
                 self._keep_pieces(stream, piece)
         self._lines = {stream: OutputLine(stream) for stream in self._lines}
+        if (progress := self._progress.take_event(last=True)) is not None:
+            self._pending.append(progress)
         if self._dropped:
             notice = f"Only the first {MAX_LOG_BYTES} bytes and {MAX_LOG_LINES} lines of output are kept; "
             notice += f"{self._dropped} more bytes came."
@@ -229,19 +277,25 @@ class OutputLog:
         return rest
 
     def _show_lines(self) -> None:
-        """Show lines that have not ended for a while. A state that is redrawn later does not count as kept."""
+        """Show lines that have not ended for a while, and report the states of those that are redrawn."""
+        now = self._clock()
         for stream, line in self._lines.items():
-            piece = line.show_unfinished(self._clock())
-            if piece is None:
-                continue
-            size = len(piece.text.encode())
-            if not line.is_redrawn:
+            if (piece := line.show_unfinished(now)) is not None:
                 self._keep_pieces(stream, piece)
-            elif self._states + size <= MAX_STATES_BYTES and not self._dropped:
-                self._states += size
-                self._pending.append(build_log_event(piece.level, piece.text, self._clock(), stream))
+            if (state := line.find_state(now)) is not None:
+                self._report_state(stream, state)
+        if (progress := self._progress.take_event()) is not None:
+            self._pending.append(progress)
+
+    def _report_state(self, stream: OutputStream, text: str) -> None:
+        """Report the state of a redrawn line, without what tells a terminal how to show it."""
+        plain = _ESCAPE_SEQUENCES.sub("", text).strip().replace("\0", "\ufffd")
+        message = plain[: cut_text(plain, MAX_STATE_BYTES)]
+        self._progress.update(ProgressState(parse_fraction(message), message, stream))
 
     def _keep_pieces(self, stream: OutputStream, piece: OutputPiece) -> None:
+        if piece.is_redrawn:
+            self._report_state(stream, piece.text)
         room = MAX_LOG_BYTES - self._kept if self._count < MAX_LOG_LINES and not self._dropped else 0
         count = cut_text(piece.text, room) if room > 0 else 0
         self._dropped += len(piece.text[count:].encode()) + (piece.ends and room <= 0)

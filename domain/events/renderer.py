@@ -62,4 +62,9 @@ def _describe_event(event: ExecutionEvent) -> str:
         step = data.get("step") if data.get("item") is None else f"{data.get('step')}[{data['item']}]"
         reason = f": {data['error_message']}" if data.get("error_message") else ""
         return f"The step {step} is {data.get('status')}{reason}"
+    if event.type == "output":
+        return f"Output {data.get('number')}"
+    if event.type == "progress":
+        percentage = None if data.get("fraction") is None else f"{data['fraction']:.0%}"
+        return ": ".join(part for part in (percentage, data.get("message")) if part) or "Progress"
     return str(data.get("message", event.type))

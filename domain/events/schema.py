@@ -39,7 +39,9 @@ class ExecutionEvent(msgspec.Struct, frozen=True, kw_only=True):
     Of model agents: `token` and `thinking` are `{content, step}`, `tool_call` `{tool, args, call_id, step}`,
     `tool_result` `{tool, result | error, call_id, step}`, `model_call` `{model, provider, status, …}`, `cost`
     `{cost_usd, total_tokens, …}`, `approval` `{status, calls}`, `warning` `{message, …}`. Of crews and
-    workflows: `step` is `{step, item, status, tries, execution_id, error_type, error_message, due_at}`.
+    workflows: `step` is `{step, item, status, tries, execution_id, error_type, error_message, due_at}`. Of uploaded
+    code: `output` is `{number, value}` for each value that it streams, from 1 in each attempt, `progress` `{fraction,
+    message}`, with the `stream` of a line that it redraws.
 
     `seq` is 0 until the event is appended.
     """

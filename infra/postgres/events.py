@@ -32,6 +32,8 @@ class EventRow(Base):
     data: Mapped[Any] = mapped_column(create_json_column())
 
 
+# What a model says comes in hundreds of pieces, and what code streams is no line of a log: these are for streams.
+_STREAMED_TYPES: Final = ("token", "thinking", "output", "progress")
 _STATE_SQL = text("SELECT status, last_seq FROM executions WHERE id = :id")
 
 _APPEND_TO: Final = """
@@ -138,8 +140,7 @@ class PostgresEvents:
     async def list_logs(self, execution_id: str, page: Page) -> Listing[LogEntry]:
         query = (
             select(EventRow, text("count(*) OVER () AS total"))
-            # What a model says comes in hundreds of pieces: that is for streams, its whole is the run's output.
-            .where(EventRow.execution_id == execution_id, EventRow.type.not_in(("token", "thinking")))
+            .where(EventRow.execution_id == execution_id, EventRow.type.not_in(_STREAMED_TYPES))
             .order_by(EventRow.seq)
             .limit(page.limit + 1)
             .offset(page.offset)

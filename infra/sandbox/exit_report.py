@@ -42,6 +42,7 @@ class ExitReport(msgspec.Struct, kw_only=True):
     lost_reason: str | None = None
     answer: bytes = b""
     is_oversized: bool = False
+    is_malformed: bool = False
     timed_out: bool = False
     kill_reason: str | None = None
 
@@ -53,5 +54,5 @@ class ExitReport(msgspec.Struct, kw_only=True):
     @property
     def is_retryable(self) -> bool:
         """Return whether the tree died before it read the payload and not by our hand: another tree may run it."""
-        stopped = self.timed_out or self.is_oversized or self.kill_reason is not None
+        stopped = self.timed_out or self.is_oversized or self.is_malformed or self.kill_reason is not None
         return self.stage < GuestStage.PAYLOAD_READ and not self.answer and not stopped

@@ -1,5 +1,6 @@
-"""Open the pipes between a worker and a guest."""
+"""Open the pipes between a worker and a guest, and write to them."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -41,6 +42,37 @@ class GuestPipes:
         """Close one side."""
         for fd in ends:
             os.close(fd)
+
+
+class FeedWriter:
+    """Write to a guest as fast as it reads, from the loop."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._loop = fd, asyncio.get_running_loop()
+        self._unsent = memoryview(b"")
+
+    def send(self, data: bytes) -> None:
+        """Send data after all that was sent before."""
+        is_idle = not self._unsent
+        self._unsent = memoryview(data if is_idle else bytes(self._unsent) + data)
+        if is_idle:
+            self._write_unsent()
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self._loop.remove_writer(self._fd)
+        os.close(self._fd)
+
+    def _write_unsent(self) -> None:
+        try:
+            while self._unsent:
+                self._unsent = self._unsent[os.write(self._fd, self._unsent[:READ_CHUNK_BYTES]) :]
+        except BlockingIOError:
+            self._loop.add_writer(self._fd, self._write_unsent)
+            return
+        except BrokenPipeError:
+            self._unsent = memoryview(b"")  # the guest is gone; its report says why
+        self._loop.remove_writer(self._fd)
 
 
 def drain_pipe(fd: int) -> Iterator[bytes]:

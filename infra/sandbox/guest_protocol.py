@@ -1,7 +1,7 @@
 """Encode what a guest is sent, and interpret its answer and its exit. Both backends share this."""
 
 import signal
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -25,6 +25,10 @@ CHECK_TIMEOUT_SECONDS: Final = 30.0
 CANNOT_ISOLATE_PREFIX: Final = "This host cannot isolate code:"
 
 
+# Besides its result, an agent may send outputs and leave a state.
+_ProblemType = Literal["output_not_json", "output_too_large", "state_not_json", "state_too_large"]
+
+
 class _AnswerHeader(msgspec.Struct, kw_only=True):
     """Describe the first line of a guest's answer. Only its shape is trusted."""
 
@@ -32,6 +36,7 @@ class _AnswerHeader(msgspec.Struct, kw_only=True):
     error_message: str | None = None
     stack: str | None = None
     problem: str | None = None
+    problem_type: _ProblemType | None = None
     size: int | None = None
 
 
@@ -115,6 +120,9 @@ def outcome_from_report(report: ExitReport, timeout: float, memory_mb: int) -> S
         return SandboxOutcome(
             error_type="result_too_large", error_message=f"The result is larger than {MAX_RESULT_BYTES} bytes of JSON."
         )
+    if report.is_malformed:
+        message = "The agent wrote to the pipe of its result, which is Paddock's own."
+        return SandboxOutcome(error_type="crashed", error_message=message)
     line, _, body = report.answer.partition(b"\n")
     try:
         header = msgspec.json.decode(line, type=_AnswerHeader)
@@ -122,6 +130,9 @@ def outcome_from_report(report: ExitReport, timeout: float, memory_mb: int) -> S
         return outcome_from_crash(report)
     if header.error_type is not None:
         return _outcome_from_exception(header, header.error_type, memory_mb)
+    if header.problem_type is not None:
+        message = (header.problem or header.problem_type)[:MAX_MESSAGE_CHARS]
+        return SandboxOutcome(error_type=header.problem_type, error_message=message)
     return _outcome_from_body(header, body)
 
 

@@ -8,20 +8,27 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
-from domain.ports import NO_HOOKS, NetworkServer, OutputStream, ProgramNetwork, SandboxLost
-from infra.sandbox.answer_parser import AnswerParser
+from domain.ports import NetworkServer, OutputStream, ProgramNetwork, SandboxLost
+from infra.sandbox.answer_parser import AnswerParser, GuestMessage
 from infra.sandbox.cgroups import ControlGroup
 from infra.sandbox.exit_report import ExitReport, GuestStage, SandboxStartError
-from infra.sandbox.guest_pipes import READ_CHUNK_BYTES, GuestPipes, drain_pipe
+from infra.sandbox.guest_pipes import READ_CHUNK_BYTES, FeedWriter, GuestPipes, drain_pipe
 from infra.sandbox.listener import SandboxListeners
+from infra.sandbox.output_order import OutputOrder
 from infra.sandbox.program_network import list_listener_places
 from infra.sandbox.tree_leader import TreeLeader
 from infra.sandbox.tree_request import TreeRequest
+from infra.sandbox.tree_watch import TreeWatch
 from infra.sandbox.watchdog import ResourceWatchdog, is_awake, measure_stopped
 
-# Output is read at full speed up to this many bytes, and then one chunk per pause.
+# Output is read at full speed up to this many bytes and messages, and then one chunk per pause: a longer one the longer
+# a chunk takes, so that a flood leaves most of the loop to other runs.
 FULL_SPEED_BYTES: Final = 32 * 1024 * 1024
+FULL_SPEED_MESSAGES: Final = 10_000
 FLOOD_PAUSE_SECONDS: Final = 0.001
+FLOOD_PAUSE_FACTOR: Final = 4
+# Messages may be small and many, so the answer is read in smaller chunks.
+ANSWER_CHUNK_BYTES: Final = 16 * 1024
 # A tree may print this much before its run begins: while its code is imported ahead of it.
 MAX_EARLY_OUTPUT_BYTES: Final = 64 * 1024
 
@@ -44,21 +51,22 @@ class ProcessTree:
         self._loop = asyncio.get_running_loop()
         self._leader, self._group, self._listeners = leader, group, listeners
         self._parser = AnswerParser(max_answer_bytes)
-        self._feed, self._answer, stdout, stderr = pipes.worker_ends
+        feed, self._answer, stdout, stderr = pipes.worker_ends
+        self._feed = FeedWriter(feed)
         self._streams: dict[OutputStream, int] = {"stdout": stdout, "stderr": stderr}
         self._read_bytes: dict[str, int] = {"stdout": 0, "stderr": 0, "answer": 0}
         self._request: TreeRequest | None = None
         self._output_stage = GuestStage.FENCED
         self._early_output: list[tuple[OutputStream, bytes]] = []
-        self._unsent = memoryview(b"")
+        self._order = OutputOrder(self._deliver_output)
+        self._message_count = 0
         self._failure: Exception | None = None
-        self._watchdog: ResourceWatchdog | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._stage_waiter: tuple[GuestStage, asyncio.Future[None]] | None = None
-        self._is_pid1_overdue = False
         self._done: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
         self.report = ExitReport()
+        self._watch = TreeWatch(leader, self.report, self.kill)
         # Set when it printed more than is buffered before its run.
         self.is_too_loud = False
         # Called once when the tree has ended, for any reason.
@@ -100,11 +108,11 @@ class ProcessTree:
             try:
                 self._group.limit_memory(memory_mb)
             except OSError as error:
-                self._fail_tree(SandboxStartError(f"its memory cannot be bounded: {error}"))
+                self.fail(SandboxStartError(f"its memory cannot be bounded: {error}"))
                 return
-        self._watchdog = watchdog
-        self._schedule_check()
-        self._send_data(head)
+        if not self._done.done():
+            self._watch.start(watchdog)
+        self.send_data(head)
 
     async def run(self, request: TreeRequest, timeout: float) -> ExitReport:
         """Send the request, pass on what the tree prints and says, and return when it has ended or was ended.
@@ -114,7 +122,7 @@ class ProcessTree:
         self._request, self._output_stage = request, request.output_stage
         self._flush_early_output()
         if not self.is_gone:
-            self._send_data(request.data)
+            self._feed.send(request.data)
             self._timers["timeout"] = self._loop.call_later(max(0.0, timeout), self._on_timeout)
         await self._wait_for_future(self._done)
         if self.report.stage >= GuestStage.FENCED and not self.report.is_retryable:
@@ -156,8 +164,7 @@ class ProcessTree:
 
         Returns None if it is not a single process that has stopped: other processes would run on.
         """
-        self._watchdog = None
-        self._cancel_timer("check")
+        self._watch.stop()
         self._leader.send_signal(signal.SIGSTOP)
         return await asyncio.to_thread(measure_stopped, self._leader.pid1, self._is_fenced)
 
@@ -172,8 +179,8 @@ class ProcessTree:
 
     def resume(self, watchdog: ResourceWatchdog | None) -> None:
         """Resume a paused tree, watched from here on."""
-        self._watchdog = watchdog
-        self._schedule_check()
+        if not self._done.done():
+            self._watch.start(watchdog)
         self._leader.send_signal(signal.SIGCONT)
 
     def serve_network(self, serve: NetworkServer | None) -> AbstractAsyncContextManager[None]:
@@ -192,35 +199,22 @@ class ProcessTree:
         if cancelled:
             raise asyncio.CancelledError
 
-    # sending to the guest
-
-    def _send_data(self, data: bytes) -> None:
-        is_idle = not self._unsent
-        self._unsent = memoryview(data if is_idle else bytes(self._unsent) + data)
-        if is_idle:
-            self._write_unsent()
-
-    def _write_unsent(self) -> None:
-        try:
-            while self._unsent:
-                self._unsent = self._unsent[os.write(self._feed, self._unsent[:READ_CHUNK_BYTES]) :]
-        except BlockingIOError:
-            self._loop.add_writer(self._feed, self._write_unsent)
-            return
-        except BrokenPipeError:
-            self._unsent = memoryview(b"")  # the guest is gone; its report says why
-        self._loop.remove_writer(self._feed)
+    def send_data(self, data: bytes) -> None:
+        """Send the guest data as it reads."""
+        if not self.is_gone:
+            self._feed.send(data)
 
     # reading from the guest
 
     def _read_answer(self) -> None:
+        began = self._loop.time()
         try:
-            part = os.read(self._answer, READ_CHUNK_BYTES)
+            part = os.read(self._answer, ANSWER_CHUNK_BYTES)
         except BlockingIOError:
             return
         if part:
             self._process_answer(part)
-            self._limit_speed("answer", self._answer, len(part), self._read_answer)
+            self._limit_speed("answer", self._answer, len(part), self._read_answer, began)
             return
         self._loop.remove_reader(self._answer)
         returns_early = self._request is not None and self._request.returns_early
@@ -238,12 +232,11 @@ class ProcessTree:
             if self._listeners is not None and parser.stage >= GuestStage.FENCED:
                 self._receive_listeners(self._listeners)
             self._flush_early_output()
-        hooks = self._request.hooks if self._request is not None else NO_HOOKS
-        for kind, data in messages:
-            self._call_back(hooks.on_message, kind, data)
-        if parser.is_oversized and not self.report.is_oversized:
-            # Our guest never writes this much, so nothing that follows counts.
-            self.report.is_oversized = True
+        for message in messages:
+            self._deliver_message(message)
+        if parser.has_given_up and not self._has_given_up:
+            # Our guest never writes this, so nothing that follows counts.
+            self.report.is_oversized, self.report.is_malformed = parser.is_oversized, parser.is_malformed
             self._loop.remove_reader(self._answer)
             self.kill()
         if self._stage_waiter is not None and (self._stage_waiter[0] <= self.report.stage or parser.answer):
@@ -253,10 +246,32 @@ class ProcessTree:
         try:
             listeners.receive_sockets()
         except SandboxLost as error:
-            self._fail_tree(error)
+            self.fail(error)
+
+    @property
+    def _has_given_up(self) -> bool:
+        return self.report.is_oversized or self.report.is_malformed
+
+    def _deliver_message(self, message: GuestMessage) -> None:
+        self._message_count += 1
+        on_message = self._request.hooks.on_message if self._request is not None else None
+        if not message.number:
+            self._call_back(on_message, message.kind, message.data)
+            return
+        # What was printed before an output lies in the pipes by now.
+        for stream, fd in self._streams.items():
+            if not self._order.has_mark(stream, message.number):
+                for part in drain_pipe(fd):
+                    self._read_bytes[stream] += len(part)
+                    self._order.add_output(stream, part)
+                    if self._order.has_mark(stream, message.number):
+                        break
+        self._order.begin_output(message.number)
+        self._call_back(on_message, message.kind, message.data)
+        self._order.end_output(message.number)
 
     def _read_output(self, stream: OutputStream) -> None:
-        fd = self._streams[stream]
+        fd, began = self._streams[stream], self._loop.time()
         try:
             part = os.read(fd, READ_CHUNK_BYTES)
         except BlockingIOError:
@@ -264,15 +279,17 @@ class ProcessTree:
         if not part:
             self._loop.remove_reader(fd)
             return
-        self._deliver_output(stream, part)
-        self._limit_speed(stream, fd, len(part), functools.partial(self._read_output, stream))
+        self._order.add_output(stream, part)
+        self._limit_speed(stream, fd, len(part), functools.partial(self._read_output, stream), began)
 
-    def _limit_speed(self, pipe: str, fd: int, size: int, read: Callable[[], None]) -> None:
+    def _limit_speed(self, pipe: str, fd: int, size: int, read: Callable[[], None], began: float) -> None:
         """Let a flooding tree wait between reads: what it writes past full speed is not kept in any case."""
         self._read_bytes[pipe] += size
-        if self._read_bytes[pipe] > FULL_SPEED_BYTES and not self._done.done() and not self.report.is_oversized:
+        is_flood = self._read_bytes[pipe] > FULL_SPEED_BYTES or self._message_count > FULL_SPEED_MESSAGES
+        if is_flood and not self._done.done() and not self._has_given_up:
             self._loop.remove_reader(fd)
-            self._timers[pipe] = self._loop.call_later(FLOOD_PAUSE_SECONDS, self._loop.add_reader, fd, read)
+            pause = max(FLOOD_PAUSE_SECONDS, FLOOD_PAUSE_FACTOR * (self._loop.time() - began))
+            self._timers[pipe] = self._loop.call_later(pause, self._loop.add_reader, fd, read)
 
     def _deliver_output(self, stream: OutputStream, data: bytes) -> None:
         # Output before the guest's stage is from the process that built the fence, not from the agent.
@@ -291,7 +308,7 @@ class ProcessTree:
         try:
             callback(*args)
         except Exception as error:
-            self._fail_tree(error)
+            self.fail(error)
 
     def _flush_early_output(self) -> None:
         if self._request is not None and self.report.stage >= self._output_stage:
@@ -301,49 +318,13 @@ class ProcessTree:
 
     # ending the tree
 
-    def _fail_tree(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Kill the tree, and let `run` raise this error."""
         self._failure = self._failure or error
         self.kill()
 
     def _on_timeout(self) -> None:
         self.report.timed_out = True
-        self.kill()
-
-    def _schedule_check(self) -> None:
-        self._cancel_timer("check")
-        if self._watchdog is not None and not self._done.done():
-            self._timers["check"] = self._loop.call_later(self._watchdog.interval_seconds, self._start_check)
-
-    def _start_check(self) -> None:
-        if self._watchdog is None:
-            return
-        if not self._is_fenced:
-            # Until its fence stands, the folders that it sees are the host's.
-            self._schedule_check()
-            return
-        if self._leader.pid1 is None:
-            # The pid comes by another pipe than the marks, and has until the next check.
-            if self._is_pid1_overdue:
-                self._kill_for_reason("not_measurable:its first process is not known")
-            self._is_pid1_overdue = True
-            self._schedule_check()
-            return
-        # In a thread: a tree of many processes takes milliseconds to check.
-        check = self._loop.run_in_executor(None, self._watchdog.find_excess, self._leader.pid1)
-        check.add_done_callback(self._on_check_done)
-
-    def _on_check_done(self, check: "asyncio.Future[str | None]") -> None:
-        if check.cancelled() or self._watchdog is None:
-            return
-        error = check.exception()
-        reason = check.result() if error is None else f"not_measurable:{type(error).__name__}"
-        if reason is None:
-            self._schedule_check()
-        else:
-            self._kill_for_reason(reason)
-
-    def _kill_for_reason(self, reason: str) -> None:
-        self.report.kill_reason = reason
         self.kill()
 
     def _wake_stage_waiter(self) -> None:
@@ -359,8 +340,8 @@ class ProcessTree:
             return
         self.report.status, self.report.lost_reason = status, lost_reason
         self._complete_report()
-        self._loop.remove_writer(self._feed)
-        for fd in (self._feed, self._answer, *self._streams.values()):
+        self._feed.close()
+        for fd in (self._answer, *self._streams.values()):
             os.close(fd)
         self._leader.close()
         if self._listeners is not None:
@@ -378,14 +359,15 @@ class ProcessTree:
             return
         self.kill()
         for part in drain_pipe(self._answer):
-            if not self.report.is_oversized:
+            if not self._has_given_up:
                 self._process_answer(part)
         for stream, fd in self._streams.items():
             for part in drain_pipe(fd):
-                self._deliver_output(stream, part)
+                self._order.add_output(stream, part)
+        self._order.deliver_rest()
         for timer in list(self._timers):
             self._cancel_timer(timer)
-        self._watchdog = None
+        self._watch.stop()
         for fd in (self._answer, *self._streams.values()):
             self._loop.remove_reader(fd)
         self.report.answer = bytes(self._parser.answer)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from domain.ports import NO_HOOKS, OutputCallback, ProgramHooks
+from domain.ports import NO_HOOKS, MessageKind, OutputCallback, ProgramHooks
 from infra.sandbox.exit_report import ExitReport, GuestStage
+from infra.sandbox.guest_protocol import encode_frame
 from infra.sandbox.work_folder import TmpfsWorkFolder
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ async def serve_request(tree: ProcessTree, request: TreeRequest, deadline: float
     """
     hooks, clock = request.hooks, asyncio.get_running_loop().time
     async with contextlib.AsyncExitStack() as stack:
+        loader = await stack.enter_async_context(StateLoader(tree, hooks))
+        request = msgspec.structs.replace(
+            request, hooks=msgspec.structs.replace(hooks, on_message=loader.handle_message)
+        )
         await stack.enter_async_context(tree.serve_network(hooks.serve))
         folder = None
         if hooks.fill_work is not None or hooks.collect_work is not None:
@@ -55,6 +60,38 @@ async def serve_request(tree: ProcessTree, request: TreeRequest, deadline: float
         finally:
             if hooks.collect_work is not None and not tree.report.is_retryable:
                 await hooks.collect_work(folder)
+
+
+class StateLoader:
+    """Answer a guest that asks for its state, once, and pass on all other messages, while it is entered."""
+
+    def __init__(self, tree: ProcessTree, hooks: ProgramHooks) -> None:
+        self._tree, self._hooks = tree, hooks
+        self._loading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> StateLoader:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
+
+    def handle_message(self, kind: MessageKind, data: bytes) -> None:
+        """Load the state for a `state_request`."""
+        if kind != "state_request":
+            if self._hooks.on_message is not None:
+                self._hooks.on_message(kind, data)
+        elif self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(self._send_state())
+
+    async def _send_state(self) -> None:
+        try:
+            state = b"" if self._hooks.load_state is None else await self._hooks.load_state()
+        except Exception as error:
+            self._tree.fail(error)
+        else:
+            self._tree.send_data(encode_frame(state))
 
 
 async def _open_work_folder(tree: ProcessTree, deadline: float) -> TmpfsWorkFolder | None:

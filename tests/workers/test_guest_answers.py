@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from domain.executions import error_type_from_exception
 from domain.llms import ModelErrorKind
 from infra.sandbox.exit_report import ExitReport
+from infra.sandbox.guest import json_problems
 from infra.sandbox.guest import main as guest
 from infra.sandbox.guest_protocol import MAX_MESSAGE_CHARS, MAX_RESULT_BYTES, MAX_STACK_CHARS, outcome_from_report
 
@@ -34,7 +35,7 @@ def _send_report(head: dict[str, Any], body: bytes = b"") -> Any:
 def test_json_values_are_returned_unchanged(value: Any) -> None:
     report = guest._run_entrypoint(lambda _: value, "{}", "{}")
     assert msgspec.json.decode(report["body"]) == msgspec.json.decode(json.dumps(value))
-    assert guest.find_bad_value(value) is None
+    assert json_problems.find_bad_value(value) is None
 
 
 @given(PLACES, st.sampled_from([float("nan"), float("-inf"), object(), b"x", {1}, "\ud800", 10**5000]))

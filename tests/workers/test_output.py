@@ -13,12 +13,13 @@ from domain.ports import OutputStream
 from workers.output import (
     MAX_LOG_BYTES,
     MAX_LOG_LINES,
-    MAX_STATES_BYTES,
+    MAX_STATE_BYTES,
     OutputLine,
     OutputLog,
     OutputText,
     cut_text,
 )
+from workers.progress import ProgressState, parse_fraction
 
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -37,18 +38,22 @@ class Printed:
     async def pass_time(self, seconds: float) -> None:
         """Let so much time pass, and one flush happen."""
         self.now += timedelta(seconds=seconds)
-        stop = asyncio.Event()
-        flushing = asyncio.create_task(self.output.flush_until(stop))
+        flushing = asyncio.create_task(self.output.flush_until_stopped())
         await asyncio.sleep(0.15)
-        stop.set()
+        self.output.stop()
         await flushing
+        self.output._stopped.clear()
 
     def take(self, text: str | bytes, stream: OutputStream = "stdout") -> None:
         self.output.add_output(stream, text.encode() if isinstance(text, str) else text)
 
     def messages(self) -> list[str]:
         """All that was written in the end."""
-        return [event.data["message"] for event in [*self.written, *self.output.take_rest()]]
+        return [event.data["message"] for event in [*self.written, *self.output.take_rest()] if event.type == "log"]
+
+    def progress(self) -> list[tuple[float | None, str]]:
+        """The progress that was reported while it ran."""
+        return [(event.data["fraction"], event.data["message"]) for event in self.written if event.type == "progress"]
 
 
 @pytest.mark.parametrize("text", ["价格" * 3000, "é" * 5000, "👩‍👩‍👧" * 1500, "e\u0301" * 6000, "नमस्ते" * 1400])
@@ -112,35 +117,115 @@ async def test_a_bar_counts_once_and_what_follows_is_kept(bar: list[str]) -> Non
     assert messages[1] == "RESULT: 42 letters sorted"
 
 
-async def test_a_bar_is_seen_now_and_then_while_it_is_drawn() -> None:
+async def test_a_bar_is_progress_once_a_second_and_its_last_state_a_line() -> None:
     printed = Printed()
-    for n in range(10):
-        printed.take(f"\r{n}0%", "stderr")
-        await printed.pass_time(1)
-    while_it_ran = [event.data["message"] for event in printed.written]
-    assert while_it_ran[0] == "10%"
-    assert 2 <= len(while_it_ran) <= 4, "seldom, the longer it takes"
-    printed.take("\r100%\n", "stderr")
-    assert printed.messages() == [*while_it_ran, "100%"]
+    for n in range(12):
+        for part in range(10):
+            printed.take(f"\r {n}{part}%|###   | {n}{part}/120", "stderr")
+        await printed.pass_time(0.5)
+    told = printed.progress()
+    assert 4 <= len(told) <= 6, "at most once a second"
+    assert told[0] == (0.29, "29%|###   | 29/120")
+    assert printed.messages() == [" 119%|###   | 119/120"], "and no line of the log but the last"
 
 
-async def test_a_state_that_was_seen_last_is_not_written_twice() -> None:
+async def test_the_last_state_of_a_bar_is_progress_too() -> None:
     printed = Printed()
-    printed.take("\r50%\r100%")
+    printed.take("\r10%")
     await printed.pass_time(0)
-    await printed.pass_time(2)
-    assert [event.data["message"] for event in printed.written] == ["100%"]
-    printed.take("\nnext\n")
+    await printed.pass_time(1)
+    printed.take("\r100%\n")
+    events = printed.output.take_rest()
+    assert printed.progress() == [(0.1, "10%")]
+    assert [(event.type, event.data["message"]) for event in events] == [("log", "100%"), ("progress", "100%")]
+
+
+async def test_a_bar_that_is_over_at_once_is_a_line_alone() -> None:
+    printed = Printed()
+    printed.take("".join(f"\r{n}%" for n in range(101)) + "\nnext\n")
+    await printed.pass_time(5)
+    assert printed.progress() == []
     assert printed.messages() == ["100%", "next"]
 
 
-async def test_states_alone_cannot_fill_a_log() -> None:
+async def test_progress_shows_no_escape_sequences_and_is_bounded() -> None:
     printed = Printed()
-    for n in range(60):
-        printed.take("\r" + "#" * 1000 + str(n))
-        await printed.pass_time(0 if n % 2 else 100)
-    states = sum(len(event.data["message"]) for event in printed.written)
-    assert 0 < states <= MAX_STATES_BYTES
+    printed.take("\r\x1b[32m50%\x1b[0m \0" + "#" * 3000)
+    await printed.pass_time(0)
+    await printed.pass_time(1)
+    ((fraction, message),) = printed.progress()
+    assert fraction == 0.5
+    assert message.startswith("50% \ufffd###")
+    assert len(message.encode()) <= MAX_STATE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("line", "fraction"),
+    [
+        (" 37%|███▋      | 37/100 [00:03<00:06,  9.9it/s]", 0.37),
+        ("100%|██████████| 5/5", 1.0),
+        ("Downloading 12.5 % of model", 0.125),
+        ("0%", 0.0),
+        ("37/100", None),
+        ("cpu 10%, memory 20%", None),
+        ("150%", None),
+        ("-5%", None),
+        ("v1.50%", None),
+        ("½%", None),
+        ("loss 0.5", None),
+    ],
+)
+def test_a_fraction_is_read_where_it_is_plain(line: str, fraction: float | None) -> None:
+    assert parse_fraction(line) == fraction
+
+
+async def test_what_is_said_is_written_at_once_and_in_order() -> None:
+    written, seen = [], asyncio.Event()
+
+    async def write(batch: list[ExecutionEvent]) -> None:
+        written.extend(batch)
+        seen.set()
+
+    output = OutputLog(write, lambda: NOW)
+    flushing = asyncio.create_task(output.flush_until_stopped())
+    output.add_output("stdout", b"before\n")
+    output.add_event(ExecutionEvent(type="output", data={"number": 1, "value": 1}, at=NOW))
+    output.add_output("stdout", b"after\n")
+    async with asyncio.timeout(5):
+        await seen.wait()
+    output.stop()
+    await flushing
+    assert [event.data.get("message") for event in [*written, *output.take_rest()]] == ["before", None, "after"]
+
+
+async def test_progress_is_reported_once_a_second_and_never_lost() -> None:
+    printed = Printed()
+    for n in range(40):
+        printed.output.update_progress(ProgressState(n / 100, f"step {n}"))
+        if n % 4 == 3:
+            await printed.pass_time(0.5)
+    assert len(printed.progress()) == 5
+    assert printed.progress()[0] == (0.03, "step 3")
+    assert [event.data["message"] for event in printed.output.take_rest()] == ["step 39"]
+    assert printed.output.take_rest() == []
+
+
+async def test_many_events_are_written_in_batches() -> None:
+    batches: list[int] = []
+
+    async def write(batch: list[ExecutionEvent]) -> None:
+        batches.append(len(batch))
+
+    output = OutputLog(write, lambda: NOW)
+    for n in range(2500):
+        output.add_event(ExecutionEvent(type="output", data={"number": n, "value": n}, at=NOW))
+    flushing = asyncio.create_task(output.flush_until_stopped())
+    async with asyncio.timeout(5):
+        while sum(batches) < 2500:
+            await asyncio.sleep(0.01)
+    output.stop()
+    await flushing
+    assert batches == [1000, 1000, 500]
 
 
 async def test_a_line_without_an_end_is_seen_before_it_ends() -> None:

@@ -89,8 +89,7 @@ async def test_output_is_whole_up_to_its_limit() -> None:
         written.extend(batch)
 
     output = OutputLog(write, lambda: datetime.now(UTC))
-    stop = asyncio.Event()
-    flushing = asyncio.create_task(output.flush_until(stop))
+    flushing = asyncio.create_task(output.flush_until_stopped())
     output.add_output("stdout", b"one\ntwo\nthr")
     output.add_output("stdout", b"ee\n" + b"A" * 20_000 + b"\n")
     await asyncio.sleep(0.25)
@@ -98,7 +97,7 @@ async def test_output_is_whole_up_to_its_limit() -> None:
     assert sum(len(event.data["message"]) for event in written[3:]) == 20_000
     assert all(len(event.data["message"]) <= MAX_LINE_BYTES for event in written)
     output.add_output("stderr", b"x" * (2 * MAX_LOG_BYTES))
-    stop.set()
+    output.stop()
     await flushing
     rest = output.take_rest()
     assert "Only the first 65536 bytes and 4000 lines" in rest[-1].data["message"]

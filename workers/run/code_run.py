@@ -2,14 +2,18 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.ports import Clock, NetworkServer, OutputStream, ProgramHooks, Tx
+from domain.ports import Clock, MessageKind, NetworkServer, OutputStream, ProgramHooks, Tx
+from domain.shared.json_limits import JsonTooLarge, check_json
 from workers.output import OutputLog
+from workers.progress import ProgressState
+from workers.run.outputs import OutputLimiter
 from workers.run.run_mask import RunMask
 
 # Writes something that a run has left, in the transaction that settles it.
@@ -27,6 +31,7 @@ class CodeRun:
         self.mask = RunMask()
         self.output = OutputLog(lambda events: write_events(self.mask.mask_events(events)), clock)
         self._clock = clock
+        self._outputs = OutputLimiter()
         self._results: list[WriteResult] = []
 
     @property
@@ -52,16 +57,61 @@ class CodeRun:
             self.output.add_output(stream, shown)
 
     def take_last_events(self) -> list[ExecutionEvent]:
-        """Return the events that are not written yet, as the output has ended."""
+        """Return the events that are not written yet, as the output has ended.
+
+        A warning about outputs that were left out is the last of them.
+        """
         for stream, rest in self.mask.flush_output().items():
             if rest:
                 self.output.add_output(stream, rest)
-        return self.mask.mask_events(self.output.take_rest())
+        events = self.output.take_rest()
+        if (warning := self._outputs.describe_left_out()) is not None:
+            events.append(ExecutionEvent(type="warning", data=warning, at=self._clock()))
+        return self.mask.mask_events(events)
 
     def build_hooks(self, serve: NetworkServer | None) -> ProgramHooks:
         """Return the hooks of the run. `serve` serves its network."""
-        return ProgramHooks(context=msgspec.json.encode(self._build_context()), serve=serve)
+        return ProgramHooks(
+            context=msgspec.json.encode(self._build_context()), on_message=self.handle_message, serve=serve
+        )
+
+    def handle_message(self, kind: MessageKind, data: bytes) -> None:
+        """Take what the entrypoint sends. All of it may be forged but its length."""
+        if kind == "output":
+            if not self._outputs.has_room_for(data):
+                return
+            number = self._outputs.count
+        try:
+            value = self._read_message(data)
+            if kind == "output":
+                event = ExecutionEvent(type="output", data={"number": number, "value": value}, at=self._clock())
+                self.output.add_event(event)
+            elif kind == "progress":
+                self.output.update_progress(msgspec.convert(value, _ProgressMessage).to_state())
+        except (JsonTooLarge, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            # Our guest never sends this.
+            self._outputs.add_left_out()
+
+    def _read_message(self, data: bytes) -> Any:
+        """Decode a message. All that the code says, besides what it prints and its result, comes through here."""
+        check_json(data)
+        return msgspec.json.decode(data)
 
     def _build_context(self) -> dict[str, Any]:
         deadline: datetime = self._clock() + timedelta(seconds=self.execution.timeout)
-        return {"execution_id": self.execution.id, "attempt": self.execution.attempt, "deadline": deadline}
+        return {
+            "execution_id": self.execution.id,
+            "thread_id": None,
+            "attempt": self.execution.attempt,
+            "deadline": deadline,
+            "files": {},
+        }
+
+
+class _ProgressMessage(msgspec.Struct):
+    fraction: Annotated[float, Meta(ge=0, le=1)] | None = None
+    message: Annotated[str, Meta(max_length=4000)] | None = None
+
+    def to_state(self) -> ProgressState:
+        message = self.message
+        return ProgressState(self.fraction, None if message is None else message.replace("\0", "\ufffd"))

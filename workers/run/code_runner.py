@@ -54,14 +54,13 @@ class CodeRunner(LaneRunner):
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
         """Run an execution in the sandbox, and settle it with the outcome and the last output of the program."""
         run = CodeRun(execution, self._context.clock, lambda events: self._record_events(execution, events))
-        stop = asyncio.Event()
-        flushing = asyncio.create_task(run.output.flush_until(stop))
+        flushing = asyncio.create_task(run.output.flush_until_stopped())
         running = asyncio.create_task(self._run_in_sandbox(run))
         try:
             await asyncio.wait((running, flushing), return_when=asyncio.FIRST_COMPLETED)
         finally:
             # A run without an outcome is stopped: its lease was lost, or this process is ending.
-            stop.set()
+            run.output.stop()
             if not running.done():
                 running.cancel()
             await asyncio.wait((running, flushing))

@@ -172,6 +172,8 @@ def _load_guest(path: str) -> Any:
     guest.__file__ = _GUEST_PATH
     with open(path) as file:
         exec(compile(file.read(), _GUEST_PATH, "exec"), guest.__dict__)  # noqa: S102 - our own file
+    for name in guest.PART_NAMES:
+        guest.load_part(name, os.path.dirname(path))
     return guest
 
 

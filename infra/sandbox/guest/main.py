@@ -1,11 +1,12 @@
 """Run an entrypoint as the first process inside the fence. Standard library alone, started with `python -I -S`.
 
 Reads frames (a length in four bytes, then as many) from one descriptor: first what to import and
-within which limits, then the payload. In between it waits, stopped if need be, until
+within which limits, then the payload and its context. In between it waits, stopped if need be, until
 there is a payload. To the other descriptor it writes a byte per stage (`+` fenced, `=` imported, `!` the
-payload has been read), then a JSON line and the result's JSON. For a result that cannot be JSON the line says
-in `problem` what is wrong with it, and nothing follows; one that is too large is cut just past its limit.
-What the agent prints goes to stdout and stderr. The host trusts only the size and the syntax of all this.
+payload has been read), messages while it runs (see `context`), then a JSON line and the result's JSON. For a value
+that cannot be JSON the line says in `problem` what is wrong with it, and nothing follows; a result that is too large
+is cut just past its limit. What the agent prints goes to stdout and stderr. The host trusts only the size and the
+syntax of all this.
 """
 
 # Now, while the path holds the standard library alone: a module of the agent that is
@@ -29,8 +30,22 @@ builtins.license = _sitebuiltins._Printer("license", "See https://www.python.org
 
 MAX_MESSAGE_CHARS = 4000
 MAX_STACK_CHARS = 16000
-MAX_PATH_CHARS = 300
 _SCALAR_TYPES = {str, int, float, bool, type(None)}
+_JSON_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+# The other files of this folder that most runs do not need. They are no modules that an agent could find.
+PART_NAMES = ("context", "json_problems")
+_parts: dict[str, object] = {}
+
+
+def load_part(name, folder=os.path.dirname(__file__)):
+    """Return another file of this folder as a module, loaded from `folder` when it is first needed."""
+    if name not in _parts:
+        part = type(sys)(f"paddock_{name}")
+        part.__file__ = f"{os.path.dirname(__file__)}/{name}.py"
+        with open(f"{folder}/{name}.py") as file:
+            exec(compile(file.read(), part.__file__, "exec"), part.__dict__)
+        _parts[name] = part
+    return _parts[name]
 
 
 def read_frame(fd):
@@ -64,16 +79,67 @@ def _import_entrypoint(entrypoint):
     return target
 
 
-def _call_entrypoint(function, payload):
-    result = function(payload)
-    if hasattr(result, "__await__"):
-        import asyncio
+def _find_context_way(function):
+    """Return how the entrypoint takes a context, see `context.find_context_parameter`; None for most entrypoints."""
+    if type(function) is type(read_frame):
+        code = function.__code__
+        if code.co_argcount == 1 and not (code.co_kwonlyargcount or code.co_flags & 12 or function.__dict__):
+            if code.co_flags & 0x220:  # a generator: what it will need is loaded ahead
+                load_part("context")
+            return None
+    return load_part("context").find_context_parameter(function)
 
-        async def await_result():
-            return await result
 
-        result = asyncio.run(await_result())
-    return result
+class EntrypointCall:
+    """Call an entrypoint once. `pipes` are the descriptors of requests, answers, and copies of stdout and stderr."""
+
+    def __init__(self, function, way, context, pipes):
+        self._function, self._way, self._values, self._pipes = function, way, context, pipes
+        self._writer = self._context = None
+
+    def run(self, payload):
+        """Return the result, or the JSON of the last value that it streamed in its place."""
+        payload = json.loads(payload)
+        if self._way is None:
+            result = self._function(payload)
+        else:
+            read_state = lambda: read_frame(self._pipes[0])  # noqa: E731
+            values = json.loads(self._values)
+            self._context = load_part("context").Context(values, self._open_writer(), encode_value, read_state)
+            if self._way == "positional":
+                result = self._function(payload, self._context)
+            else:
+                result = self._function(payload, context=self._context)
+        body = None
+        if hasattr(result, "__await__") or hasattr(result, "__aiter__"):
+            import asyncio
+
+            result, body = asyncio.run(self._await_result(result))
+        if body is None and hasattr(result, "throw"):
+            result, body = load_part("context").run_generator(self._open_writer(), result)
+        return result, body
+
+    async def _await_result(self, result):
+        if hasattr(result, "__await__"):
+            result = await result
+        if hasattr(result, "__aiter__"):
+            return await load_part("context").run_async_iterator(self._open_writer(), result)
+        return result, None
+
+    def send_state(self):
+        """Send the state that the entrypoint has changed."""
+        if self._context is not None:
+            self._context.send_state()
+
+    def close(self):
+        """Send nothing more."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open_writer(self):
+        if self._writer is None:
+            self._writer = load_part("context").MessageWriter(self._pipes[1], self._pipes[2:], encode_value)
+        return self._writer
 
 
 def _describe_failure(error, kind=None):
@@ -82,8 +148,9 @@ def _describe_failure(error, kind=None):
 
     # The agent's own frames alone: ours and the import system's do not help its author.
     frames = error.__traceback__
+    own_folder = os.path.dirname(__file__) + "/"
     while frames is not None and (
-        frames.tb_frame.f_code.co_filename == __file__ or "importlib" in frames.tb_frame.f_code.co_filename
+        frames.tb_frame.f_code.co_filename.startswith(own_folder) or "importlib" in frames.tb_frame.f_code.co_filename
     ):
         frames = frames.tb_next
     try:
@@ -103,24 +170,43 @@ def _escape_surrogates(text):
     return text.encode(errors="backslashreplace").decode()
 
 
-def _run_entrypoint(function, payload, context):
+def _run_entrypoint(function, payload, way=None, context="{}", pipes=()):
+    call = EntrypointCall(function, way, context, pipes)
     try:
-        result = _call_entrypoint(function, json.loads(payload))
+        result, body = call.run(payload)
+        problem = None
+        if body is None:
+            body, problem = encode_value(result)
+        if problem is not None:
+            return {"problem": problem}
+        call.send_state()
     except SystemExit as error:
         return _describe_failure(error, "SystemExit")
     except BaseException as error:
+        if (kind := getattr(error, "kind", None)) and isinstance(error, load_part("context").ValueProblem):
+            return {"problem": str(error), "problem_type": kind}
         return _describe_failure(error)
+    finally:
+        call.close()
+    return {"body": body}
+
+
+def encode_value(value, name="The result", subject=None):
+    """Return the JSON of a value and None, or None and what is wrong with it. See `json_problems` for `subject`."""
     try:
-        output = json.dumps(result, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        body = output.encode()
-        problem = find_duplicate_key(result)
+        body = _JSON_ENCODER.encode(value).encode()
+        problem = load_part("json_problems").find_duplicate_key(value) if _has_odd_keys(value) else None
     except MemoryError:
         raise
     except Exception as error:
-        problem = _find_problem(result) or f"{type(error).__name__}: {error}"
+        problems = load_part("json_problems")
+        problem = problems.find_problem(value, subject or problems.RESULT)
+        if problem is None and subject is not None and not isinstance(error, (TypeError, ValueError, RecursionError)):
+            raise  # of a signal handler of the agent
+        problem = problem or f"{type(error).__name__}: {error}"
     if problem is None:
-        return {"body": body}
-    return {"problem": _escape_surrogates(f"The result is not JSON: {problem}"[:MAX_MESSAGE_CHARS])}
+        return body, None
+    return None, _escape_surrogates(f"{name} is not JSON: {problem}"[:MAX_MESSAGE_CHARS])
 
 
 def _has_odd_keys(result):
@@ -137,150 +223,16 @@ def _has_odd_keys(result):
     return False
 
 
-def find_duplicate_key(result):
-    """Return where two keys of one dict are the same in JSON (`1` and `"1"`), or None."""
-    if not _has_odd_keys(result):
-        return None
-    pending = [("", result)]
-    while pending:
-        place, value = pending.pop()
-        if isinstance(value, dict):
-            if any(type(key) is not str for key in value):
-                names = {}
-                for key in value:
-                    name = _encode_key(key)
-                    if name in names:
-                        return (
-                            f"{_quote_path(place)} has the keys {names[name]!r} and {key!r}, which are one key in JSON."
-                        )
-                    names[name] = key
-            inner = value.items()
-        else:
-            inner = enumerate(value) if isinstance(value, (list, tuple)) else ()
-        pending += [(_join_path(place, key), item) for key, item in inner if isinstance(item, (dict, list, tuple))]
-    return None
-
-
-def _find_problem(result):
-    """Return the problem with the first value that JSON cannot hold; None if the search fails."""
-    try:
-        return find_bad_value(result)
-    except Exception:
-        return None  # a container class of the agent's own that cannot be searched
-
-
-def find_bad_value(result):
-    """Return the problem with the first value or key that JSON cannot hold; None if JSON can hold all."""
-    # Depth first, with the containers around each place, to detect a cycle.
-    pending = [("", result, ())]
-    while pending:
-        place, value, around = pending.pop()
-        if isinstance(value, (dict, list, tuple)):
-            if id(value) in around:
-                return f"{_quote_path(place)} holds itself."
-            if len(around) > 500:
-                return f"{_quote_path(place)} nests too deep."
-            if isinstance(value, dict):
-                for key in value:
-                    if not (key is None or isinstance(key, (str, int, float))):
-                        key_text = f"{_shorten_text(repr(key))}, a {_get_type_name(key)}"
-                        return f"{_quote_path(place)} has the key {key_text}. Use text for keys."
-                    problem = _find_scalar_problem(key)
-                    if problem is not None:
-                        return f"a key of {_quote_path(place)} {problem}"
-                inner = list(value.items())
-            else:
-                inner = list(enumerate(value))
-            inside = (*around, id(value))
-            pending += [(_join_path(place, key), item, inside) for key, item in reversed(inner)]
-            continue
-        problem = _find_scalar_problem(value)
-        if problem is not None:
-            return f"{_quote_path(place)} {problem}"
-    return None
-
-
-def _find_scalar_problem(value):
-    if value is None or isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return f"holds broken text: half of a surrogate pair at character {error.start}."
-        return None
-    if isinstance(value, int):
-        try:
-            int.__repr__(value)
-        except ValueError:
-            return "is a number of too many digits."
-        return None
-    if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return f"is {float.__repr__(value)}, which JSON does not have. Return None or text in its place."
-        return None
-    return f"is a {_get_type_name(value)}. Return {_suggest_replacement(value)}."
-
-
-def _suggest_replacement(value):
-    kind = type(value)
-    if hasattr(kind, "isoformat"):
-        return "its .isoformat()"
-    for method in ("model_dump", "tolist", "to_dict"):
-        if hasattr(kind, method):
-            return f"its .{method}()"
-    if hasattr(kind, "__dataclass_fields__"):
-        return "dataclasses.asdict() of it"
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return "text, for example its base64"
-    names = {base.__name__ for base in kind.__mro__}
-    if "Enum" in names:
-        return "its .value"
-    if names & {"Decimal", "UUID", "PurePath", "Fraction"}:
-        return "its str()"
-    if hasattr(kind, "__iter__"):
-        return "its list()"
-    return "text, a number, a list or a dict in its place"
-
-
-def _get_type_name(value):
-    module, name = type(value).__module__, type(value).__qualname__
-    return name if module == "builtins" else f"{module}.{name}"
-
-
-def _encode_key(key):
-    return str.__str__(key) if isinstance(key, str) else json.dumps(key)
-
-
-def _join_path(place, key):
-    if type(key) is int:
-        return f"{place}[{key}]"
-    if isinstance(key, str) and key.isidentifier():
-        return f"{place}.{_shorten_text(key)}" if place else _shorten_text(key)
-    return f"{place}[{_shorten_text(repr(key))}]"
-
-
-def _quote_path(place):
-    if not place:
-        return "the result"
-    return (
-        f"`{place}`"
-        if len(place) <= MAX_PATH_CHARS
-        else f"`{place[: MAX_PATH_CHARS // 2]}…{place[-MAX_PATH_CHARS // 2 :]}`"
-    )
-
-
-def _shorten_text(text):
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
 def _build_answer(head, requests, answers):
+    # Before an import can turn the agent's own output elsewhere.
+    pipes = requests, answers, os.dup(1), os.dup(2)
     try:
         function = _import_entrypoint(head["entrypoint"])
     except BaseException as error:
         return _describe_failure(error)
     if head["mode"] == "check":
         return {"body": b"null"}
+    way = _find_context_way(function)
     os.write(answers, b"=")
     try:
         payload = read_frame(requests)
@@ -288,7 +240,7 @@ def _build_answer(head, requests, answers):
     except EOFError:
         os._exit(0)  # the worker no longer needs this slot
     os.write(answers, b"!")
-    return _run_entrypoint(function, payload, context)
+    return _run_entrypoint(function, payload, way, context, pipes)
 
 
 def _send_answer(fd, answer, most):
