@@ -222,7 +222,7 @@ class OutputLog:
             self._wake.set()
 
     def stop(self) -> None:
-        """Let `flush_until_stopped` end after the write that is under way."""
+        """End `flush_until_stopped` after the write that is under way."""
         self._stopped.set()
         self._wake.set()
 

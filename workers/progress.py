@@ -11,7 +11,7 @@ from domain.ports import Clock, OutputStream
 
 PROGRESS_PAUSE: Final = timedelta(seconds=1)
 # One percentage, as progress bars show it: ` 37%|███▋      | 37/100`.
-_PERCENTAGE: Final = re.compile(r"(?<![\w.,-])(\d{1,3}(?:\.\d{1,9})?) ?%")
+_PERCENTAGE_PATTERN: Final = re.compile(r"(?<![\w.,-])(\d{1,3}(?:\.\d{1,9})?) ?%")
 
 
 class ProgressState(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class ProgressReporter:
 
 def parse_fraction(line: str) -> float | None:
     """Return the fraction that a line shows, if it shows one percentage: 0.37 for ` 37%|███▋  | 37/100`."""
-    percentages = _PERCENTAGE.findall(line)
+    percentages = _PERCENTAGE_PATTERN.findall(line)
     if len(percentages) != 1 or float(percentages[0]) > 100:
         return None
     return float(percentages[0]) / 100

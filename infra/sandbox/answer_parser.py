@@ -47,7 +47,7 @@ class AnswerParser:
         """Return whether nothing that follows counts."""
         return self.is_oversized or self.is_malformed
 
-    def feed(self, part: bytes) -> list[GuestMessage]:
+    def parse_piece(self, part: bytes) -> list[GuestMessage]:
         """Take a piece of what was written, and return the messages that are complete now."""
         if not self.has_given_up:
             self.answer += part

@@ -76,12 +76,12 @@ class OutputOrder:
 
     def _release(self, number: int) -> None:
         self._reached = max(self._reached, number)
-        for stream, held in self._held.items():
-            if not held:
+        for stream, pieces in self._held.items():
+            if not pieces:
                 continue
-            self._held[stream] = later = [(mark, data) for mark, data in held if mark > self._reached]
+            self._held[stream] = later = [(mark, data) for mark, data in pieces if mark > self._reached]
             self._held_bytes[stream] = sum(len(data) + _PIECE_OVERHEAD_BYTES for _, data in later)
-            for mark, data in held:
+            for mark, data in pieces:
                 if mark <= self._reached:
                     self._deliver(stream, data)
 

@@ -223,7 +223,7 @@ class ProcessTree:
 
     def _process_answer(self, part: bytes) -> None:
         parser, before = self._parser, self.report.stage
-        messages = parser.feed(part)
+        messages = parser.parse_piece(part)
         if parser.stage > before:
             if before < GuestStage.FENCED <= parser.stage:
                 for stream, fd in self._streams.items():
@@ -283,7 +283,7 @@ class ProcessTree:
         self._limit_speed(stream, fd, len(part), functools.partial(self._read_output, stream), began)
 
     def _limit_speed(self, pipe: str, fd: int, size: int, read: Callable[[], None], began: float) -> None:
-        """Let a flooding tree wait between reads: what it writes past full speed is not kept in any case."""
+        """Make a flooding tree wait between reads: what it writes past full speed is not kept in any case."""
         self._read_bytes[pipe] += size
         is_flood = self._read_bytes[pipe] > FULL_SPEED_BYTES or self._message_count > FULL_SPEED_MESSAGES
         if is_flood and not self._done.done() and not self._has_given_up:

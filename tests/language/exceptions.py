@@ -21,6 +21,7 @@ EXCEPTIONS: Final[dict[str, str]] = {
     "door workers/agent/builtin_tools.py::infra.tools.http_request": _HEAVY,
     "door workers/agent/tools.py::infra.tools.custom": _HEAVY,
     "door workers/main.py::infra.llm.local_model": _HEAVY,
+    "function infra/sandbox/guest/context.py::Context.progress": "the name by which agents call it",
     "variable infra/postgres/traces.py::one": "the name of a column of the database",
     "word docs/naming.md::is away": "the example of what not to write",
     "word infra/postgres/session.py::nobody": "the name of a role",

@@ -37,7 +37,7 @@ def _feed_pieces(parser: AnswerParser, data: bytes, cuts: list[int]) -> list[Gue
     messages, start, number = list[GuestMessage](), 0, 0
     while start < len(data):
         size = cuts[number % len(cuts)]
-        messages += parser.feed(data[start : start + size])
+        messages += parser.parse_piece(data[start : start + size])
         start, number = start + size, number + 1
     return messages
 
@@ -55,7 +55,7 @@ def test_messages_and_the_answer_are_the_same_however_they_are_split(
 @given(st.binary(max_size=600), CUTS, st.sampled_from([b"", b"+", b"+=!"]))
 def test_garbage_is_read_alike_however_it_is_split(garbage: bytes, cuts: list[int], start: bytes) -> None:
     pieces, whole = AnswerParser(MAX_ANSWER), AnswerParser(MAX_ANSWER)
-    assert _feed_pieces(pieces, start + garbage, cuts) == whole.feed(start + garbage)
+    assert _feed_pieces(pieces, start + garbage, cuts) == whole.parse_piece(start + garbage)
     assert (pieces.answer, pieces.stage, pieces.has_given_up) == (whole.answer, whole.stage, whole.has_given_up)
     assert len(pieces.answer) <= MAX_ANSWER
 
@@ -64,30 +64,30 @@ def test_garbage_is_read_alike_however_it_is_split(garbage: bytes, cuts: list[in
 def test_nothing_counts_after_a_message_that_our_guest_never_writes(rest: bytes, messages: list[GuestMessage]) -> None:
     for head in (b"~x" + bytes(8), b"~o" + bytes(4) + (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big")):
         parser = AnswerParser(MAX_ANSWER)
-        assert parser.feed(b"+=!" + b"".join(map(_encode_message, messages)) + head + rest) == messages
+        assert parser.parse_piece(b"+=!" + b"".join(map(_encode_message, messages)) + head + rest) == messages
         assert (parser.is_malformed, parser.is_oversized, parser.answer) == (True, False, b"")
-        assert parser.feed(b"{}\nnull") == []
+        assert parser.parse_piece(b"{}\nnull") == []
         assert parser.answer == b""
 
 
 def test_a_message_of_the_largest_size_is_read() -> None:
     parser = AnswerParser(MAX_MESSAGE_BYTES + 100)
     message = GuestMessage("state", 0, b"x" * MAX_MESSAGE_BYTES)
-    assert parser.feed(b"+=!" + _encode_message(message)) == [message]
+    assert parser.parse_piece(b"+=!" + _encode_message(message)) == [message]
 
 
 def test_messages_before_the_payload_was_read_and_after_the_answer_are_none() -> None:
     message = _encode_message(GuestMessage("output", 1, b"1"))
     parser = AnswerParser(MAX_ANSWER)
-    assert parser.feed(b"+" + message) == []
+    assert parser.parse_piece(b"+" + message) == []
     parser = AnswerParser(MAX_ANSWER)
-    assert parser.feed(b"+=!{}\nnull" + message) == []
+    assert parser.parse_piece(b"+=!{}\nnull" + message) == []
     assert parser.answer == b"{}\nnull" + message
 
 
 def test_an_answer_past_its_limit_is_oversized() -> None:
     parser = AnswerParser(MAX_ANSWER)
-    parser.feed(b"+=!{" + b" " * MAX_ANSWER)
+    parser.parse_piece(b"+=!{" + b" " * MAX_ANSWER)
     assert (parser.is_oversized, parser.is_malformed, parser.answer) == (True, False, b"")
 
 
@@ -126,7 +126,7 @@ def _mark(number: int) -> bytes:
 
 
 def test_guest_and_host_agree_on_the_mark() -> None:
-    assert guest_context.MARK == OUTPUT_MARK
+    assert guest_context.OUTPUT_MARK == OUTPUT_MARK
 
 
 @given(st.lists(st.binary(min_size=1, max_size=30).filter(lambda data: b"\0" not in data), max_size=8), CUTS)

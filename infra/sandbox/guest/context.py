@@ -1,7 +1,7 @@
 """Give an entrypoint its context, and send what it yields and says. Loaded by `main` for entrypoints that need it.
 
 A message goes to the answer pipe: `~`, a byte for its kind, its number and its length in four bytes each, and JSON.
-The number of an output is also written to stdout and stderr, behind `MARK` and before the message, so that the host
+The number of an output is also written to stdout and stderr, behind `OUTPUT_MARK` and before the message, so that the host
 knows what was printed before it. Other messages have the number 0.
 """
 
@@ -13,7 +13,7 @@ import sys
 MAX_OUTPUT_BYTES = 256 * 1024
 MAX_STATE_BYTES = 1024 * 1024
 MAX_PROGRESS_CHARS = 1000
-MARK = b"\x00\x1bpaddock\x1b\x00"
+OUTPUT_MARK = b"\x00\x1bpaddock\x1b\x00"
 _OTHER_PROCESS = (
     "The context works only in the process that called the entrypoint. Return to it what others have to say."
 )
@@ -110,7 +110,7 @@ class MessageWriter:
             self._check_open()
             for fd in self._prints:
                 try:
-                    os.write(fd, MARK + number)
+                    os.write(fd, OUTPUT_MARK + number)
                 except OSError:
                     pass  # closed by the agent
             self._write(b"o", body, number)
@@ -219,7 +219,7 @@ def _check_fraction(fraction):
     if fraction is None:
         return None
     try:
-        # Whatever is a number: also those of numpy, Decimal and Fraction, but no text.
+        # Any number: also those of numpy, Decimal and Fraction, but no text.
         number = float(fraction) if hasattr(type(fraction), "__float__") else None
     except (ArithmeticError, TypeError, ValueError):
         number = None

@@ -1,4 +1,4 @@
-"""Say what is wrong with a value that JSON cannot hold. Loaded by `main` once there is one.
+"""Find what is wrong with a value that JSON cannot hold. Loaded by `main` once there is one.
 
 `subject` is the value's name and what to do with a better one: `("the result", "Return")`.
 """
@@ -6,10 +6,10 @@
 import json
 
 MAX_PATH_CHARS = 300
-RESULT = ("the result", "Return")
+RESULT_SUBJECT = ("the result", "Return")
 
 
-def find_duplicate_key(result, subject=RESULT):
+def find_duplicate_key(result, subject=RESULT_SUBJECT):
     """Return where two keys of one dict are the same in JSON (`1` and `"1"`), or None."""
     pending = [("", result)]
     while pending:
@@ -30,7 +30,7 @@ def find_duplicate_key(result, subject=RESULT):
     return None
 
 
-def find_problem(result, subject=RESULT):
+def find_problem(result, subject=RESULT_SUBJECT):
     """Return the problem with the first value that JSON cannot hold; None if the search fails."""
     try:
         return find_bad_value(result, subject)
@@ -38,7 +38,7 @@ def find_problem(result, subject=RESULT):
         return None  # a container class of the agent's own that cannot be searched
 
 
-def find_bad_value(result, subject=RESULT):
+def find_bad_value(result, subject=RESULT_SUBJECT):
     """Return the problem with the first value or key that JSON cannot hold; None if JSON can hold all."""
     # Depth first, with the containers around each place, to detect a cycle.
     pending = [("", result, ())]

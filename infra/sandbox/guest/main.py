@@ -200,7 +200,7 @@ def encode_value(value, name="The result", subject=None):
         raise
     except Exception as error:
         problems = load_part("json_problems")
-        problem = problems.find_problem(value, subject or problems.RESULT)
+        problem = problems.find_problem(value, subject or problems.RESULT_SUBJECT)
         if problem is None and subject is not None and not isinstance(error, (TypeError, ValueError, RecursionError)):
             raise  # of a signal handler of the agent
         problem = problem or f"{type(error).__name__}: {error}"
