@@ -1,8 +1,8 @@
 """Give an entrypoint its context, and send what it yields and says. Loaded by `main` for entrypoints that need it.
 
 A message goes to the answer pipe: `~`, a byte for its kind, its number and its length in four bytes each, and JSON.
-The number of an output is also written to stdout and stderr, behind `OUTPUT_MARK` and before the message, so that the host
-knows what was printed before it. Other messages have the number 0.
+The number of an output is also written to stdout and stderr, behind `OUTPUT_MARK` and before the message, so that the
+host knows what was printed before it. Other messages have the number 0.
 """
 
 import _thread

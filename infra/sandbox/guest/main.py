@@ -170,7 +170,7 @@ def _escape_surrogates(text):
     return text.encode(errors="backslashreplace").decode()
 
 
-def _run_entrypoint(function, payload, way=None, context="{}", pipes=()):
+def _run_entrypoint(function, payload, context="{}", way=None, pipes=()):
     call = EntrypointCall(function, way, context, pipes)
     try:
         result, body = call.run(payload)
@@ -240,7 +240,7 @@ def _build_answer(head, requests, answers):
     except EOFError:
         os._exit(0)  # the worker no longer needs this slot
     os.write(answers, b"!")
-    return _run_entrypoint(function, payload, way, context, pipes)
+    return _run_entrypoint(function, payload, context, way, pipes)
 
 
 def _send_answer(fd, answer, most):
