@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions, RunSteps
-    from domain.llms import Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
+    from domain.llms import EmbeddingCall, EmbeddingReply, Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Workers, WorkQueues
@@ -385,20 +385,18 @@ class Llm(Protocol):
     """Call language models, of any provider. Nothing is tried twice here."""
 
     def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
-        """Yield the parts of an answer as they come; the last one is its `Reply`.
+        """Yield the parts of an answer as they come; the last one is its `ModelReply`. Errors: `ModelError`.
 
         Closing the generator, or cancelling the task that waits for it, ends the provider's connection at once.
-        Errors: `domain.llms.messages.ModelError`.
         """
         ...
+
+    async def embed(self, ask: EmbeddingCall) -> EmbeddingReply: ...  # Errors: `ModelError`.
 
 
 class Prices(Protocol):
     """Calculate what calls of models cost."""
 
     def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
-        """Return the US dollars for one call, or None when the price of this model is unknown.
-
-        The target's own price wins.
-        """
+        """Return the US dollars for one call, None if the price is unknown. The target's own price wins."""
         ...

@@ -1,5 +1,6 @@
 """Manage the registry of language models, and describe calls of them."""
 
+from domain.llms.embeddings import EmbeddingCall, EmbeddingReply
 from domain.llms.messages import (
     ChatMessage,
     FinishReason,
@@ -70,6 +71,8 @@ __all__ = [
     "BaseUrl",
     "ChatMessage",
     "Dollars",
+    "EmbeddingCall",
+    "EmbeddingReply",
     "EntryName",
     "FinishReason",
     "KeyName",

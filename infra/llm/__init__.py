@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from domain.llms import ModelCall, ReplyPart
+from domain.llms import EmbeddingCall, EmbeddingReply, ModelCall, ReplyPart
 from infra.llm.key_mask import stream_masked
 from infra.llm.local_model import LocalServer, prepare_local_request
 from infra.llm.prices import GenaiPrices
@@ -65,10 +65,20 @@ class PydanticLlm:
                     async for part in parts:
                         yield part
             return
-        self._guarded = self._guarded or self._outbound.create_httpx2_client(max_error_bytes=MAX_ERROR_BYTES)
-        async with aclosing(module.stream_parts(ask, ask.target.base_url, self._guarded)) as parts:
+        async with aclosing(module.stream_parts(ask, ask.target.base_url, self._open_guarded_client())) as parts:
             async for part in parts:
                 yield part
+
+    async def embed(self, ask: EmbeddingCall) -> EmbeddingReply:
+        """Return the vectors of texts, as `domain.ports.Llm` describes. Errors: `domain.llms.ModelError`."""
+        if self._module is None:
+            await self.load_libraries()
+        reply: EmbeddingReply = await self._module.embed_texts(ask, ask.target.base_url, self._open_guarded_client())
+        return reply
+
+    def _open_guarded_client(self) -> "httpx2.AsyncClient":
+        self._guarded = self._guarded or self._outbound.create_httpx2_client(max_error_bytes=MAX_ERROR_BYTES)
+        return self._guarded
 
     async def load_libraries(self) -> None:
         """Load the libraries, so that the first call does not wait for them."""

@@ -14,8 +14,11 @@ from infra.llm import model_errors, providers, request_builder
 from infra.llm.answer_reader import AnswerReader, read_answer
 from infra.llm.anthropic_reader import AnthropicReader
 from infra.llm.chat_reader import ChatReader
+from infra.llm.embeddings import embed_texts
 from infra.llm.providers import Wire
 from infra.llm.responses_reader import ResponsesReader
+
+__all__ = ["create_local_client", "embed_texts", "stream_parts"]
 
 _WIRE_READERS: Final[dict[Wire, type[AnswerReader]]] = {
     "anthropic": AnthropicReader,

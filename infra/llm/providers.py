@@ -160,6 +160,13 @@ def _build_openai_model(
 ) -> Model[Any]:
     if (profile := _MODEL_PROFILES.get(target.provider)) is None:
         raise ModelError("refused", f"The provider {target.provider!r} is unknown.")
+    client = create_openai_client(target, base_url, http)
+    provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=_adjust_profile(target, profile))
+    return kind(target.model, provider=provider)
+
+
+def create_openai_client(target: ModelTarget, base_url: str | None, http: Any) -> AsyncOpenAI:
+    """Create a client for one target. Errors: `ModelError` of kind refused for a missing base URL."""
     if (url := base_url or _DEFAULT_URLS.get(target.provider)) is None:
         raise ModelError("refused", f"Models of {target.provider} need a base_url.")
     client = AsyncOpenAI(
@@ -177,8 +184,7 @@ def _build_openai_model(
     # The library has put OPENAI_CUSTOM_HEADERS here. A test compares all of this with the request on the wire.
     headers: dict[str, Any] = dict.fromkeys(_TELEMETRY_HEADERS, Omit())
     client._custom_headers = headers
-    provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=_adjust_profile(target, profile))
-    return kind(target.model, provider=provider)
+    return client
 
 
 def _build_anthropic_model(

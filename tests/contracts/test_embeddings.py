@@ -1,186 +1,118 @@
-"""Embeddings from the wheel: near for right answers, far for strangers, and never on the network."""
+"""What the port for embeddings promises, on the wire of a provider."""
 
-import logging
-import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from math import isfinite
-from pathlib import Path
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from domain.evaluations.scoring import ClientScores, score_evaluation
-from infra import embeddings
-from infra.embeddings import WordLlamaSimilarity
+from domain.llms import EmbeddingCall, ModelError, ModelTarget
+from domain.shared.secrets import Secret
+from infra.http import Outbound
+from infra.llm import PydanticLlm
+from tests.contracts.test_llm import Here
+from tests.support.fake_provider import FakeProvider, run_fake_provider
+from tests.support.scripted_model import serve_body
 
-QUESTION = "What is the capital of France?"
-DOCS = ["Paris is the capital and largest city of France."]
-
-
-@pytest.fixture(scope="module")
-def nearness() -> WordLlamaSimilarity:
-    return WordLlamaSimilarity()
+KEY = "sk-the-provider-s-own-key"
 
 
-def test_a_right_answer_is_supported(nearness: WordLlamaSimilarity) -> None:
-    made = score_evaluation(QUESTION, "Paris is the capital of France.", DOCS, ClientScores(), nearness)
-    assert not made.hallucinated
-    assert made.factual_support > 0.85
-    assert made.semantic_drift < 0.3
-    assert made.hallucination_probability < 0.2
+@pytest.fixture
+async def llm() -> AsyncIterator[PydanticLlm]:
+    port = PydanticLlm(Outbound(("127.0.0.1",)), Here())
+    yield port
+    await port.close()
 
 
-def test_green_cheese_is_not(nearness: WordLlamaSimilarity) -> None:
-    made = score_evaluation(QUESTION, "The moon is made of green cheese, maybe.", DOCS, ClientScores(), nearness)
-    assert made.hallucinated
-    assert made.factual_support < 0.2
-    assert made.semantic_drift > 0.8
-    assert made.uncertainty > 0.0
+@pytest.fixture
+async def provider() -> AsyncIterator[FakeProvider]:
+    async with run_fake_provider() as served:
+        yield served
 
 
-REFUNDS = ["Customers can return items within 30 days of purchase for a full refund."]
-PASSWORDS = ["To reset a password, go to Settings > Security and press Reset password. A link is sent by e-mail."]
-PLANTS = ["Plants use photosynthesis to convert sunlight, CO2 and water into glucose and oxygen."]
+def build_call(url: str, *texts: str, provider: str = "openai_compatible", **fields: Any) -> EmbeddingCall:
+    target = ModelTarget(name="m", provider=provider, model="m", base_url=url, api_key=Secret(KEY))
+    return EmbeddingCall(target=target, texts=texts, **fields)
+
+
+async def test_vectors_come_in_the_order_of_the_texts(
+    llm: PydanticLlm, provider: FakeProvider, monkeypatch: Any
+) -> None:
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"):
+        monkeypatch.setenv(name, "X-Of-The-Process: secret")
+    sent: list[bool] = []
+    reply = await llm.embed(build_call(provider.url, "a", "four", dimensions=2, on_sent=lambda: sent.append(True)))
+    assert [list(vector) for vector in reply.vectors] == [[1.0, 0.0], [4.0, 0.0]]
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens == 2
+    asked = provider.requests[-1]
+    assert asked.body == {"model": "m", "input": ["a", "four"], "encoding_format": "float", "dimensions": 2}
+    assert (asked.api_key, sent) == (KEY, [True])
+    assert "secret" not in str(asked.headers)
+    assert not asked.headers.keys() & {"x-stainless-os", "x-stainless-arch", "x-stainless-runtime", "openai-project"}
 
 
 @pytest.mark.parametrize(
-    ("prompt", "right", "wrong", "docs"),
+    ("status", "kind"), [(401, "unauthorized"), (429, "rate_limited"), (500, "unavailable"), (400, "refused")]
+)
+async def test_failures(llm: PydanticLlm, provider: FakeProvider, status: int, kind: str) -> None:
+    provider.queue_failure(status, message=f"What is {KEY}?", to="m")
+    with pytest.raises(ModelError) as caught:
+        await llm.embed(build_call(provider.url, "a"))
+    assert caught.value.kind == kind
+    assert KEY not in caught.value.message
+
+
+async def test_servers_that_are_not_there_and_providers_without_embeddings(llm: PydanticLlm) -> None:
+    with pytest.raises(ModelError) as caught:
+        await llm.embed(build_call("http://127.0.0.1:9/v1", "a"))
+    assert caught.value.kind == "unavailable"
+    with pytest.raises(ModelError) as caught:
+        await llm.embed(build_call("http://169.254.169.254/v1", "a"))
+    assert caught.value.kind == "not_allowed"
+    for name in ("anthropic", "local"):
+        with pytest.raises(ModelError, match="no embeddings") as caught:
+            await llm.embed(build_call("http://127.0.0.1:9", "a", provider=name))
+        assert caught.value.kind == "refused"
+
+
+def answer(*vectors: Any, **fields: Any) -> str:
+    return json.dumps({"data": [{"embedding": vector} for vector in vectors], **fields})
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
     [
-        (QUESTION, "Paris.", "The moon is made of green cheese.", DOCS),
-        (
-            "How do I reset my password?",
-            "Open Settings, choose Security and click Reset password. You get an e-mail with a link.",
-            "Penguins are flightless birds that live in the southern hemisphere.",
-            PASSWORDS,
-        ),
-        (
-            "What is our refund policy?",
-            "You may return goods within 30 days for a full refund.",
-            "I think the treaty of Westphalia ended the war.",
-            REFUNDS,
-        ),
-        (
-            "Explain photosynthesis.",
-            "Photosynthesis is how plants turn light, water and carbon dioxide into sugar and oxygen.",
-            "The stock market closed higher on Tuesday.",
-            PLANTS,
-        ),
-        (
-            "Who wrote Hamlet?",
-            "Hamlet was written by William Shakespeare around 1600.",
-            "Our quarterly revenue grew by twelve percent.",
-            [],
-        ),
+        ("{", "not JSON"),
+        ("[]", "`data`"),
+        (answer([1.0]), "1 vectors came for 2 texts"),
+        (answer([1.0], []), "numbers"),
+        (answer([1.0], ["a"]), "numbers"),
+        (answer([1.0], "?"), "numbers"),
+        (answer([1.0], None), "numbers"),
+        (answer([1.0], [1.0, 2.0]), "lengths"),
+        (json.dumps({"data": [{"index": 0, "embedding": [1]}] * 2}), "numbered"),
+        (json.dumps({"data": [5, 6]}), "numbers"),
     ],
 )
-def test_the_threshold_lies_between_right_and_unrelated_answers(
-    prompt: str, right: str, wrong: str, docs: list[str], nearness: WordLlamaSimilarity
-) -> None:
-    good, bad = (score_evaluation(prompt, said, docs, ClientScores(), nearness) for said in (right, wrong))
-    assert not good.hallucinated
-    assert good.hallucination_probability < 0.35
-    assert good.factual_support > 0.6
-    assert bad.hallucinated
-    assert bad.hallucination_probability > 0.7
-    assert bad.factual_support < 0.15
+async def test_answers_that_are_none(llm: PydanticLlm, body: str, words: str) -> None:
+    async with serve_body(body, "application/json") as url:
+        with pytest.raises(ModelError, match=words) as caught:
+            await llm.embed(build_call(f"{url}/v1", "a", "b"))
+    assert caught.value.kind == "malformed"
 
 
-def test_what_the_docstring_says_it_cannot_see(nearness: WordLlamaSimilarity) -> None:
-    for blind in ("Paris is not the capital of France.", "Lyon is the capital of France."):
-        assert not score_evaluation(QUESTION, blind, DOCS, ClientScores(), nearness).hallucinated
+async def test_answers_of_lenient_servers(llm: PydanticLlm) -> None:
+    async with serve_body(answer("AACAPw==", "AAAAQA=="), "application/json") as url:
+        reply = await llm.embed(build_call(f"{url}/v1", "a", "b"))
+    assert [list(vector) for vector in reply.vectors] == [[1.0], [2.0]]
+    assert reply.usage is None
 
 
-def test_similarity_is_bounded_and_symmetric(nearness: WordLlamaSimilarity) -> None:
-    texts = ["", " ", "a", "Paris", "😀", "\ud800", "\x00", "巴黎", "yes " * 5000, "x" * 20_000]
-    for one in texts:
-        for other in texts:
-            near = nearness.compare_texts(one, other)
-            assert isfinite(near)
-            assert 0.0 <= near <= 1.0
-            assert near == nearness.compare_texts(other, one)
-    assert nearness.compare_texts("Paris is big.", "Paris is big.") == 1.0
-    assert nearness.compare_texts("", "") == 0.0
+async def test_an_answer_without_end(llm: PydanticLlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from infra.llm import embeddings
 
-
-def test_the_best_is_the_highest_of_all_pairs(nearness: WordLlamaSimilarity) -> None:
-    questions = [f"City number {number} lies in France." for number in range(600)]
-    candidates = ["Paris lies in France.", "City number 7 lies in France.", "Penguins swim."]
-    best = nearness.score_nearest(questions, candidates)
-    assert len(best) == len(questions)
-    assert best[7] == 1.0
-    for row in (0, 255, 256, 599):
-        pairs = max(nearness.compare_texts(questions[row], one) for one in candidates)
-        assert best[row] == pytest.approx(pairs, abs=2e-6)
-    assert nearness.score_nearest(questions[:2], []) == [0.0, 0.0]
-    assert nearness.score_nearest([], candidates) == []
-
-
-@pytest.mark.parametrize("text", ["Paris is a city. " * 60_000, "x" * 1_000_000, "😀" * 1_000_000, ""])
-def test_megabytes(text: str, nearness: WordLlamaSimilarity) -> None:
-    made = score_evaluation(text, text, [text, "Paris."], ClientScores(), nearness)
-    assert 0.0 <= made.hallucination_probability <= 1.0
-
-
-def test_a_loaded_and_a_fresh_model_agree(nearness: WordLlamaSimilarity) -> None:
-    questions = ["Where is Paris?", "Who wrote Hamlet?"]
-    assert WordLlamaSimilarity().score_nearest(questions, DOCS) == nearness.score_nearest(questions, DOCS)
-
-
-def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    loads: list[Any] = []
-    load = embeddings._load_model
-
-    def counted() -> Any:
-        loads.append(load())
-        return loads[-1]
-
-    monkeypatch.setattr(embeddings, "_load_model", counted)
-    shared = WordLlamaSimilarity()
-    with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(lambda _: shared.compare_texts(QUESTION, DOCS[0]), range(64)))
-    assert len(loads) == 1
-    assert len(set(answers)) == 1
-
-
-def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **__: Any) -> Any:
-        raise AssertionError("the network was tried")
-
-    for method in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, method, refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
-    assert WordLlamaSimilarity().compare_texts(QUESTION, DOCS[0]) > 0.5
-
-
-FRESH = """
-import socket, logging
-def refused(*_, **__): raise SystemExit("the network was tried")
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refused
-from infra.embeddings import WordLlamaSimilarity
-assert WordLlamaSimilarity().compare_texts("Paris", "Paris") == 1.0
-assert logging.getLogger().handlers == [], logging.getLogger().handlers
-assert logging.getLogger().level == logging.WARNING
-"""
-
-
-def test_a_fresh_process_imports_it_without_network_and_keeps_its_logging(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(root)}
-    run = subprocess.run([sys.executable, "-c", FRESH], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_logging_stays_as_it_was(nearness: WordLlamaSimilarity) -> None:
-    before = list(logging.getLogger().handlers)
-    nearness.compare_texts("a", "b")
-    assert logging.getLogger().handlers == before
-
-
-def test_a_wheel_without_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embeddings, "find_spec", lambda _: None)
-    with pytest.raises(FileNotFoundError, match="wordllama"):
-        WordLlamaSimilarity().compare_texts("a", "b")
+    monkeypatch.setattr(embeddings, "MAX_EMBEDDING_BYTES", 100)
+    async with serve_body(answer([0.5] * 100), "application/json") as url:
+        with pytest.raises(ModelError, match="too long"):
+            await llm.embed(build_call(f"{url}/v1", "a"))

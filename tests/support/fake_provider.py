@@ -390,6 +390,26 @@ class FakeProvider:
         await asyncio.Event().wait()  # until the server has noticed, and ends this handler
         raise AssertionError
 
+    async def embed_texts(self, request: web.Request) -> web.Response:
+        """A vector of a text is its length, then zeros. A queued failure comes first."""
+        body = json.loads(await request.read())
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        now = time.monotonic()
+        asked = ProviderRequest(path=request.path, headers=headers, body=body, received_at=now, answered_at=now)
+        self.requests.append(asked)
+        self._changed.set()
+        if (queue := self._queues.get(asked.model)) and (answer := queue.popleft()).status != 200:
+            return build_refusal(OpenAIFormat(asked), answer)
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        size = body.get("dimensions", 3)
+        data = [
+            {"object": "embedding", "index": index, "embedding": [float(len(text)), *([0.0] * (size - 1))]}
+            for index, text in enumerate(texts)
+        ]
+        tokens = sum(len(text.split()) for text in texts)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return web.json_response({"object": "list", "model": asked.model, "data": data[::-1], "usage": usage})
+
     async def list_models(self, request: web.Request) -> web.Response:
         self.requests.append(
             ProviderRequest(
@@ -679,6 +699,7 @@ async def run_fake_provider(port: int = 0, keeps: bool = True) -> AsyncIterator[
     app.router.add_post("/{before:.*}chat/completions", served.serve_request)
     app.router.add_post("/{before:.*}messages", served.serve_request)
     app.router.add_post("/{before:.*}responses", served.serve_request)
+    app.router.add_post("/{before:.*}embeddings", served.embed_texts)
     app.router.add_get("/{before:.*}models", served.list_models)
     # `handler_cancellation`: a handler ends the moment its client hangs up, so that `gone` is true at once.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
@@ -12,12 +13,14 @@ import openai
 
 from domain.llms import (
     ChatMessage,
+    EmbeddingReply,
     ModelOptions,
     ModelReply,
     ModelToolCall,
     ModelUsage,
     ReasoningItem,
     ReplyPart,
+    ReportedUsage,
     TextDelta,
     ToolSpec,
 )
@@ -40,6 +43,8 @@ class ScriptedCalls:
         self.delay = 0.0
         self.running = self.most = self.closed = 0
         self.endless = False
+        self.embedded: list[tuple[str, tuple[str, ...], int | None]] = []
+        self.vector_size = 0
         self._sealer = ReasoningSealer(Keyring((Secret("k" * 32),), "s" * 32), "tenant_1")
 
     def script_text(self, *words: str, **more: Any) -> None:
@@ -62,6 +67,21 @@ class ScriptedCalls:
         finally:
             # As the real one does: what was used is written down, which takes a moment.
             await asyncio.sleep(0)
+            self.running -= 1
+            self.closed += 1
+
+    async def embed_texts(self, name: str, texts: tuple[str, ...], dimensions: int | None) -> EmbeddingReply:
+        self.embedded.append((name, texts, dimensions))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(self.delay)
+            for part in self.parts:
+                if isinstance(part, Exception):
+                    raise part
+            vectors = tuple(array("d", [len(text), -0.1, *([0.25] * self.vector_size)]) for text in texts)
+            return EmbeddingReply(vectors=vectors, usage=ReportedUsage(prompt_tokens=7))
+        finally:
             self.running -= 1
             self.closed += 1
 

@@ -456,7 +456,7 @@ async def test_the_models_of_the_manifest_and_no_others(served: GatewayClient) -
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1/embeddings", 405),
         ("POST", "/v1/completions", 404),
         ("GET", "/v1/responses", 405),
         ("GET", "/", 404),

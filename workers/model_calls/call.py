@@ -10,7 +10,16 @@ from domain import costs
 from domain.costs import BilledCall, CostAttribution, CostSettlement
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.llms import ModelCall, ModelError, ModelErrorKind, ModelReply, ReplyPart, ReportedUsage
+from domain.llms import (
+    EmbeddingCall,
+    EmbeddingReply,
+    ModelCall,
+    ModelError,
+    ModelErrorKind,
+    ModelReply,
+    ReplyPart,
+    ReportedUsage,
+)
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.leases import LostLease
@@ -80,6 +89,24 @@ class ModelCallTry:
             error.message = repair_text(error.message)
             self._error_kind = error.kind
             raise
+
+    async def embed(self, texts: tuple[str, ...], dimensions: int | None) -> EmbeddingReply:
+        """Return the vectors of texts instead of an answer, and bill the call. Errors: `ModelError`."""
+        meter, target = self._meter, self._request.target
+        ask = EmbeddingCall(
+            target=target, texts=texts, dimensions=dimensions, timeout=MAX_SILENCE_SECONDS, on_sent=meter.note_sent
+        )
+        meter.started_at = time.monotonic()
+        try:
+            reply = await self._access.llm.embed(ask)
+        except ModelError as error:
+            error.message = repair_text(error.message)
+            self._error_kind = error.kind
+            raise
+        meter.count_part(reply.usage or ReportedUsage())
+        self._is_settled = True
+        await _finish_despite_cancel(self._record_call("ok"))
+        return reply
 
     async def settle(self, write_answer: WriteAnswer | None = None) -> ModelReply:
         """Bill an answered call, have `write_answer` write along, and return the answer.

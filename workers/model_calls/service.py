@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 from domain import costs, llms
 from domain.costs import CostAttribution
 from domain.executions import Execution
-from domain.llms import ModelError, ModelOptions, ModelTarget, ModelUsage, ReplyPart
+from domain.llms import ChatMessage, EmbeddingReply, ModelError, ModelOptions, ModelTarget, ModelUsage, ReplyPart
 from domain.ports import Tx
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from domain.shared.secrets import Secret
@@ -110,6 +110,28 @@ class ModelCalls:
                 return
             except ModelError as error:
                 pause = None if has_parts else choose_retry_pause(error, tries, request.target)
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def embed_texts(
+        self, target: ModelTarget, texts: tuple[str, ...], dimensions: int | None = None
+    ) -> EmbeddingReply:
+        """Return the vectors of texts. A call that failed in passing is tried again.
+
+        It is reserved, billed and recorded as a call with these texts as its prompt, and no answer.
+        Errors: `ModelError`, `budget_exceeded`.
+        """
+        messages = tuple(ChatMessage(role="user", content=text) for text in texts)
+        request = ModelRequest(target=target, messages=messages, options=ModelOptions(max_tokens=1))
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                async with self.open_call(request) as call:
+                    return await call.embed(texts, dimensions)
+            except ModelError as error:
+                pause = choose_retry_pause(error, tries, target)
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)

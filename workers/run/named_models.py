@@ -9,7 +9,16 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from domain.llms import ChatMessage, ModelOptions, ModelReply, ProviderParts, ReasoningItem, ReplyPart, ToolSpec
+from domain.llms import (
+    ChatMessage,
+    EmbeddingReply,
+    ModelOptions,
+    ModelReply,
+    ProviderParts,
+    ReasoningItem,
+    ReplyPart,
+    ToolSpec,
+)
 from workers.model_calls import ModelCalls, ModelRequest
 from workers.run.reasoning_sealer import ReasoningSealer
 
@@ -44,6 +53,10 @@ class NamedModelCalls:
                 if isinstance(part, ModelReply):
                     self._save_provider_parts(part.message)
                 yield part
+
+    async def embed_texts(self, name: str, texts: tuple[str, ...], dimensions: int | None) -> EmbeddingReply:
+        """Return the vectors of texts. Errors: `ModelError`, `budget_exceeded`."""
+        return await self._calls.embed_texts(await self._calls.resolve_target(name), texts, dimensions)
 
     def seal_reasoning(self, item: ReasoningItem) -> str:
         """Seal reasoning for the agent, as `workers.run.wire.ReasoningSeal` describes."""

@@ -5,7 +5,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.llms import ChatMessage, ModelToolCall
-from workers.run.anthropic_wire.schema import RequestMessage, ThinkingBlock, ToolResultBlock, ToolUseBlock
+from workers.run.anthropic_wire.schema import InputMessage, ThinkingBlock, ToolResultBlock, ToolUseBlock
 from workers.run.wire import AssistantBuilder, GatewayRefusal, ReasoningSeal, convert_fields, drop_notes
 
 # Notes that an answer has and that clients send back, and those for a provider's cache.
@@ -23,7 +23,7 @@ class ContentReader:
         self._names: dict[str, str] = {}
         self._messages: list[ChatMessage] = []
 
-    def read_messages(self, messages: list[RequestMessage]) -> tuple[ChatMessage, ...]:
+    def read_messages(self, messages: list[InputMessage]) -> tuple[ChatMessage, ...]:
         """Return the messages of a conversation. Errors: `GatewayRefusal` names the block at fault."""
         for number, message in enumerate(messages):
             where = f"messages[{number}].content"

@@ -5,9 +5,9 @@ from typing import Any, Final
 from domain.llms import ModelOptions, ThinkingOptions, ToolSpec
 from workers.run.anthropic_wire.content import ContentReader, read_system
 from workers.run.anthropic_wire.schema import (
+    InputTool,
     MessageBody,
     MessageRequest,
-    OfferedTool,
     OutputFormat,
     ThinkingConfig,
 )
@@ -92,7 +92,7 @@ def _parse_tools(tools: list[Any]) -> tuple[ToolSpec, ...]:
         if kind not in ("custom", None) or not isinstance(sent, dict):
             message = f"`{where}` is of type {str(kind)[:64]!r}: tools with an `input_schema` alone are taken here."
             raise GatewayRefusal(400, message, param=where)
-        tool = convert_fields(_clean_tool(sent), OfferedTool, where)
+        tool = convert_fields(_clean_tool(sent), InputTool, where)
         types = tool.input_schema.get("type", "object")
         if "object" not in (types if isinstance(types, list) else [types]):
             message = f"`{where}.input_schema` must be a JSON Schema of type object."
@@ -115,11 +115,11 @@ def _clean_tool(tool: dict[str, Any]) -> Any:
 
 
 def _get_schema(*formats: OutputFormat | None) -> dict[str, Any] | None:
-    given = [answer_format for answer_format in formats if answer_format is not None]
-    if len(given) > 1:
+    present = [answer_format for answer_format in formats if answer_format is not None]
+    if len(present) > 1:
         message = "`output_format` and `output_config.format` mean the same: give one."
         raise GatewayRefusal(400, message, param="output_format")
-    return given[0].schema if given else None
+    return present[0].schema if present else None
 
 
 def _parse_thinking(thinking: ThinkingConfig | None, max_tokens: int) -> ThinkingOptions | None:

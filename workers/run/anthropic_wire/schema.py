@@ -13,7 +13,7 @@ _Word = Annotated[str, Meta(min_length=1, max_length=256)]
 _Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
-class RequestMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class InputMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Hold a message of the conversation."""
 
     role: Literal["user", "assistant", "system"]
@@ -43,7 +43,7 @@ class ThinkingBlock(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     data: str = ""
 
 
-class OfferedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class InputTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Hold a tool that the model may call. The provider is asked for fitting arguments with or without `strict`."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -78,7 +78,7 @@ class MessageBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     model: str
     max_tokens: _Tokens
-    messages: Annotated[list[RequestMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[Any] = ""
     tools: Annotated[list[Any], Meta(max_length=MAX_TOOLS)] = []
     tool_choice: Any = None

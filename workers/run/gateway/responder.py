@@ -1,7 +1,7 @@
 """Answer requests over HTTP: whole, as a stream of events, or with an error."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -51,7 +51,7 @@ async def send_whole(
 
 
 class StreamSender:
-    """Send one answer as a stream of events. `write_timeout` is in seconds, for one piece of it."""
+    """Send one answer as a stream of events, or in pieces. `write_timeout` is in seconds, for one piece of it."""
 
     def __init__(self, request: web.BaseRequest, prepare: PrepareResponse, write_timeout: float) -> None:
         self._request, self._prepare, self._write_timeout = request, prepare, write_timeout
@@ -87,6 +87,15 @@ class StreamSender:
             await self._write(renderer.render_failure(refuse_call(_build_cut_off_error(), model)))
         else:
             await self._write(renderer.render_last(reply))
+        return self._response
+
+    async def send_pieces(self, pieces: Iterable[bytes]) -> web.StreamResponse:
+        """Send a body of JSON in pieces."""
+        self._response.headers["Content-Type"] = "application/json"
+        self._prepare(self._response)
+        await self._response.prepare(self._request)
+        for piece in pieces:
+            await self._write(piece)
         return self._response
 
     async def _write(self, piece: bytes) -> None:

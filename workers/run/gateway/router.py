@@ -8,7 +8,9 @@ import structlog
 from aiohttp import web
 
 from domain.shared.json_limits import SMALL_JSON_BYTES
+from workers.run import embeddings_wire
 from workers.run.anthropic_wire import MessagesWire, render_error
+from workers.run.gateway import responder
 from workers.run.gateway.responder import (
     INTERNAL_ERROR,
     PrepareResponse,
@@ -22,6 +24,7 @@ from workers.run.responses_wire import ResponsesWire
 from workers.run.wire import AnswerWire, GatewayRefusal, refuse_unknown_model
 
 _log = structlog.get_logger("paddock.gateway")
+_EMBEDDINGS_PATH: Final = "/v1/embeddings"
 _MODELS_PATH: Final = "/v1/models"
 # Paths whose errors have Anthropic's shape.
 _ANTHROPIC_PATHS: Final = ("/v1/messages",)
@@ -47,6 +50,7 @@ class RequestRouter:
             "/v1/messages": MessagesWire(calls),
         }
         self._request_slots = asyncio.Semaphore(limits.max_concurrent_requests)
+        self._embedding_slots = asyncio.Semaphore(limits.max_concurrent_embeddings)
         self._read_slots = asyncio.Semaphore(limits.max_concurrent_reads)
         self._bytes_in_progress = 0
 
@@ -84,6 +88,10 @@ class RequestRouter:
             _require_method("POST", method, path)
             async with self._request_slots:
                 return await self._answer(request, wire, prepare)
+        if path == _EMBEDDINGS_PATH:
+            _require_method("POST", method, path)
+            async with self._request_slots, self._embedding_slots:
+                return await self._embed(request, prepare)
         if path == _MODELS_PATH:
             _require_method("GET", method, path)
             return build_json_response(_render_models(self._models))
@@ -94,7 +102,7 @@ class RequestRouter:
 
     def _refuse_path(self, method: str, path: str) -> GatewayRefusal:
         hint = next((hint for prefix, hint in _PATH_HINTS.items() if path.startswith(prefix)), None)
-        served = f"Served are {', '.join(self._wires)} and {_MODELS_PATH}."
+        served = f"Served are {', '.join((*self._wires, _EMBEDDINGS_PATH))} and {_MODELS_PATH}."
         return GatewayRefusal(404, f"There is no {method} {path[:200]} here. {hint or served}", "unknown_url")
 
     def _check_model(self, name: str) -> str:
@@ -119,6 +127,21 @@ class RequestRouter:
                     sender = StreamSender(request, prepare, self._limits.write_timeout)
                     return await sender.send_stream(asked.model, renderer, parts)
                 return await send_whole(asked.model, renderer, parts)
+
+    async def _embed(self, request: web.BaseRequest, prepare: PrepareResponse) -> web.StreamResponse:
+        body = await self._read_body(request)
+        size = len(body)
+        with self._count_bytes(size):
+            parse = embeddings_wire.parse_request
+            asked = parse(body) if size <= SMALL_JSON_BYTES else await asyncio.to_thread(parse, body)
+            del body
+            self._check_model(asked.model)
+            try:
+                reply = await self._calls.embed_texts(asked.model, asked.texts, asked.dimensions)
+            except Exception as error:
+                raise responder.refuse_call(error, asked.model) from error
+            sender = StreamSender(request, prepare, self._limits.write_timeout)
+            return await sender.send_pieces(embeddings_wire.render_pieces(asked, reply))
 
     @contextlib.contextmanager
     def _count_bytes(self, size: int) -> Any:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from domain.llms import ChatMessage, ModelOptions, ReplyPart, ToolSpec
+from domain.llms import ChatMessage, EmbeddingReply, ModelOptions, ReplyPart, ToolSpec
 from workers.run.wire import ReasoningSeal
 
 
@@ -21,6 +21,7 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent_bytes: int = 16 << 20
     max_connections: int = 40
     max_concurrent_requests: int = 32
+    max_concurrent_embeddings: int = 4
     max_concurrent_reads: int = 4
     head_timeout: float = 20.0
     body_timeout: float = 30.0
@@ -38,4 +39,8 @@ class GatewayCalls(ReasoningSeal, Protocol):
         Closing it, or cancelling the task that reads it, ends the call at once and settles it.
         Errors: `domain.llms.messages.ModelError`; `budget_exceeded`, and others of `DomainError`.
         """
+        ...
+
+    async def embed_texts(self, name: str, texts: tuple[str, ...], dimensions: int | None) -> EmbeddingReply:
+        """Return the vectors of texts. Errors: as `stream_answer`."""
         ...
