@@ -11,7 +11,7 @@ _EFFORT_TOKENS: Final = ((4096, "low"), (16_384, "medium"))
 def convert_thinking(thinking: ThinkingOptions | None, wire: str) -> dict[str, Any]:
     """Return the settings for a wire. Anthropic's has these options; on others a budget becomes an effort.
 
-    A model that cannot think refuses an effort, and its caller learns of it. To stop thinking is not asked of it by name.
+    A model that cannot think refuses an effort, and its caller learns of it.
     """
     if thinking is None:
         return {}
