@@ -123,13 +123,13 @@ class SlotPool:
             self._busy_count -= 1
             version.demand.record_end(self._clock())
 
-    def retire_slots(self, code: Path, kept: VersionKey | None = None) -> None:
-        """Drop the idle slots of the code in this folder, but those of one key, and pending ones when they are ready.
+    def retire_slots(self, code: Path, current_key: VersionKey | None = None) -> None:
+        """Drop the idle slots of the code in this folder but those of `current_key`, pending ones once they are ready.
 
         Their settings have changed: a secret of before must not stay in memory.
         """
         for key, version in self._versions.items():
-            if key[0][0] == str(code) and key != kept:
+            if key[0][0] == str(code) and key != current_key:
                 version.is_retired = True
                 for slot in list(version.idle_slots):
                     self._drop_slot(version.idle_slots, slot)

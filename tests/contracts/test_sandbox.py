@@ -189,6 +189,23 @@ async def test_a_guest_finds_the_same_names_however_it_was_made(sandbox, code) -
     assert told == expected
 
 
+async def test_variables_are_there_before_anything_is_imported(sandbox, code) -> None:
+    """The time zone too, which a process reads once; and none of them is on record in its first environment."""
+    source = (
+        "import os, time\nSEEN = os.environ['TOKEN'], time.tzname[0]\n"
+        "def handle(p):\n    return [*SEEN, os.popen('echo $TOKEN').read(), open('/proc/self/environ').read()]\n"
+    )
+    program = msgspec.structs.replace(
+        _program(code, source), variables={"TOKEN": "a-secret ü\n'", "TZ": "XYZ-3", "EMPTY": ""}
+    )
+    outcome = await sandbox.run_program(program, b"{}", _ignore)
+    token, zone, child, environ = msgspec.json.decode(outcome.output or b"")
+    assert (token, zone) == ("a-secret ü\n'", "XYZ")
+    assert child == "a-secret ü '\n"
+    assert "a-secret" not in environ
+    assert "a-secret" not in repr(program)
+
+
 async def test_randomness_is_each_run_s_own(sandbox, code) -> None:
     program = _program(
         code,

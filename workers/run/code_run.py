@@ -53,8 +53,8 @@ class CodeRun:
 
     def add_output(self, stream: OutputStream, data: bytes) -> None:
         """Accept a piece of what is printed."""
-        if shown := self.mask.mask_output(stream, data):
-            self.output.add_output(stream, shown)
+        if masked := self.mask.mask_output(stream, data):
+            self.output.add_output(stream, masked)
 
     def take_last_events(self) -> list[ExecutionEvent]:
         """Return the events that are not written yet, as the output has ended.

@@ -25,7 +25,7 @@ from workers.run.warm_settings import WarmSettings
 
 _MAX_CACHED_VERSIONS: Final = 1000
 # Errors that are reported as what they are.
-_REASONS: Final = ("sandbox_unavailable", "secret_unavailable")
+_REPORTED_CODES: Final = ("sandbox_unavailable", "secret_unavailable")
 
 
 class CodeRunner(LaneRunner):
@@ -95,9 +95,9 @@ class CodeRunner(LaneRunner):
                 stack.enter_context(self.slots.watch_run(program.code, settings.sources, loaded_at))
                 return await self._sandbox.run_program(program, payload, run.add_output, run.build_hooks(serve))
         except DomainError as error:
-            if error.code not in (*_REASONS, "storage_unavailable", "not_found"):
+            if error.code not in (*_REPORTED_CODES, "storage_unavailable", "not_found"):
                 raise
-            error_type = error.code if error.code in _REASONS else "version_unavailable"
+            error_type = error.code if error.code in _REPORTED_CODES else "version_unavailable"
             return SandboxOutcome(error_type=error_type, error_message=error.detail)
 
     async def _get_version(self, execution: Execution) -> AgentVersion:

@@ -19,6 +19,7 @@ import json
 import os
 import resource
 import sys
+import time
 
 # The builtins that `site` adds, without the tens of milliseconds that it takes.
 builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
@@ -157,8 +158,8 @@ def _describe_failure(error, kind=None):
         message = str(error)
     except Exception:
         message = "(the exception cannot be shown)"
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
-        message = f"{message[:2000]}. The agent's folder is read-only: write to a path beneath /tmp."
+    if isinstance(error, OSError) and error.errno == errno.EROFS and len(message) < 2000:
+        message = f"{message}. The agent's folder is read-only: write to a path beneath /tmp."
     stack = "".join(traceback.format_exception(type(error), error, frames))
     answer = {"error_type": kind or type(error).__name__, "error_message": message[:MAX_MESSAGE_CHARS]}
     answer["stack"] = stack[-MAX_STACK_CHARS:]
@@ -260,6 +261,8 @@ def serve_run(head, requests, answers):
         os.set_inheritable(fd, False)
     _apply_limits(head["limits"])
     os.environ.update(head["variables"])
+    if "TZ" in head["variables"]:
+        time.tzset()
     sys.dont_write_bytecode = True
     sys.path[:0] = head["path"]
     for stream in (sys.stdout, sys.stderr):
