@@ -35,6 +35,7 @@ ERROR_TABLE: Final[dict[str, tuple[int, str]]] = {
     "database_read_only": (503, "The database accepts no writes"),
     "database_slow": (503, "The database did not answer in time"),
     "database_unsafe": (503, "The database would not isolate tenants"),
+    "egress_not_allowed": (409, "A host is not allowed"),
     "forbidden": (403, "Not allowed"),
     "idempotency_conflict": (409, "The Idempotency-Key was already used"),
     "internal_error": (500, "Internal error"),

@@ -34,7 +34,7 @@ EXAMPLE_BODIES: Final[dict[str, Any]] = {
     "update_me": {"full_name": "John Doe"},
     "update_user": {"role": "viewer"},
     "invite_user": {"email": "colleague@example.com", "role": "member"},
-    "update_tenant": {"max_concurrency": 10, "retention_days": 90},
+    "update_tenant": {"max_concurrency": 10, "retention_days": 90, "egress": ["api.github.com", "*.openai.com"]},
     "create_key": {
         "name": "ci",
         "description": "Used by the nightly job.",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from domain.builds import Builds
     from domain.costs import Budgets, Costs
     from domain.crews import Crews
+    from domain.egress import EgressPolicy
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions, RunSteps
@@ -84,6 +85,8 @@ class Tx(Protocol):
     traces: Traces
     workflows: Workflows
     retention: RetentionRepository
+    # The hosts that the installation lets uploaded code reach.
+    installation_egress: EgressPolicy
 
     def savepoint(self) -> AbstractAsyncContextManager[None]:
         """Undo what is done within, rings included, if it raises."""

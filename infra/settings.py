@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from domain.egress import BadEgressEntry, parse_policy
 from domain.shared.addresses import NUMERIC_HOST_PATTERN
 from domain.shared.secrets import Secret
 
@@ -93,6 +94,10 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     local_model_idle: float = 600.0
     # Hosts and networks of private addresses that tools and models may call.
     private_hosts: tuple[str, ...] = ()
+    # Hosts that uploaded code may reach: those that it declares, none, or a list.
+    egress: tuple[str, ...] = ("declared",)
+    # Bytes that a run may send to hosts, and receive from them.
+    egress_max_bytes: int = 1 << 30
 
     # What tenants may use, and how long things are kept.
     tenant_max_concurrency: int = 200
@@ -161,6 +166,7 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     parse_networks(settings.trusted_proxies, "trusted_proxies")
     for entry in settings.private_hosts:
         parse_destination(entry)
+    _check_egress(settings)
     if settings.proxy_login != "off":
         _check_proxy_login(settings)
     return settings
@@ -235,6 +241,13 @@ def _check_labels(settings: Settings) -> None:
             raise SettingsError(
                 f"{get_variable_name(field)} must be printable text of at most {MAX_LABEL_CHARACTERS} characters."
             )
+
+
+def _check_egress(settings: Settings) -> None:
+    try:
+        parse_policy(settings.egress)
+    except BadEgressEntry as error:
+        raise SettingsError(f"PADDOCK_EGRESS {error} It is `off`, `declared`, or hosts, comma-separated.") from None
 
 
 def _check_proxy_login(settings: Settings) -> None:

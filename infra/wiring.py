@@ -7,7 +7,9 @@ from pathlib import Path
 
 import msgspec
 from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from domain import egress
 from domain.ports import Clock
 from domain.shared.errors import DomainError
 from domain.shared.jobs import Lane
@@ -47,7 +49,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     async def open_dedicated_store(self) -> AsyncIterator[PostgresStore]:
         """Open a store with a connection of its own, for work that must not queue for one: extending leases."""
         engine = create_engine(self.settings.database_url.reveal(), pool_size=1, application="paddock leases")
-        store = PostgresStore(engine, self.queue, self.clock, _find_database_folder(self.settings))
+        store = _create_store(self.settings, engine, self.queue, self.clock)
         try:
             yield store
         finally:
@@ -76,7 +78,7 @@ async def open_resources(
     redis, jobs = create_redis_client(redis_url), create_arq_client(redis_url)
     queue = ArqQueue(jobs)
     engine = create_engine(settings.database_url.reveal(), pool_size=settings.database_pool, application=application)
-    store = PostgresStore(engine, queue, clock, _find_database_folder(settings))
+    store = _create_store(settings, engine, queue, clock)
     try:
         await _refuse_unsafe_session(store)
         async with S3Blobs(settings) as blobs, Bell(redis_url, lanes, row_changes, revocations) as bell:
@@ -99,6 +101,11 @@ async def open_resources(
         await store.close()
         await redis.aclose()
         await jobs.aclose()
+
+
+def _create_store(settings: Settings, engine: AsyncEngine, queue: ArqQueue, clock: Clock) -> PostgresStore:
+    policy = egress.parse_policy(settings.egress)
+    return PostgresStore(engine, queue, clock, _find_database_folder(settings), installation_egress=policy)
 
 
 def _find_database_folder(settings: Settings) -> Path | None:

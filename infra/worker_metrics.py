@@ -56,6 +56,19 @@ class WorkerMetrics:
             registry=self.registry,
         )
 
+        self.egress_connections = Counter(
+            "paddock_worker_egress_connections_total",
+            "Connections of uploaded code with hosts outside, by how they ended.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.egress_bytes = Counter(
+            "paddock_worker_egress_bytes_total",
+            "Bytes that uploaded code sent to hosts outside, and received from them.",
+            ["direction"],
+            registry=self.registry,
+        )
+
     def add_gauge(self, name: str, description: str, read: Callable[[], float], **labels: str) -> None:
         """Add a gauge, or another set of its labels; `read` is called at every request for the metrics."""
         gauge = self._gauges.get(name)

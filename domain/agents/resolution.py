@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from domain import llms
+from domain import egress, llms
 from domain.agents.inheritance import resolve_agent
 from domain.agents.schema import Agent, AgentSpec
 from domain.ports import Tx
@@ -57,7 +57,7 @@ async def resolve_spec(tx: Tx, agent: Agent, model: str | None = None) -> AgentS
 async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None = None) -> "AgentVersion":
     """Return the version of an uploaded agent that a run uses: `version_id`, else the current one.
 
-    Errors: `version_not_ready`, `invalid_field`.
+    Errors: `version_not_ready`, `egress_not_allowed`, `invalid_field`.
     """
     wanted_id = version_id or agent.current_version_id
     if wanted_id is None:
@@ -69,4 +69,5 @@ async def get_runnable_version(tx: Tx, agent: Agent, version_id: str | None = No
         raise InvalidField("agent_version_id", f"the agent {agent.name!r} has no such version.")
     if version.status != "ready":
         raise Conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
+    await egress.check_egress(tx, version)
     return version

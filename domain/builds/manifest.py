@@ -14,6 +14,7 @@ import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from domain import egress
 from domain.agents import MAX_TIMEOUT_SECONDS
 from domain.shared.variables import find_gateway_names, find_name_problem, list_variable_problems
 from domain.shared.yaml_reader import YamlError, read_yaml
@@ -48,7 +49,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a valid manifest. `timeout` is in seconds, `memory` in MiB; None means the default.
 
     `models` are the names of the models that the code may call, None if it may call none. `env` are variables of its
-    process, `secrets` the names of secrets that it gets as variables.
+    process, `secrets` the names of secrets that it gets as variables, `egress` the hosts that it reaches.
     """
 
     name: str
@@ -91,6 +92,7 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
         models=models,
         env=env,
         secrets=secrets,
+        egress=_parse_egress(file, values.get("egress")),
     )
 
 
@@ -191,6 +193,17 @@ def _parse_models(file: str, value: Any) -> list[str] | None:
     if len(set(value)) < len(value):
         raise BadArchive(f"{file}: `models` names a model twice.")
     return value
+
+
+def _parse_egress(file: str, value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise BadArchive(f"{file}: `egress` must be a list of hosts, like [api.github.com, 'db.example.com:5432'].")
+    try:
+        return egress.format_entries(egress.parse_entries(value)) or None
+    except egress.BadEgressEntry as error:
+        raise BadArchive(f"{file}: `egress` {error}") from None
 
 
 def _parse_variables(file: str, value: Any, float_texts: dict[str, str]) -> dict[str, str] | None:

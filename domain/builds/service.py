@@ -9,7 +9,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from domain import agents
+from domain import agents, egress
 from domain.agents import Agent
 from domain.ports import Tx
 from domain.shared import ids
@@ -239,13 +239,16 @@ async def get_version_by_path(tx: Tx, path: str) -> AgentVersion:
 
 
 async def activate_version(tx: Tx, agent_reference: str, reference: str) -> AgentVersion:
-    """Make executions run this ready version. Errors: `version_not_ready`, `agent_archived`."""
+    """Make executions run this ready version. Errors: `version_not_ready`, `agent_archived`,
+    `egress_not_allowed`.
+    """
     agent = await agents.get_agent(tx, agent_reference, lock=True)
     version = await get_version(tx, agent_reference, reference)
     if version.status != "ready":
         raise Conflict(f"Version {version.version} is {version.status}, not ready.", "version_not_ready")
     if agent.status == "archived":
         raise Conflict(f"The agent {agent.name!r} is archived. Restore it first.", "agent_archived")
+    await egress.check_egress(tx, version)
     agent.current_version_id, agent.updated_at = version.id, tx.now
     if agent.status == "failed":
         agent.status = "ready"

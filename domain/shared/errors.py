@@ -22,6 +22,7 @@ ERROR_CODES: Final = frozenset(
         "database_read_only",
         "database_slow",
         "database_unsafe",
+        "egress_not_allowed",
         "forbidden",
         "idempotency_conflict",
         "internal_error",

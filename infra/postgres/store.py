@@ -17,6 +17,7 @@ from domain.artifacts import Artifacts
 from domain.builds import Builds
 from domain.costs import Budgets, Costs
 from domain.crews import Crews
+from domain.egress import DECLARED_EGRESS, EgressPolicy
 from domain.evaluations import Evaluations
 from domain.events import Events
 from domain.executions import Executions, RunSteps
@@ -88,8 +89,8 @@ _FILL_DISK_SQL: Final = """
 class PostgresTx:
     """Represent one open transaction: a repository per capability on one connection."""
 
-    def __init__(self, connection: TxConnection, now: datetime) -> None:
-        self.now = now
+    def __init__(self, connection: TxConnection, now: datetime, installation_egress: EgressPolicy) -> None:
+        self.now, self.installation_egress = now, installation_egress
         self.rings: list[Job] = []
         self.changes: list[RowChange] = []
         self._raw = connection.raw
@@ -159,8 +160,17 @@ class PostgresTx:
 class PostgresStore:
     """Begins transactions. Errors: `unavailable` while the database cannot be reached."""
 
-    def __init__(self, engine: AsyncEngine, queue: Queue, clock: Clock, disk: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        queue: Queue,
+        clock: Clock,
+        disk: Path | None = None,
+        *,
+        installation_egress: EgressPolicy = DECLARED_EGRESS,
+    ) -> None:
         """Take as `disk` the folder of the database, if it is known here."""
+        self._installation_egress = installation_egress
         self._engine = engine
         self._queue = queue
         self._clock = clock
@@ -226,7 +236,7 @@ class PostgresStore:
         try:
             connection, raw = await self._open_connection(tenant_id)
             try:
-                tx = PostgresTx(TxConnection(connection, raw), self._clock())
+                tx = PostgresTx(TxConnection(connection, raw), self._clock(), self._installation_egress)
                 yield tx
                 if raw.is_in_transaction():
                     await raw.execute("COMMIT")

@@ -9,12 +9,11 @@ from typing import Final
 import msgspec
 import structlog
 
-from domain import builds, executions, secrets
+from domain import builds, egress, executions, secrets
 from domain.builds import AgentVersion, BadArchive, BuildResult, Manifest
 from domain.ports import (
     Blobs,
     OutputStream,
-    ProgramNetwork,
     Sandbox,
     SandboxOutcome,
     SandboxProgram,
@@ -226,6 +225,7 @@ class VersionBuilder:
     def _create_program(
         self, manifest: Manifest, variables: dict[str, str], code: Path, environment: str | None
     ) -> SandboxProgram:
+        entries = egress.parse_entries(manifest.egress or [])
         return SandboxProgram(
             code=code,
             environment=self._environments.get_path(environment) if environment else None,
@@ -233,7 +233,7 @@ class VersionBuilder:
             timeout=manifest.timeout or CHECK_TIMEOUT_SECONDS,
             memory_mb=builds.get_memory_limit(manifest.memory),
             variables=variables,
-            network=ProgramNetwork(gateway=True) if manifest.models is not None else None,
+            network=egress.build_network(entries, has_gateway=manifest.models is not None),
         )
 
     async def _check_import(self, version: AgentVersion, program: SandboxProgram, hints: list[str]) -> None:
@@ -271,6 +271,9 @@ class VersionBuilder:
     async def _settle_version(self, version: AgentVersion, built: BuildResult | None, error: str | None) -> None:
         line = "Ready.\n" if error is None else f"Failed: {error}\n"
         async with self._store.tenant_transaction(version.tenant_id) as tx:
+            if built is not None and (refusals := await egress.find_refusals(tx, version.tenant_id, built.egress)):
+                refused = egress.describe_refusals(refusals)
+                line = f"It cannot be started yet: it declares hosts that it may not reach: {refused}\n{line}"
             await builds.append_build_log(tx, version, line)
             await builds.finish_build(tx, version, built, error)
 

@@ -1,7 +1,16 @@
-"""Run executions of uploaded agents: in the sandbox, and with a gateway to the models that they name."""
+"""Run executions of uploaded agents: in the sandbox, and with a network to the models and hosts that they name."""
 
 from workers.run.code_runner import CodeRunner
+from workers.run.egress import EgressAccess, EgressConnection, EgressLimits, TenantLookups
 from workers.run.named_models import NamedModelCalls
 from workers.run.reasoning_sealer import ReasoningSealer
 
-__all__ = ["CodeRunner", "NamedModelCalls", "ReasoningSealer"]
+__all__ = [
+    "CodeRunner",
+    "EgressAccess",
+    "EgressConnection",
+    "EgressLimits",
+    "NamedModelCalls",
+    "ReasoningSealer",
+    "TenantLookups",
+]

@@ -51,6 +51,10 @@ class CodeRun:
         """Add something that is written in the transaction that settles the run."""
         self._results.append(write)
 
+    def add_egress(self, data: dict[str, Any]) -> None:
+        """Record a connection with a host outside."""
+        self.output.add_event(ExecutionEvent(type="egress", data=data, at=self._clock()))
+
     def add_output(self, stream: OutputStream, data: bytes) -> None:
         """Accept a piece of what is printed."""
         if masked := self.mask.mask_output(stream, data):

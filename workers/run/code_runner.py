@@ -3,35 +3,38 @@
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from domain import executions
 from domain.builds import AgentVersion
+from domain.egress import EgressEntry
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.ports import Sandbox, SandboxOutcome
+from domain.ports import NetworkServer, Sandbox, SandboxOutcome
 from domain.shared.errors import DomainError, NotFound
 from infra.build_cache import BundleCache
 from infra.credentials import Keyring
 from infra.polling import retry_through_outage
 from workers.lane_runner import LaneContext, LaneRunner
 from workers.run.code_run import CodeRun
+from workers.run.egress import EgressAccess, EgressRecord, serve_egress
 from workers.run.gateway import GatewayCalls, serve_gateway
+from workers.run.network import serve_together
 from workers.run.settings import load_run_settings
 from workers.run.warm_settings import WarmSettings
 
 _MAX_CACHED_VERSIONS: Final = 1000
 # Errors that are reported as what they are.
-_REPORTED_CODES: Final = ("sandbox_unavailable", "secret_unavailable")
+_REPORTED_CODES: Final = ("sandbox_unavailable", "secret_unavailable", "egress_not_allowed")
 
 
 class CodeRunner(LaneRunner):
     """Run the executions of the `run` lane in one worker process.
 
-    `make_calls` returns the `GatewayCalls` of a run whose version names models.
+    `make_calls` returns the `GatewayCalls` of a run whose version names models; `egress_access` is for hosts outside.
     """
 
     def __init__(
@@ -41,9 +44,11 @@ class CodeRunner(LaneRunner):
         bundles: BundleCache,
         keyring: Keyring,
         make_calls: Callable[[Execution], GatewayCalls] | None = None,
+        egress_access: EgressAccess | None = None,
     ) -> None:
         super().__init__(context)
         self._sandbox, self._bundles, self._keyring, self._make_calls = sandbox, bundles, keyring, make_calls
+        self._egress_access = egress_access
         self._versions: OrderedDict[str, AgentVersion] = OrderedDict()
         self.slots = WarmSettings(sandbox)
 
@@ -88,8 +93,7 @@ class CodeRunner(LaneRunner):
                     await self._store.run(
                         execution.tenant_id, lambda tx: executions.begin_running(tx, execution), retry=True
                     )
-                calls = self._make_calls(execution) if self._make_calls and version.models else None
-                serve = serve_gateway(calls, version.models or []) if calls is not None else None
+                serve = self._build_server(run, version, settings.egress)
                 payload = msgspec.json.encode(execution.input_data)
                 program = settings.apply_to(program)
                 stack.enter_context(self.slots.watch_run(program.code, settings.sources, loaded_at))
@@ -99,6 +103,19 @@ class CodeRunner(LaneRunner):
                 raise
             error_type = error.code if error.code in _REPORTED_CODES else "version_unavailable"
             return SandboxOutcome(error_type=error_type, error_message=error.detail)
+
+    def _build_server(
+        self, run: CodeRun, version: AgentVersion, entries: Sequence[EgressEntry]
+    ) -> NetworkServer | None:
+        """Return what serves the network of a run, which has models, hosts, both or neither."""
+        servers: list[NetworkServer] = []
+        if self._make_calls is not None and version.models:
+            servers.append(serve_gateway(self._make_calls(run.execution), version.models))
+        if self._egress_access is not None and entries:
+            access = self._egress_access
+            record = EgressRecord(run.add_egress, access.limits.max_events)
+            servers.append(serve_egress(access, run.execution.tenant_id, entries, record))
+        return serve_together(servers) if servers else None
 
     async def _get_version(self, execution: Execution) -> AgentVersion:
         """Return the version to run. A ready one never changes, so it is read once. Errors: `NotFound`."""

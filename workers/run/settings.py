@@ -5,8 +5,9 @@ from typing import Final
 
 import msgspec
 
-from domain import secrets
+from domain import egress, secrets
 from domain.builds import AgentVersion
+from domain.egress import EgressEntry
 from domain.executions import Execution
 from domain.ports import ProgramNetwork, SandboxProgram, Store
 from domain.shared.errors import DomainError
@@ -25,6 +26,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     variables: dict[str, str]
     network: ProgramNetwork | None
+    egress: tuple[EgressEntry, ...] = ()
     mask: SecretMask | None = None
     sources: frozenset[str] = frozenset()
 
@@ -37,7 +39,13 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def load_run_settings(store: Store, keyring: Keyring, execution: Execution, version: AgentVersion) -> RunSettings:
-    """Load the settings of an attempt: secrets as they are now. Errors: `secret_unavailable`."""
+    """Load the settings of an attempt: secrets and policies as they are now.
+
+    Errors: `secret_unavailable`, `egress_not_allowed`.
+    """
+    entries = egress.parse_entries(version.egress or [])
+    if entries:
+        await store.run(execution.tenant_id, lambda tx: egress.check_egress(tx, version), retry=True)
     values, secret_ids = await _load_secrets(store, keyring, execution, version.secrets or [])
     mask = None
     if sum(map(len, values.values())) > MAX_LOOP_CHARACTERS:
@@ -46,7 +54,8 @@ async def load_run_settings(store: Store, keyring: Keyring, execution: Execution
         mask = SecretMask(values.values())
     return RunSettings(
         variables={**(version.env or {}), **(execution.env or {}), **values},
-        network=ProgramNetwork(gateway=True) if version.models else None,
+        network=egress.build_network(entries, has_gateway=bool(version.models)),
+        egress=entries,
         mask=mask,
         sources=frozenset({execution.agent_id or "", *secret_ids}),
     )
