@@ -99,7 +99,17 @@ def _walk_field(value: Any, field: msgspec.structs.FieldInfo, path: str, strict:
             for error in _walk_value(part, kind, f"{path}{part_path}", strict):
                 field_errors = []
                 yield error
+    if field_errors and field_errors[0].field == f"{path}[...]" and isinstance(value, dict):
+        field_errors = list(_name_bad_values(value, field.type, path, strict)) or field_errors
     yield from field_errors
+
+
+def _name_bad_values(value: dict[str, Any], kind: Any, path: str, strict: bool) -> Iterator[FieldError]:
+    """Yield the errors of a mapping's values, each with its key: `env.PORT`."""
+    kinds = [typing.get_args(member)[1] for member in _list_members(kind) if typing.get_origin(member) is dict]
+    if len(kinds) == 1:
+        for name, item in value.items():
+            yield from _check_value(item, kinds[0], f"{path}.{str(name)[:200]}", strict)
 
 
 def _check_value(value: Any, kind: Any, path: str, strict: bool) -> Iterator[FieldError]:

@@ -130,6 +130,34 @@ async def test_a_secret_reaches_its_run_and_is_found_nowhere_else(
     assert await find_leaks(system, resources, value) == ["agents"]
 
 
+STREAMS = """
+import os
+TOKEN = os.environ["TOKEN"]
+
+def handle(p, context):
+    context.progress(0.5, "asks with " + TOKEN)
+    context.emit({"sent": [TOKEN]})
+    yield "first " + TOKEN
+    print(f"\\r50% {TOKEN}", end="")
+    print(f"\\r99% {TOKEN}")
+    yield {TOKEN: 1}
+    return TOKEN
+"""
+
+
+async def test_streams_and_progress_hold_no_secret(acme: TenantClient, system: System, resources: Resources) -> None:
+    value = generate_value()
+    await create_secret(acme, "TOKEN", value)
+    agent_id = await acme.deploy_agent(STREAMS, MANIFEST)
+    ended = await acme.run_agent(agent_id)
+    assert (ended["status"], ended["output_data"]) == ("completed", "***"), ended
+    events = (await acme.http.get(f"/executions/{ended['id']}/events")).text
+    assert '"asks with ***"' in events
+    assert '"first ***"' in events
+    assert '{"sent":["***"]}' in events
+    assert await find_leaks(system, resources, value) == []
+
+
 async def test_only_declared_secrets_of_the_own_tenant_and_agent_are_there(
     acme: TenantClient, other_tenant: TenantClient
 ) -> None:
@@ -252,6 +280,7 @@ async def test_a_rotated_secret_is_used_at_once_and_leaves_no_warm_slot(acme: Te
         ({"Http_Proxy": "x"}, "env.Http_Proxy", "is reserved"),
         ({"1A": "x"}, "env.1A", "letters A to Z"),
         ({"A": "a\0b"}, "env.A", "U+0000"),
+        ({"A": "x", "PORT": 8080}, "env.PORT", "Expected `str`"),
         ({"A": "x" * 32769}, "env.A", "at most 32768"),
         ({f"A{number}": "x" * 1000 for number in range(80)}, "env", "in all"),
         ({f"A{number}": "" for number in range(257)}, "env", "at most 256"),
