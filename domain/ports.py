@@ -213,8 +213,8 @@ class EgressHost(msgspec.Struct, frozen=True):
 class ProgramNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """Describe the listeners in a program's own network, on which the worker serves.
 
-    With a `gateway` the program finds `OPENAI_BASE_URL` in its environment. Each of `hosts` has a loopback address of
-    its own, with a listener for each port. Names below `proxied_domains` are reached by the proxy in `HTTPS_PROXY`.
+    With a `gateway` the program finds `OPENAI_BASE_URL` and its like in its environment. Each of `hosts` has an address
+    of its own, with a listener for each port. Names below `proxied_domains` are reached by the proxy in `HTTPS_PROXY`.
     """
 
     gateway: bool = False
@@ -385,16 +385,15 @@ class Sandbox(Protocol):
 
 
 class Llm(Protocol):
-    """Call language models, of any provider. Nothing is tried twice here."""
+    """Call models of any provider, once. Errors of all methods: `domain.llms.ModelError`."""
 
     def stream(self, ask: ModelCall) -> AsyncGenerator[ReplyPart, None]:
-        """Yield the parts of an answer as they come; the last one is its `ModelReply`. Errors: `ModelError`.
+        """Yield the parts of an answer as they come; the last one is its `ModelReply`.
 
         Closing the generator, or cancelling the task that waits for it, ends the provider's connection at once.
         """
-        ...
 
-    async def embed(self, ask: EmbeddingCall) -> EmbeddingReply: ...  # Errors: `ModelError`.
+    async def embed(self, ask: EmbeddingCall) -> EmbeddingReply: ...
 
 
 class Prices(Protocol):
@@ -402,4 +401,3 @@ class Prices(Protocol):
 
     def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float | None:
         """Return the US dollars for one call, None if the price is unknown. The target's own price wins."""
-        ...

@@ -43,17 +43,17 @@ async def embed_texts(ask: EmbeddingCall, base_url: str | None, http: httpx2.Asy
     except ModelError:
         raise
     except TimeoutError:
-        raise model_errors.build_timeout_error(_as_model_call(ask), began=False) from None
+        raise model_errors.build_timeout_error(_build_model_call(ask), began=False) from None
     except APIStatusError as error:
         failure: BaseException = ModelHTTPError(
             error.status_code, target.model, error.body, headers=dict(error.response.headers)
         )
-        raise model_errors.convert_exception(failure, _as_model_call(ask), base_url, answered) from None
+        raise model_errors.convert_exception(failure, _build_model_call(ask), base_url, answered) from None
     except APIConnectionError as error:
         cause = error.__cause__ or error
-        raise model_errors.convert_exception(cause, _as_model_call(ask), base_url, answered) from None
+        raise model_errors.convert_exception(cause, _build_model_call(ask), base_url, answered) from None
     except Exception as error:
-        raise model_errors.convert_exception(error, _as_model_call(ask), base_url, answered) from None
+        raise model_errors.convert_exception(error, _build_model_call(ask), base_url, answered) from None
 
 
 async def _fetch_body(ask: EmbeddingCall, base_url: str | None, http: httpx2.AsyncClient) -> bytes:
@@ -119,5 +119,5 @@ def _parse_vector(value: Any, target: ModelTarget) -> "array[float]":
     return vector
 
 
-def _as_model_call(ask: EmbeddingCall) -> ModelCall:
+def _build_model_call(ask: EmbeddingCall) -> ModelCall:
     return ModelCall(target=ask.target, messages=(), timeout=ask.timeout)

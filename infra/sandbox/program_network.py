@@ -45,9 +45,10 @@ def build_network_variables(network: ProgramNetwork | None) -> dict[str, str]:
     """Return the environment variables by which clients find the gateway and the proxy."""
     variables: dict[str, str] = {}
     if network is not None and network.gateway:
-        url = f"http://{_LOCAL_ADDRESS}:{_GATEWAY_PORT}/v1"
-        # Clients insist on a key, and the gateway ignores it.
-        variables |= {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "paddock"}
+        # Clients insist on a key, and the gateway ignores it. Anthropic's add /v1 to the URL.
+        root = f"http://{_LOCAL_ADDRESS}:{_GATEWAY_PORT}"
+        variables |= dict.fromkeys(("OPENAI_BASE_URL", "OPENAI_API_BASE"), f"{root}/v1")
+        variables |= {"OPENAI_API_KEY": "paddock", "ANTHROPIC_BASE_URL": root, "ANTHROPIC_API_KEY": "paddock"}
     if network is not None and network.proxied_domains:
         proxy, direct = f"http://{_LOCAL_ADDRESS}:{_PROXY_PORT}", ",".join(list_direct_names(network))
         variables |= {"HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": direct, "no_proxy": direct}

@@ -107,14 +107,20 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
         "def handle(p):\n"
         "    links = [f'/proc/self/fd/{fd}' for fd in os.listdir('/proc/self/fd')]\n"
         "    held = [os.readlink(link) for link in links if os.path.lexists(link)]\n"
-        "    return [{k: v for k, v in os.environ.items() if 'OPENAI' in k}, [one for one in held if 'socket' in one]]\n"
+        "    return [{k: v for k, v in os.environ.items() if 'OPENAI' in k or 'ANTHROPIC' in k}, [one for one in held if 'socket' in one]]\n"
     )
     outcome = await sandbox.run_program(_program(code, source), b"{}", _ignore, ProgramHooks(serve=_saying("x")))
     found, sockets = msgspec.json.decode(outcome.output or b"")
     url = found["OPENAI_BASE_URL"]
     assert url.startswith("http://127.0.0.1:")
     assert url.endswith("/v1")
-    assert found == {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "paddock"}
+    assert found == {
+        "OPENAI_BASE_URL": url,
+        "OPENAI_API_BASE": url,
+        "OPENAI_API_KEY": "paddock",
+        "ANTHROPIC_BASE_URL": url.removesuffix("/v1"),
+        "ANTHROPIC_API_KEY": "paddock",
+    }
     assert sockets == []
     outcome = await sandbox.run_program(_program(code, source, network=None), b"{}", _ignore)
     assert outcome.output == b"[{},[]]"
