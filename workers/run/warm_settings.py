@@ -16,7 +16,7 @@ MAX_WATCHED_PROGRAMS: Final = 1000
 
 
 class WarmSettings:
-    """Remember the rows that the settings of recent programs were read from, and retire their slots when one changes.
+    """Track the rows that the settings of recent programs were read from, and retire their slots when one changes.
 
     A run always reads its settings anew, and never gets a slot of others: this is about values left in memory.
     """
