@@ -25,7 +25,7 @@ _NAME_PATTERN: Final = re.compile(
 _PORT_PATTERN: Final = re.compile(r"[1-9][0-9]{0,4}")
 # Names of the sandbox itself.
 _OWN_NAMES: Final = ("localhost", "sandbox")
-_EXAMPLES: Final = "api.github.com, db.example.com:5432 or '*.openai.com'"
+_ENTRY_EXAMPLES: Final = "api.github.com, db.example.com:5432 or '*.openai.com'"
 
 
 class BadEgressEntry(Exception):
@@ -45,13 +45,13 @@ def parse_entries(values: Sequence[Any]) -> tuple[EgressEntry, ...]:
     if len(values) > MAX_EGRESS_ENTRIES:
         raise BadEgressEntry(f"must have at most {MAX_EGRESS_ENTRIES} entries, not {len(values)}.")
     entries: list[EgressEntry] = []
-    known: set[tuple[str, int]] = set()
+    named_targets: set[tuple[str, int]] = set()
     for value in values:
         entry = _parse_entry(value)
         for port in entry.ports:
-            if (entry.host, port) in known:
+            if (entry.host, port) in named_targets:
                 raise BadEgressEntry(f"names {entry.host}:{port} twice.")
-            known.add((entry.host, port))
+            named_targets.add((entry.host, port))
         entries.append(entry)
     return tuple(entries)
 
@@ -63,20 +63,20 @@ def format_entries(entries: Sequence[EgressEntry]) -> list[str]:
 
 def _parse_entry(value: Any) -> EgressEntry:
     if not isinstance(value, str):
-        raise BadEgressEntry(f"must contain text, like {_EXAMPLES}; not {str(value)[:_MAX_SHOWN_CHARACTERS]!r}.")
-    shown = repr(value[:_MAX_SHOWN_CHARACTERS])
+        raise BadEgressEntry(f"must contain text, like {_ENTRY_EXAMPLES}; not {str(value)[:_MAX_SHOWN_CHARACTERS]!r}.")
+    quoted_text = repr(value[:_MAX_SHOWN_CHARACTERS])
     problem = _find_form_problem(value)
     if problem is not None:
-        raise BadEgressEntry(f"{shown}: {problem}")
+        raise BadEgressEntry(f"{quoted_text}: {problem}")
     host, colon, digits = value.partition(":")
     if colon and not (_PORT_PATTERN.fullmatch(digits) and int(digits) < 65536):
-        raise BadEgressEntry(f"{shown}: the port must be a number from 1 to 65535.")
+        raise BadEgressEntry(f"{quoted_text}: the port must be a number from 1 to 65535.")
     ports = (int(digits),) if colon else DEFAULT_EGRESS_PORTS
     is_wildcard = host.startswith("*.")
     name, problem = _normalize_name(host.removeprefix("*.") if is_wildcard else host)
     problem = problem or _find_name_problem(name, is_wildcard)
     if problem is not None:
-        raise BadEgressEntry(f"{shown}: {problem}")
+        raise BadEgressEntry(f"{quoted_text}: {problem}")
     return EgressEntry(name=name, ports=ports, is_wildcard=is_wildcard)
 
 

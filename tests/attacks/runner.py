@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any, get_args
 
 import structlog
 
+from domain import egress
+from domain.egress import EgressEntry
 from domain.llms import (
     ChatMessage,
     ModelError,
@@ -33,8 +36,10 @@ from domain.llms import (
     TextDelta,
     ToolSpec,
 )
-from domain.ports import ProgramHooks, ProgramNetwork, SandboxProgram
+from domain.ports import NetworkServer, ProgramHooks, ProgramNetwork, SandboxProgram
 from domain.shared.errors import DomainError
+from infra import http
+from infra.http import Outbound
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.cgroups import ControlGroupFactory
 from infra.sandbox.fence import Fence
@@ -42,6 +47,7 @@ from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.attacks.remains import KINDS
 from workers.run import gateway
+from workers.run.egress import EgressAccess, EgressLimits, EgressRecord, TenantLookups, serve_egress
 from workers.run.gateway import responder, router
 from workers.run.wire import GatewayRefusal
 
@@ -100,6 +106,8 @@ class Provider:
 
 # Guards of the gateway itself: how each is taken away.
 GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
+    "admission": (http, "find_address_problem", lambda _: None),
+    "declaration": (EgressEntry, "is_matching", lambda *_: True),
     "manifest": (router.RequestRouter, "_check_model", lambda _, name: name),
     "words": (responder, "refuse_call", lambda error, _: GatewayRefusal(500, str(error))),
 }
@@ -159,9 +167,11 @@ async def _attack(
         entrypoint="agent:handle",
         timeout=3 if name == "stubborn" else 25,
         memory_mb=memory,
-        network=ProgramNetwork(gateway=True) if "-gateway" in way else None,
+        network=_network(way, base),
     )
-    serve = gateway.serve_gateway(Provider("mine"), ["small"]) if program.network is not None else None
+    serve = gateway.serve_gateway(Provider("mine"), ["small"]) if "-gateway" in way else None
+    if "-egress" in way:
+        serve = _serve_hosts(base)
     try:
         if way.endswith("-warm"):
             await _warmed(sandbox, program, base)
@@ -193,6 +203,56 @@ async def _attack(
         "error_message": outcome.error_message,
         "seconds": round(time.monotonic() - began, 2),
     }
+
+
+def _declared(base: dict[str, Any]) -> tuple[EgressEntry, ...]:
+    names = [base["declared"][0], *base["private"], "*.cloud.example"]
+    return egress.parse_entries([f"{name}:{base['service']}" for name in names])
+
+
+def _network(way: str, base: dict[str, Any]) -> ProgramNetwork | None:
+    if "-egress" in way:
+        return egress.build_network(_declared(base), has_gateway=False)
+    return ProgramNetwork(gateway=True) if "-gateway" in way else None
+
+
+def _serve_hosts(base: dict[str, Any]) -> NetworkServer:
+    """Serves a declared host that is allowed, and names that lead where nothing may be reached."""
+    asked: dict[str, int] = {}
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked[host] = asked.get(host, 0) + 1
+        if host == "bound.anew.example" and asked[host] == 1:
+            return ["192.0.2.1"]
+        # With the guard gone, whatever a name leads to is the service of this host.
+        return ["127.0.0.1"]
+
+    outbound = Outbound((base["declared"][0],), resolve)
+    access = EgressAccess(
+        lookups=TenantLookups(outbound), limits=EgressLimits(connect_seconds=3), on_closed=lambda _: None
+    )
+    return serve_egress(access, "acme", _declared(base), EgressRecord(lambda _: None, 100))
+
+
+@contextlib.contextmanager
+def _service() -> Iterator[int]:
+    """A service on this host that answers everybody with a word; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                with client, contextlib.suppress(OSError):
+                    client.settimeout(2)
+                    client.recv(100)
+                    client.sendall(b"outside")
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.close()
 
 
 PROCESSOR = min(os.sched_getaffinity(0))
@@ -291,7 +351,11 @@ async def outlive(way: str, code: Path, name: str, guards: str) -> None:
 async def attacks() -> None:
     """The plan on standard input."""
     os.environ["PADDOCK_SECRET_KEY"], os.environ["PADDOCK_PROVIDER_KEY"] = SECRET, KEY
-    with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder, socket.socket() as tcp:
+    with (
+        tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder,
+        socket.socket() as tcp,
+        contextlib.ExitStack() as stack,
+    ):
         os.chmod(folder, 0o755)
         versions, marker, data = Path(folder) / "versions", Path(folder) / "marker", Path(folder) / "data"
         code = versions / "mine"
@@ -317,6 +381,7 @@ async def attacks() -> None:
                 if kind == socket.SOCK_STREAM:
                     doors[-1].listen(64)
             (code / f"door-{int(kind)}").chmod(0o777)
+        service = stack.enter_context(_service())
         inherited = os.open(marker, os.O_RDONLY)
         os.set_inheritable(inherited, True)
         base = {
@@ -331,6 +396,9 @@ async def attacks() -> None:
             "ipc": os.readlink("/proc/self/ns/ipc"),
             "name": NAME,
             "much": 400,
+            "service": service,
+            "declared": ["open.example", service],
+            "private": ["this.example", "metadata.example", "bound.anew.example"],
             "processor": PROCESSOR,
             "key": hashlib.sha256(KEY.encode()).hexdigest(),
             "kinds": [*get_args(ModelErrorKind), "late", "broken", "unavailable_here"],

@@ -78,6 +78,13 @@ GATEWAY_ATTACKS: dict[str, list[str]] = {
     "gateway_key": ["environment"],
     "gateway_memory": ["watch", "cgroup"],
 }
+# The same for programs with declared hosts. What `admission` and `declaration` are: `runner.GATEWAY_GUARDS`.
+EGRESS_ATTACKS: dict[str, list[str]] = {
+    "egress_undeclared": ["network"],
+    "egress_others": ["seccomp"],
+    "egress_private": ["admission"],
+    "egress_proxy": ["declaration", "admission"],
+}
 # A gateway is asked through a socket.
 NOT_WITH_A_GATEWAY = {"any_socket"}
 # An ordinary user's sandbox has that user's id on the host: it owns its own files, and root's stay closed to it.
@@ -86,6 +93,9 @@ ROOT_ONLY = {"root_only_file"}
 NEEDS_GROUPS = {"memory_of_many_sockets"}
 # A timeout kills the first process of a sandbox by itself, namespace or not; the daemon shows what the namespace adds.
 ALWAYS_HELD = {"stubborn"}
+
+
+WAYS = ("bubblewrap", "forkserver")
 
 
 def _ordinary_user(uid: int) -> Callable[[], None]:
@@ -192,7 +202,7 @@ def test_the_attack_is_real(results, way: str, attack: str) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[f"{made_by}-gateway{warm}" for made_by in ("bubblewrap", "forkserver") for warm in ("", "-warm")],
+    params=[f"{made_by}-gateway{warm}" for made_by in WAYS for warm in ("", "-warm")],
 )
 def with_gateway(user: str, request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
     plan = [(name, []) for name in ATTACKS if name not in NOT_WITH_A_GATEWAY | ROOT_ONLY]
@@ -217,6 +227,23 @@ def test_the_attacks_on_a_gateway_are_real(with_gateway) -> None:
     if not way.endswith("-warm"):
         for attack in GATEWAY_ATTACKS:
             assert told[(attack, False)].get("broke") is True, told[(attack, False)]
+
+
+@pytest.fixture(scope="module", params=[f"{made_by}-egress{warm}" for made_by in WAYS for warm in ("", "-warm")])
+def with_hosts(user: str, request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, bool], dict[str, Any]]]:
+    plan: list[tuple[str, list[str]]] = [(name, []) for name in EGRESS_ATTACKS]
+    if not request.param.endswith("-warm"):
+        plan += list(EGRESS_ATTACKS.items())
+    return request.param, _run(plan, user, request.param)
+
+
+@pytest.mark.parametrize("attack", EGRESS_ATTACKS)
+def test_the_fence_holds_with_declared_hosts_as_well(with_hosts, attack: str) -> None:
+    way, told = with_hosts
+    held = told[(attack, True)]
+    assert (held.get("broke"), held["error_type"]) == (False, None), held
+    if not way.endswith("-warm"):
+        assert told[(attack, False)].get("broke") is True, told[(attack, False)]
 
 
 def test_a_stubborn_agent_is_ended_by_its_timeout(results) -> None:

@@ -36,7 +36,7 @@ async def connect_host(lookups: TenantLookups, tenant_id: str, host: str, port: 
 
 
 async def _find_addresses(lookups: TenantLookups, tenant_id: str, host: str, port: int, ends_at: float) -> list[str]:
-    # A host without an address is refused as a private one is: nobody is to learn which of them exist.
+    # A host without an address is refused as a private one is: an agent must not learn which of them exist.
     unknown = EgressEnd("refused", str(OutboundRefused(host, None, NO_PUBLIC_HOST)), 403)
     try:
         async with asyncio.timeout_at(ends_at):

@@ -1,4 +1,4 @@
-"""Parse the head of a request to the proxy, which untrusted code wrote. Strict: whatever is unusual is refused."""
+"""Parse the head of a request to the proxy, which untrusted code wrote. Strict: anything unusual is refused."""
 
 import re
 from typing import Final

@@ -21,7 +21,7 @@ class ConnectionClosed(Exception):
 
 
 class _Flow:
-    """Copy one direction. At the end of the source, the target is told that no more comes."""
+    """Copy one direction. At the end of the source, the target's side is shut down."""
 
     def __init__(self, relay: "SocketRelay", source: socket.socket, target: socket.socket, count: CountBytes) -> None:
         self._relay, self._loop = relay, relay.loop
@@ -127,7 +127,7 @@ class SocketRelay:
 
     def end_by(self, connection: socket.socket, error: OSError) -> None:
         """End the relay with the error of one of its sockets."""
-        # Clients close before they have read the last of TLS, and servers while a client says so.
+        # Clients close before they have read the last of TLS, and servers at the same moment.
         is_closed = connection is self._client or self._flows[1].is_done
         self.end(ConnectionClosed() if is_closed else error)
 

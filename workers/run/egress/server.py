@@ -44,7 +44,7 @@ def serve_egress(
 
 
 class _OpenConnection:
-    """Hold a connection while it is open. `end` is set by whatever ends it from outside."""
+    """Hold a connection while it is open. `end` is set when something else than its ends ends it."""
 
     def __init__(self, description: EgressConnection, client: socket.socket, started_at: float) -> None:
         self.description, self.client, self.started_at = description, client, started_at
