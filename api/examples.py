@@ -71,6 +71,7 @@ EXAMPLE_BODIES: Final[dict[str, Any]] = {
     "update_budget": {"limit_usd": 200},
     "create_provider_key": {"name": "openai", "service": "openai", "key": "sk-your-key-as-openai-shows-it"},
     "update_provider_key": {"key": "sk-another-key-as-openai-shows-it"},
+    "put_state": {"value": {"count": 1}},
     "create_secret": {"name": "GITHUB_TOKEN", "value": "ghp_the-token-as-github-shows-it"},
     "update_secret": {"value": "ghp_another-token-as-github-shows-it"},
     "create_model": {"name": "fast", "provider": "openai", "model": "gpt-4o-mini", "parameters": {"temperature": 0.2}},

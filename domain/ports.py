@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from domain.shared.access import Caller
     from domain.shared.idempotency import IdempotencyKeys
     from domain.shared.jobs import Job, RowChange
+    from domain.states import States
     from domain.stats import Stats
     from domain.tasks import Tasks
     from domain.templates import Templates
@@ -71,6 +72,7 @@ class Tx(Protocol):
     partitions: RecordPartitions
     schedules: Schedules
     secrets: Secrets
+    states: States
     stats: Stats
     artifacts: Artifacts
     evaluations: Evaluations

@@ -204,6 +204,7 @@ async def delete_agent(tx: Tx, reference: str) -> None:
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
         tx.announce_status(execution_id, "cancelled")
     await tx.secrets.remove_agent(agent.id)
+    await tx.states.delete_all(agent.id)
     await tx.agents.delete(agent.id, tx.now)
     tx.announce_status(agent.id, "deleted")
     tx.ring_job(Job(lane="record", row_id=agent.id, tenant_id="", attempt=0))

@@ -144,6 +144,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `task` is added to it under that name. `agent_version_id` picks a version other than the current one.
     A model agent is asked `task`, with the inputs; `mode` and `model` apply to model agents, also to those of a crew or
     a workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is the name of the execution.
+    `state` names the state that uploaded code reads and leaves, by default `default`.
     """
 
     payload: Payload | None = None
@@ -156,6 +157,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     timeout: TimeoutSeconds | None = None
     max_attempts: MaxAttempts | None = None
     run_name: RunName | None = None
+    state: Annotated[str, Meta(max_length=128, examples=["conversation-42"])] | None = None
 
 
 class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):

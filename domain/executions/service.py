@@ -18,7 +18,7 @@ from domain.executions.schema import (
     job_from_execution,
 )
 from domain.ports import Tx
-from domain.shared import ids
+from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, InvalidField
 from domain.shared.json_limits import check_json_field
@@ -40,7 +40,11 @@ async def start_execution(
     if data.timeout is not None and data.timeout > MAX_TIMEOUT_SECONDS:
         raise InvalidField("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent.")
     agent = await _lock_startable_agent(tx, reference)
+    if data.state is not None:
+        names.check_state_name("state", data.state)
     if agent.kind == "llm":
+        if data.state is not None:
+            raise InvalidField("state", f"applies to uploaded agents only; {agent.name!r} is a model agent.")
         spec, execution = await _build_model_execution(tx, caller, agent, data, payload)
         await _enforce_concurrency(tx, agent)
         return await add_execution(tx, _apply_start_options(execution, data, schedule_id), spec)
@@ -58,7 +62,7 @@ async def start_execution(
 
 def _apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
     run_name = execution.run_name if data.run_name is None else data.run_name
-    return msgspec.structs.replace(execution, run_name=run_name, schedule_id=schedule_id)
+    return msgspec.structs.replace(execution, run_name=run_name, schedule_id=schedule_id, state=data.state)
 
 
 async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ToolInvocation) -> Execution:
@@ -117,6 +121,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "model",
         "cost_limit",
         "env",
+        "state",
         "timeout",
         "max_attempts",
     )

@@ -93,6 +93,7 @@ def _build_code_child(start: ChildStart, work: AgentWork, child: Execution) -> E
         agent_id=work.agent_id,
         agent_name=work.name,
         agent_version_id=work.version_id,
+        state=start.parent.state,
         env=work.env,
         timeout=start.step.timeout or work.timeout or DEFAULT_TIMEOUT_SECONDS,
         cost_limit=start.parent.cost_limit if work.calls_models else None,
@@ -123,6 +124,7 @@ async def _add_model_child(tx: Tx, start: ChildStart, work: AgentWork, child: Ex
 
 async def _add_plan_child(tx: Tx, start: ChildStart, plan: Plan, child: Execution) -> Execution:
     child = build_plan_execution(child, plan, start.parent.mode, start.step.timeout)
+    child = msgspec.structs.replace(child, state=start.parent.state)
     old = None if start.resumed_id is None else await tx.executions.get(start.resumed_id)
     # With another input the old results are of no use.
     if old is None or old.lane != "plan" or old.input_data != start.payload:

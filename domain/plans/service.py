@@ -11,6 +11,7 @@ from domain.expressions import BadExpression, WorkBudget
 from domain.plans import child_executions, renderer
 from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanStep, PlanWork
 from domain.ports import Tx
+from domain.shared import names
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, InvalidField
 from domain.shared.status import TERMINAL_STATUSES
@@ -23,7 +24,7 @@ async def start_plan(
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
             raise InvalidField(field, f"is for agents; this is a {plan.kind}.")
-    _check_model_fields(plan, data)
+    _check_agent_fields(plan, data)
     payload = build_payload(data)
     _check_lists(plan, payload)
     execution = child_executions.build_plan_execution(
@@ -38,6 +39,7 @@ async def start_plan(
         model=data.model,
         cost_limit=data.cost_limit,
         schedule_id=schedule_id,
+        state=data.state,
     )
     return await child_executions.add_plan_execution(tx, execution, plan)
 
@@ -63,6 +65,7 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
         run_name=execution.run_name if has_default_name else old.run_name,
         model=old.model,
         cost_limit=old.cost_limit,
+        state=old.state,
         retry_of=old.id,
     )
     if not from_failed:
@@ -100,14 +103,18 @@ def _evaluate_map(step: PlanStep, inputs: dict[str, Any], budget: WorkBudget) ->
     return expressions.evaluate_expression(step.map, {"inputs": inputs}, budget)
 
 
-def _check_model_fields(plan: Plan, data: ExecutionStart) -> None:
-    """Refuse fields about model calls for a plan without them. Errors: `invalid_field`."""
+def _check_agent_fields(plan: Plan, data: ExecutionStart) -> None:
+    """Refuse fields about model calls or uploaded agents for a plan without them. Errors: `invalid_field`."""
     works = list(_iterate_agents(plan))
     if data.cost_limit is not None and not any(work.spec is not None or work.calls_models for work in works):
         raise InvalidField("cost_limit", f"limits the cost of model calls; this {plan.kind} makes none.")
     for field in ("mode", "model"):
         if getattr(data, field) is not None and not any(work.spec is not None for work in works):
             raise InvalidField(field, f"is for model agents; this {plan.kind} has none.")
+    if data.state is not None:
+        names.check_state_name("state", data.state)
+        if all(work.spec is not None for work in works):
+            raise InvalidField("state", f"is for uploaded agents; this {plan.kind} has none.")
 
 
 def _iterate_agents(plan: Plan) -> Iterator[AgentWork]:

@@ -39,6 +39,7 @@ ERROR_CODES: Final = frozenset(
         "refresh_token_reused",
         "sandbox_unavailable",
         "secret_unavailable",
+        "state_conflict",
         "storage_full",
         "storage_unavailable",
         "tool_failed",

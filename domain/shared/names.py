@@ -22,6 +22,8 @@ MODEL_NAME_PATTERN: Final = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 # Keys of crews and ids of steps, which appear in expressions, in paths of errors and in results.
 KEY_PATTERN: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029\[\]]{1,64}(?<!\s)")
 KEY_RULE: Final = "must be 1 to 64 characters, without line breaks, control characters, [ and ], or surrounding spaces."
+# Names of states, which may be ids of other systems: `slack:C024BE91L`, an e-mail address.
+_STATE_NAME_PATTERN: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f/\\]{1,128}(?<!\s)")
 _NON_SLUG_CHARACTERS: Final = re.compile(r"[^a-z0-9]+")
 _SEPARATOR_PATTERN: Final = re.compile(r"[\s_.-]+")
 MAX_SLUG_CHARACTERS: Final = 64
@@ -50,6 +52,14 @@ def check_name(
         )
     if name in {".", ".."} | reserved:
         raise InvalidField("name", f"{name!r} is reserved. Choose another name.")
+    return name
+
+
+def check_state_name(field: str, name: str) -> str:
+    """Return a name of a state, which can be part of a path. Errors: `invalid_field`."""
+    if _STATE_NAME_PATTERN.fullmatch(name) is None or name in {".", ".."}:
+        rule = "must be 1 to 128 characters, without slashes, control characters or surrounding spaces, and not . or .."
+        raise InvalidField(field, rule)
     return name
 
 

@@ -33,6 +33,7 @@ from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.idempotency import IdempotencyKeys
 from domain.shared.jobs import Job, RowChange
+from domain.states import States
 from domain.stats import Stats
 from domain.tasks import Tasks
 from domain.templates import Templates
@@ -65,6 +66,7 @@ from infra.postgres.retention import PostgresRetention
 from infra.postgres.schedules import PostgresSchedules
 from infra.postgres.secrets import PostgresSecrets
 from infra.postgres.session import check_session, get_session_start
+from infra.postgres.states import PostgresStates
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
 from infra.postgres.storage_references import PostgresStorageReferences
@@ -111,6 +113,7 @@ class PostgresTx:
         self.partitions: RecordPartitions = PostgresPartitions(connection)
         self.schedules: Schedules = PostgresSchedules(connection)
         self.secrets: Secrets = PostgresSecrets(connection)
+        self.states: States = PostgresStates(connection)
         self.stats: Stats = PostgresStats(connection)
         self.artifacts: Artifacts = PostgresArtifacts(connection)
         self.evaluations: Evaluations = PostgresEvaluations(connection)

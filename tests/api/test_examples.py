@@ -19,6 +19,7 @@ NAMES_BY_PARAMETER = {
     "model_id": "fast",
     "provider_key_id": "openai",
     "secret_id": "GITHUB_TOKEN",
+    "state_name": "default",
     "schedule_id": "morning",
 }
 LAST_OPERATIONS = ("approve_execution", "reject_execution", "update_user")
@@ -40,6 +41,10 @@ async def _build_path_values(http: httpx.AsyncClient, operation_id: str, created
     values = {**NAMES_BY_PARAMETER, **created}
     if operation_id in ("approve_execution", "reject_execution"):
         values["execution_id"] = await _start_waiting_run(http)
+    if operation_id == "put_state":
+        # Only an uploaded agent has states.
+        await http.post("/api/v1/agents", json={"name": "counter"})
+        values["agent_id"] = "counter"
     if operation_id == "execute_tool":
         values["tool_id"] = "filesystem_write"
     if operation_id == "update_user":

@@ -81,7 +81,10 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
     schedule = await _create_object(
         acme, "/scheduler/schedules", agent_id=agent["id"], inputs={"a": SECRET_TEXT}, **schedule_fields
     )
+    answer = await acme.http.put(f"/agents/{agent['id']}/states/{SECRET_TEXT}", json={"value": SECRET_TEXT})
+    assert answer.status_code == 200, answer.text
     return {
+        "state_name": SECRET_TEXT,
         "agent_id": agent["id"],
         "version": version["id"],
         "execution_id": execution["id"],
@@ -214,6 +217,7 @@ async def test_no_route_shows_or_changes_objects_of_another_tenant(
     for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews", "workflows", "scheduler/schedules"):
         assert (await acme.http.get(f"/{path}/{SECRET_TEXT}")).json()["name"] == SECRET_TEXT
     assert (await acme.http.get(f"/tools/{SECRET_TEXT}")).json()["enabled"] is True
+    assert (await acme.http.get(f"/agents/{SECRET_TEXT}/states/{SECRET_TEXT}")).json()["value"] == SECRET_TEXT
     secret = (await acme.http.get(f"/secrets/{SECRET_NAME}")).json()
     assert secret["updated_at"] == secret["created_at"]
 

@@ -2,14 +2,25 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
+from domain import executions, states
 from domain.events import ExecutionEvent
 from domain.executions import Execution
-from domain.ports import Clock, MessageKind, NetworkServer, OutputStream, ProgramHooks, Tx
+from domain.ports import (
+    Clock,
+    MessageKind,
+    NetworkServer,
+    OutputStream,
+    ProgramHooks,
+    SandboxOutcome,
+    Store,
+    Tx,
+)
+from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_json
 from workers.output import OutputLog
 from workers.progress import ProgressState
@@ -18,6 +29,8 @@ from workers.run.run_mask import RunMask
 
 # Writes something that a run has left, in the transaction that settles it.
 WriteResult = Callable[[Tx], Awaitable[None]]
+# Reasons for which a state is not written; then its run fails.
+_STATE_ERRORS: Final = ("state_conflict", "quota_exceeded")
 
 
 class CodeRun:
@@ -33,13 +46,17 @@ class CodeRun:
         self._clock = clock
         self._outputs = OutputLimiter()
         self._results: list[WriteResult] = []
+        # The revision of the state that was read, and the JSON of the one that the run leaves.
+        self._state_revision: int | None = None
+        self._new_state: bytes | None = None
+        self._write_state: WriteResult | None = None
 
     @property
     def write_results(self) -> WriteResult | None:
         """Return what writes the results of the run besides its outcome, if there are any."""
-        if not self._results:
+        results = [*self._results, *([self._write_state] if self._write_state is not None else [])]
+        if not results:
             return None
-        results = list(self._results)
 
         async def write(tx: Tx) -> None:
             for result in results:
@@ -73,14 +90,52 @@ class CodeRun:
             events.append(ExecutionEvent(type="warning", data=warning, at=self._clock()))
         return self.mask.mask_events(events)
 
-    def build_hooks(self, serve: NetworkServer | None) -> ProgramHooks:
+    def build_hooks(self, store: Store, serve: NetworkServer | None) -> ProgramHooks:
         """Return the hooks of the run. `serve` serves its network."""
+
+        async def load_state() -> bytes:
+            execution, name = self.execution, states.get_state_name(self.execution)
+            value, self._state_revision = await store.run(
+                execution.tenant_id, lambda tx: tx.states.find_json(execution.agent_id or "", name), retry=True
+            )
+            return value
+
         return ProgramHooks(
-            context=msgspec.json.encode(self._build_context()), on_message=self.handle_message, serve=serve
+            context=msgspec.json.encode(self._build_context()),
+            on_message=self.handle_message,
+            load_state=load_state,
+            serve=serve,
         )
+
+    def keep_state(self, outcome: SandboxOutcome) -> SandboxOutcome:
+        """Have the state of a completed run written with its outcome; return the outcome, or why that cannot be."""
+        value, revision = self._new_state, self._state_revision
+        if value is None or revision is None or outcome.error_type is not None:
+            return outcome
+        outcome = executions.enforce_result_limits(outcome)
+        if outcome.error_type is not None:
+            return outcome
+        # Masking may lengthen it, and fails on what is no JSON.
+        problem = states.explain_bad_state(value)
+        masked = value if problem is not None else self.mask.mask_json(value)
+        problem = problem or states.explain_bad_state(masked)
+        if problem is not None:
+            return SandboxOutcome(error_type="state_not_json", error_message=problem)
+        self._write_state = lambda tx: states.save_run_state(tx, self.execution, masked, revision)
+        return outcome
+
+    def drop_state(self, error: DomainError) -> SandboxOutcome | None:
+        """Return the outcome of a run whose state could not be written, which is dropped; None for other errors."""
+        if self._write_state is None or error.code not in _STATE_ERRORS:
+            return None
+        self._write_state = None
+        return SandboxOutcome(error_type=error.code, error_message=error.detail)
 
     def handle_message(self, kind: MessageKind, data: bytes) -> None:
         """Take what the entrypoint sends. All of it may be forged but its length."""
+        if kind == "state":
+            self._new_state = data
+            return
         if kind == "output":
             if not self._outputs.has_room_for(data):
                 return

@@ -71,7 +71,17 @@ class CodeRunner(LaneRunner):
             await asyncio.wait((running, flushing))
         flushing.result()
         outcome, last_events = await run.mask.mask_outcome(running.result()), run.take_last_events()
-        await retry_through_outage(lambda: self.settle_execution(execution, outcome, last_events, run.write_results))
+        return await self._settle_run(run, run.keep_state(outcome), last_events)
+
+    async def _settle_run(self, run: CodeRun, outcome: SandboxOutcome, events: list[ExecutionEvent]) -> str | None:
+        """Settle a run with what it leaves, or without its state as failed. Return the error type."""
+        try:
+            await retry_through_outage(lambda: self.settle_execution(run.execution, outcome, events, run.write_results))
+        except DomainError as error:
+            failure = run.drop_state(error)
+            if failure is None:
+                raise
+            return await self._settle_run(run, failure, events)
         return outcome.error_type
 
     async def _run_in_sandbox(self, run: CodeRun) -> SandboxOutcome:
@@ -97,7 +107,9 @@ class CodeRunner(LaneRunner):
                 payload = msgspec.json.encode(execution.input_data)
                 program = settings.apply_to(program)
                 stack.enter_context(self.slots.watch_run(program.code, settings.sources, loaded_at))
-                return await self._sandbox.run_program(program, payload, run.add_output, run.build_hooks(serve))
+                return await self._sandbox.run_program(
+                    program, payload, run.add_output, run.build_hooks(self._store, serve)
+                )
         except DomainError as error:
             if error.code not in (*_REPORTED_CODES, "storage_unavailable", "not_found"):
                 raise

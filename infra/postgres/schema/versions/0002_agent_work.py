@@ -52,9 +52,12 @@ CREATE INDEX files_tenant_id_id ON files (tenant_id, id DESC);
 CREATE INDEX files_expires_at ON files (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX files_key ON files (key);
 
--- What the runs of an agent keep for each other, by name. `revision` grows with every change.
+-- What the runs of an agent keep for each other, by name. `revision` is another one with every change, and never one
+-- that a deleted state had. A foreign key would lock the agent when a run is settled, and deadlock with its deletion,
+-- which deletes its states.
+CREATE SEQUENCE agent_state_revisions;
 CREATE TABLE agent_states (
-    agent_id uuid NOT NULL REFERENCES agents,
+    agent_id uuid NOT NULL,
     name text NOT NULL,
     tenant_id text NOT NULL,
     value json NOT NULL,
@@ -67,6 +70,7 @@ CREATE POLICY bound ON secrets TO paddock_app USING (tenant_id = current_setting
 CREATE POLICY bound ON files TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
 CREATE POLICY bound ON agent_states TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
 GRANT SELECT, INSERT, UPDATE, DELETE ON secrets, files, agent_states TO paddock_app;
+GRANT USAGE ON SEQUENCE agent_state_revisions TO paddock_app;
 """
 
 
