@@ -169,16 +169,13 @@ class Blobs(Protocol):
 
     async def write_object(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """Store a stream under `key`, whole or not at all, holding one part in memory. Returns bytes stored."""
-        ...
 
     async def upload_file(self, key: str, path: Path) -> None: ...
     async def read_object(self, key: str) -> AsyncIterator[bytes]:
         """Return the bytes of an object in chunks. Errors: `not_found`."""
-        ...
 
     async def download_file(self, key: str, path: Path) -> None:
         """Write an object to a new file. Errors: `not_found`."""
-        ...
 
     async def delete(self, keys: Sequence[str]) -> None: ...
     def list_objects(self, prefix: str) -> AsyncIterator[BlobInfo]: ...
@@ -255,15 +252,12 @@ class WorkFolder(Protocol):
 
     def write_file(self, path: str, data: bytes) -> None:
         """Append to a file, which is created with its folders. Errors: `OSError`, also where a link lies in the way."""
-        ...
 
     def list_files(self) -> tuple[list[WorkFile], list[str]]:
         """Return the regular files, and the paths that are left out: links, devices, and names that are no text."""
-        ...
 
     def read_file(self, path: str) -> Iterator[bytes]:
         """Yield the bytes of a regular file in pieces. Errors: `OSError`."""
-        ...
 
 
 # Called with the work folder: before the payload is sent, and after the program has ended.
