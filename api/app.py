@@ -32,6 +32,7 @@ from api import (
     evaluations,
     events,
     executions,
+    files,
     generation,
     health,
     keys,
@@ -58,6 +59,7 @@ from api.builds import ArchiveUploader
 from api.connections import ConnectionBounds
 from api.evaluations import EvaluationIngest
 from api.event_feed import EventFeed
+from api.files import FileUploader
 from api.generation import GenerationRunner
 from api.health import HealthChecker
 from api.idempotency import ResourceCreator, SealedAnswers
@@ -98,6 +100,7 @@ CAPABILITY_ROUTERS = (
     costs.router,
     budgets.router,
     llms.router,
+    files.router,
     provider_keys.router,
     templates.router,
     generation.router,
@@ -205,6 +208,7 @@ def create_services(resources: Resources) -> ApiServices:
         starter=starter,
         event_feed=EventFeed(store, resources.bell),
         archive_uploader=ArchiveUploader(store, blobs, settings, creator, waiter),
+        file_uploader=FileUploader(blobs, settings, creator),
         generation_runner=GenerationRunner(store, starter, waiter),
         body_memory=body_memory,
         artifact_ingest=ArtifactIngest(body_memory=body_memory, batches=artifact_batches, clock=clock),

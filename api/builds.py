@@ -1,22 +1,21 @@
 """Handle archives and versions: stream an archive to object storage and make a version of it to build."""
 
-import hashlib
 from collections.abc import AsyncIterator
 from typing import Final
 
 from litestar import Response, Router, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.response import Stream
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
+from api.file_stream import FileStream, describe_file_body
 from api.idempotency import CREATED_STATUS, ResourceCreator, read_idempotency_key
-from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, RequestBody, require_scope, return_files
+from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, require_scope, return_files
 from api.requests import Blobs, HttpRequest, Store, read_preferred_wait
 from api.waiting import StatusWaiter
 from domain import agents, builds, ports
 from domain.builds import AgentVersion, ArchiveUpload
 from domain.shared.access import Caller
-from domain.shared.errors import DomainError, InvalidField
+from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page
 from infra.settings import Settings
 
@@ -25,71 +24,24 @@ _NOT_GZIP_TEXT: Final = (
     "File must be a .tar.gz archive: this one is {}. Pack the folder with `tar -czf agent.tar.gz -C FOLDER .`"
 )
 _BINARY_TYPE: Final = "application/octet-stream"
-_ARCHIVE_BODY: Final = RequestBody(
-    content={
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary", "description": "A .tar.gz archive."}},
-            }
-        }
-    }
-)
+_ARCHIVE_BODY: Final = describe_file_body("A .tar.gz archive.")
 
 
-class ArchiveStream:
-    """Read the `file` part of a multipart request as a stream, and hash and bound it meanwhile."""
+class ArchiveStream(FileStream):
+    """Read an uploaded archive as a stream."""
 
     def __init__(self, request: HttpRequest, max_bytes: int) -> None:
-        kind, options = parse_options_header(request.headers.get("Content-Type", ""))
-        if kind != "multipart/form-data" or not options.get("boundary"):
-            raise DomainError("malformed_request", "Send multipart/form-data with the archive in the field `file`.")
-        self._request, self._boundary, self._max_bytes = request, options["boundary"], max_bytes
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def sha256(self) -> str:
-        """Return the hash of the bytes read so far, in hex."""
-        return self._hash.hexdigest()
+        super().__init__(request, max_bytes, "archive", "archive_too_large")
 
     async def read_chunks(self) -> AsyncIterator[bytes]:
         """Read the archive's bytes. Errors: `malformed_request`, `archive_too_large`, `invalid_field` for `file`."""
         magic = b""
-        try:
-            async for chunk in self._read_file():
-                magic = (magic + chunk[: len(_GZIP_MAGIC)])[: len(_GZIP_MAGIC)]
-                if not _GZIP_MAGIC.startswith(magic):
-                    actual = "a zip file" if magic == b"PK" else "not gzip"
-                    raise DomainError("malformed_request", _NOT_GZIP_TEXT.format(actual))
-                self.size += len(chunk)
-                if self.size > self._max_bytes:
-                    raise DomainError("archive_too_large", f"The archive must be at most {self._max_bytes} bytes.")
-                self._hash.update(chunk)
-                yield chunk
-        except MultipartError as error:
-            raise DomainError("malformed_request", f"The multipart body is damaged: {error}.") from None
-        if self.size == 0:
-            raise InvalidField("file", "is missing or empty. Send the archive in this field.")
-
-    async def _read_file(self) -> AsyncIterator[bytes]:
-        has_file = False
-        # Bytes of other fields are skipped; this bounds how many.
-        max_bytes = self._max_bytes + 1024 * 1024
-        with PushMultipartParser(self._boundary, max_segment_size=max_bytes + 1, max_segment_count=16) as parser:
-            async for data in self._request.stream():
-                for item in parser.parse(data):
-                    if isinstance(item, MultipartSegment):
-                        if item.name != "file":
-                            raise InvalidField(
-                                str(item.name), "is not a known field. Send the archive in the field `file`."
-                            )
-                        if has_file:
-                            raise InvalidField("file", "is sent twice. Send one archive at a time.")
-                        has_file = True
-                    elif item:
-                        yield bytes(item)
+        async for chunk in super().read_chunks():
+            magic = (magic + chunk[: len(_GZIP_MAGIC)])[: len(_GZIP_MAGIC)]
+            if not _GZIP_MAGIC.startswith(magic):
+                actual = "a zip file" if magic == b"PK" else "not gzip"
+                raise DomainError("malformed_request", _NOT_GZIP_TEXT.format(actual))
+            yield chunk
 
 
 class ArchiveUploader:

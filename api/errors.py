@@ -27,6 +27,9 @@ _log = structlog.get_logger("paddock.api")
 ERROR_TABLE: Final[dict[str, tuple[int, str]]] = {
     "agent_archived": (409, "The agent is archived"),
     "archive_too_large": (413, "The archive is too large"),
+    "file_too_large": (413, "The file is too large"),
+    "file_unavailable": (409, "A file cannot be read"),
+    "range_not_satisfiable": (416, "The range lies outside of the file"),
     "body_too_large": (413, "The request is too large"),
     "budget_exceeded": (402, "A budget is exhausted"),
     "concurrency_limit": (409, "Too many executions are running"),

@@ -24,7 +24,7 @@ from api.sockets import (
     event_to_json,
     send_json,
 )
-from domain import agents, events, executions
+from domain import agents, events, executions, launch
 from domain.events import EventQuery, LogEntry
 from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
@@ -154,7 +154,7 @@ async def _open_position(
     """Start the execution that a message asks for, or find the one to resume; return where to read from."""
     async with store.transaction(caller) as tx:
         if isinstance(message, ExecutionStart):
-            execution, sequence = await executions.start_execution(tx, caller, agent_id, message), 0
+            execution, sequence = await launch.start_agent(tx, caller, agent_id, message), 0
         else:
             agent, execution = (
                 await agents.get_agent(tx, agent_id),

@@ -85,9 +85,7 @@ async def execute_agent(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, agent_id: str, data: ExecutionStart
 ) -> Response[Execution]:
     """Start an execution of the agent in the path."""
-    return await starter.start_execution(
-        request, caller, lambda tx: executions.start_execution(tx, caller, agent_id, data)
-    )
+    return await starter.start_execution(request, caller, lambda tx: launch.start_agent(tx, caller, agent_id, data))
 
 
 @get(_LIST_PATHS, opt={**require_scope("read:executions"), **_MAIN_PATH})

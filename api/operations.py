@@ -81,6 +81,9 @@ IDEMPOTENCY_KEY: Final = HeaderParameter(
     description="A repeated request with the same key and body gets the first answer again, for 24 hours.",
     schema={"type": "string", "maxLength": 255},
 )
+RANGE: Final = HeaderParameter(
+    name="Range", description="One range of bytes, as `bytes=0-1023`.", schema={"type": "string"}
+)
 LAST_EVENT_ID: Final = HeaderParameter(
     name="Last-Event-ID", description="Resume after this event.", schema={"type": "integer"}
 )

@@ -13,6 +13,7 @@ from api.body_memory import BodyMemoryLimiter
 from api.builds import ArchiveUploader
 from api.evaluations import EvaluationIngest
 from api.event_feed import EventFeed
+from api.files import FileUploader
 from api.generation import GenerationRunner
 from api.health import HealthChecker
 from api.idempotency import ResourceCreator
@@ -47,6 +48,7 @@ class ApiServices(msgspec.Struct, frozen=True, kw_only=True):
     starter: ExecutionStarter
     event_feed: EventFeed
     archive_uploader: ArchiveUploader
+    file_uploader: FileUploader
     generation_runner: GenerationRunner
     body_memory: BodyMemoryLimiter
     artifact_ingest: ArtifactIngest

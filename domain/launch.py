@@ -2,7 +2,7 @@
 
 import msgspec
 
-from domain import crews, executions, plans, workflows
+from domain import crews, executions, files, plans, workflows, workspaces
 from domain.executions import Execution, ExecutionStart, TargetedExecutionStart, get_execution
 from domain.ports import Tx
 from domain.shared.access import Caller
@@ -20,7 +20,15 @@ async def start_target(
         return await start_crew(tx, caller, data.crew_id, data, schedule_id)
     if data.workflow_id is not None:
         return await start_workflow(tx, caller, data.workflow_id, data, schedule_id)
-    return await executions.start_execution(tx, caller, data.agent_id or "", data, schedule_id)
+    return await start_agent(tx, caller, data.agent_id or "", data, schedule_id)
+
+
+async def start_agent(
+    tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
+) -> Execution:
+    """Start an agent with the files that the run is given. Errors: those of both."""
+    execution = await executions.start_execution(tx, caller, reference, data, schedule_id)
+    return await _give_files(tx, execution)
 
 
 async def start_crew(
@@ -30,7 +38,7 @@ async def start_crew(
     crew = await crews.get_crew(tx, reference, lock="share")
     plan = await crews.compile_crew(tx, caller, crew, data.model)
     crews.validate_inputs(crew, plan, executions.build_payload(data))
-    return await plans.start_plan(tx, caller, plan, data, schedule_id)
+    return await _give_files(tx, await plans.start_plan(tx, caller, plan, data, schedule_id))
 
 
 async def start_workflow(
@@ -41,7 +49,7 @@ async def start_workflow(
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
     payload = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
     data = msgspec.structs.replace(data, payload=payload, inputs=None, task=None)
-    return await plans.start_plan(tx, caller, plan, data, schedule_id)
+    return await _give_files(tx, await plans.start_plan(tx, caller, plan, data, schedule_id))
 
 
 async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
@@ -51,7 +59,16 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed
     """
     old = await get_execution(tx, execution_id)
     if old.lane == "plan":
-        return await plans.retry_plan(tx, caller, execution_id, from_failed)
+        execution = await plans.retry_plan(tx, caller, execution_id, from_failed)
+        # A run that goes on has the files of the one before, with what was made of them.
+        return execution if from_failed else await _give_files(tx, execution)
     if from_failed:
         raise InvalidField("from", "is for crews and workflows; an agent always runs again as a whole.")
-    return await executions.retry_execution(tx, caller, execution_id)
+    return await _give_files(tx, await executions.retry_execution(tx, caller, execution_id))
+
+
+async def _give_files(tx: Tx, execution: Execution) -> Execution:
+    """Put the files that an execution names into its workspace. Errors: `invalid_field`."""
+    limits = workspaces.TOOL_LIMITS if execution.lane == "llm" else workspaces.RUN_LIMITS
+    await files.give_files(tx, execution.id, execution.files, limits)
+    return execution

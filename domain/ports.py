@@ -8,13 +8,15 @@ what they cost. Adapters live in `infra/` and pass the contract suites in `tests
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
 import msgspec
+
+from domain.work_folder import WorkCallback
 
 if TYPE_CHECKING:
     from domain.accounts import Accounts, ApiKeys, Tenants
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from domain.evaluations import Evaluations
     from domain.events import Events
     from domain.executions import Executions, RunSteps
+    from domain.files import Files
     from domain.llms import EmbeddingCall, EmbeddingReply, Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans import Plans
     from domain.provider_keys import ProviderKeys
@@ -65,6 +68,7 @@ class Tx(Protocol):
     steps: RunSteps
     plans: Plans
     workspaces: Workspaces
+    files: Files
     idempotency: IdempotencyKeys
     queues: WorkQueues
     workers: Workers
@@ -171,8 +175,8 @@ class Blobs(Protocol):
         """Store a stream under `key`, whole or not at all, holding one part in memory. Returns bytes stored."""
 
     async def upload_file(self, key: str, path: Path) -> None: ...
-    async def read_object(self, key: str) -> AsyncIterator[bytes]:
-        """Return the bytes of an object in chunks. Errors: `not_found`."""
+    async def read_object(self, key: str, bounds: tuple[int, int] | None = None) -> AsyncIterator[bytes]:
+        """Return the bytes of an object in chunks, or those from the first to the last. Errors: `not_found`."""
 
     async def download_file(self, key: str, path: Path) -> None:
         """Write an object to a new file. Errors: `not_found`."""
@@ -238,30 +242,6 @@ class SandboxProgram(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         return f"SandboxProgram(code={self.code!r}, entrypoint={self.entrypoint!r}, variables={sorted(self.variables)})"
-
-
-class WorkFile(msgspec.Struct, frozen=True):
-    """Name a regular file in the work folder of a sandbox: its path below the folder, and its size in bytes."""
-
-    path: str
-    size_bytes: int
-
-
-class WorkFolder(Protocol):
-    """Read and write `/work` of one sandbox from outside. What it finds was made by untrusted code."""
-
-    def write_file(self, path: str, data: bytes) -> None:
-        """Append to a file, which is created with its folders. Errors: `OSError`, also where a link lies in the way."""
-
-    def list_files(self) -> tuple[list[WorkFile], list[str]]:
-        """Return the regular files, and the paths that are left out: links, devices, and names that are no text."""
-
-    def read_file(self, path: str) -> Iterator[bytes]:
-        """Yield the bytes of a regular file in pieces. Errors: `OSError`."""
-
-
-# Called with the work folder: before the payload is sent, and after the program has ended.
-WorkCallback = Callable[[WorkFolder], Awaitable[None]]
 
 
 class ProgramHooks(msgspec.Struct, frozen=True, kw_only=True):

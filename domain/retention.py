@@ -11,7 +11,7 @@ from domain.shared.idempotency import IDEMPOTENCY_LIFETIME
 from domain.stats import RecordKind
 
 ExpiringKind = Literal[
-    "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers"
+    "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers", "files"
 ]
 
 # How long each is kept after its time: tokens, sessions, invites and holds after they expired, the others after they
@@ -25,6 +25,7 @@ RETENTION_PERIODS: Final[dict[ExpiringKind, timedelta]] = {
     "schedule_runs": timedelta(days=90),
     "trace_exports": timedelta(days=7),
     "workers": timedelta(minutes=5),
+    "files": timedelta(0),
 }
 # How much one transaction removes. An execution may have tens of thousands of events.
 MAX_REMOVAL_BATCH: Final = 200

@@ -27,6 +27,20 @@ _PATH_RULE: Final = (
 )
 
 
+class WorkspaceLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limit what a workspace may hold: files, bytes per file, and bytes in all."""
+
+    files: int = MAX_WORKSPACE_FILES
+    file_bytes: int = MAX_FILE_BYTES
+    total_bytes: int = MAX_WORKSPACE_BYTES
+
+
+# Of what tools of model agents write.
+TOOL_LIMITS: Final = WorkspaceLimits()
+# Of what a run of uploaded code is given, and of what a crew or a workflow is.
+RUN_LIMITS: Final = WorkspaceLimits(file_bytes=100 << 20, total_bytes=200 << 20)
+
+
 class WorkspaceFile(msgspec.Struct, frozen=True, kw_only=True):
     """Show a file of a workspace. `path` is relative, with `/` between its parts; `sha256` is in hex."""
 
@@ -45,6 +59,10 @@ class Workspaces(Protocol):
         """Return the key of a file's bytes in object storage."""
         ...
 
+    async def list_keys(self, execution_id: str) -> dict[str, str]:
+        """Return the keys of the files' bytes in object storage, by path."""
+        ...
+
     async def save_file(self, execution_id: str, file: WorkspaceFile, key: str) -> None: ...
     async def copy_files(self, execution_id: str, into: str) -> None:
         """Copy the files of an execution to another one. Their bytes stay where they are."""
@@ -60,6 +78,8 @@ def check_path(path: object) -> str:
         raise ToolFailed(f"{path[:200]!r} is not a path in the workspace: {_PATH_RULE}")
     if len("/".join(parts)) > 500:
         raise ToolFailed("path must be at most 500 characters.")
+    if any(len(part.encode(errors="surrogatepass")) > 255 for part in parts):
+        raise ToolFailed(f"{path[:200]!r} is not a path in the workspace: its parts have at most 255 bytes.")
     return "/".join(parts)
 
 
@@ -77,14 +97,16 @@ def format_blob_key(tenant_id: str, execution_id: str, sha256: str) -> str:
     return f"workspaces/{tenant_id}/{execution_id}/{sha256}"
 
 
-def check_workspace_limits(files: list[WorkspaceFile], changed: dict[str, int]) -> None:
+def check_workspace_limits(
+    files: list[WorkspaceFile], changed: dict[str, int], limits: WorkspaceLimits = TOOL_LIMITS
+) -> None:
     """Check that files of these sizes may be written. Errors: `ToolFailed`."""
     for path, size in changed.items():
-        if size > MAX_FILE_BYTES:
-            raise ToolFailed(f"{path!r} would have {size} bytes; at most {MAX_FILE_BYTES} are allowed.")
+        if size > limits.file_bytes:
+            raise ToolFailed(f"{path!r} would have {size} bytes; at most {limits.file_bytes} are allowed.")
     sizes = {file.path: file.size_bytes for file in files} | changed
-    if len(sizes) > MAX_WORKSPACE_FILES:
-        raise ToolFailed(f"the workspace would have {len(sizes)} files; at most {MAX_WORKSPACE_FILES} are allowed.")
+    if len(sizes) > limits.files:
+        raise ToolFailed(f"the workspace would have {len(sizes)} files; at most {limits.files} are allowed.")
     for path in changed:
         parts = path.split("/")
         parents = ("/".join(parts[:count]) for count in range(1, len(parts)))
@@ -93,9 +115,9 @@ def check_workspace_limits(files: list[WorkspaceFile], changed: dict[str, int]) 
         if above is not None or below is not None:
             # They could not be unpacked into a folder.
             raise ToolFailed(f"{(above or path)!r} cannot be both a file and a folder.")
-    if sum(sizes.values()) > MAX_WORKSPACE_BYTES:
+    if sum(sizes.values()) > limits.total_bytes:
         raise ToolFailed(
-            f"the workspace would have {sum(sizes.values())} bytes; at most {MAX_WORKSPACE_BYTES} are allowed."
+            f"the workspace would have {sum(sizes.values())} bytes; at most {limits.total_bytes} are allowed."
         )
 
 

@@ -157,10 +157,11 @@ class S3Blobs:
         """Store a file."""
         await self.write_object(key, _read_chunks(path))
 
-    async def read_object(self, key: str) -> AsyncIterator[bytes]:
-        """Return the chunks of an object, after checking that it exists."""
+    async def read_object(self, key: str, bounds: tuple[int, int] | None = None) -> AsyncIterator[bytes]:
+        """Return the chunks of an object, or of its bytes from the first to the last, after checking that it exists."""
+        part = {} if bounds is None else {"Range": f"bytes={bounds[0]}-{bounds[1]}"}
         async with _translate_errors(key):
-            answer = await self._client.get_object(Bucket=self._bucket, Key=key)
+            answer = await self._client.get_object(Bucket=self._bucket, Key=key, **part)
         return self._stream_body(key, answer["Body"])
 
     async def download_file(self, key: str, path: Path) -> None:

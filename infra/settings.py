@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     request_head_seconds: float = 20.0
     request_body_seconds: float = 20.0
     upload_max_bytes: int = 100 * 1024 * 1024
+    file_max_bytes: int = 100 * 1024 * 1024
     body_max_bytes: int = 4 * 1024 * 1024
 
     # Logins, tokens and request limits.
@@ -102,6 +103,9 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     # What tenants may use, and how long things are kept.
     tenant_max_concurrency: int = 200
     tenant_max_stored_bytes: int = 10 << 30
+    # What the runs of uploaded code may leave in their work folder.
+    work_max_files: int = 500
+    work_file_bytes: int = 100 * 1024 * 1024
     cache_max_bytes: int = 20 << 30
     cache_days: float = 14.0
     staging_hours: float = 24.0

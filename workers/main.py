@@ -56,6 +56,7 @@ from workers.record import (
     poll_records,
 )
 from workers.run import (
+    CodeDependencies,
     CodeRunner,
     EgressAccess,
     EgressConnection,
@@ -63,6 +64,8 @@ from workers.run import (
     NamedModelCalls,
     ReasoningSealer,
     TenantLookups,
+    WorkFiles,
+    WorkLimits,
 )
 from workers.upkeep import RetentionSweeper, ScheduleStarter, Upkeep
 
@@ -175,16 +178,18 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
         lane = await stack.enter_async_context(open_lane(settings, drain, "run", settings.run_slots, sandbox))
         access = await stack.enter_async_context(_open_model_access(lane.parts, drain))
         reasoning_keyring = Keyring(settings.encryption_keys, settings.secret_key.reveal(), b"paddock reasoning")
-        runner = CodeRunner(
-            lane.create_context("run"),
-            sandbox,
-            lane.bundles,
-            lane.parts.keyring,
-            lambda execution: NamedModelCalls(
+        work_limits = WorkLimits(files=settings.work_max_files, file_bytes=settings.work_file_bytes)
+        dependencies = CodeDependencies(
+            sandbox=sandbox,
+            bundles=lane.bundles,
+            keyring=lane.parts.keyring,
+            open_files=lambda execution: WorkFiles(lane.parts.store, lane.parts.blobs, execution, work_limits),
+            make_calls=lambda execution: NamedModelCalls(
                 ModelCalls(access, execution), ReasoningSealer(reasoning_keyring, execution.tenant_id)
             ),
-            stack.enter_context(_open_egress(settings, drain)),
+            egress_access=stack.enter_context(_open_egress(settings, drain)),
         )
+        runner = CodeRunner(lane.create_context("run"), dependencies)
         lane.parts.bell.listen_to_changes(runner.slots.retire_changed)
         claimer = Claimer(runner, settings.run_slots, lane.parts.bell.get_lane_event("run"), drain)
         await lane.serve(claimer.run(), lambda: sandbox.counts)

@@ -141,9 +141,9 @@ def check_quota(stored_bytes: int, quota: int) -> None:
     if stored_bytes > quota:
         raise DomainError(
             "quota_exceeded",
-            f"With this archive, the tenant's uploads would take {_format_mebibytes(stored_bytes)} MiB, packed, "
+            f"With this upload, the tenant's archives and files would take {_format_mebibytes(stored_bytes)} MiB, "
             f"unpacked and with installed requirements; the quota is {_format_mebibytes(quota)} MiB. Delete unused "
-            "agents, or ask the operator for a larger PADDOCK_TENANT_MAX_STORED_BYTES.",
+            "agents and files, or ask the operator for a larger PADDOCK_TENANT_MAX_STORED_BYTES.",
         )
 
 

@@ -52,6 +52,13 @@ TimeoutSeconds = Annotated[
     Meta(ge=1, le=MAX_PLAN_TIMEOUT_SECONDS, description="Seconds; at most an hour for an agent.", examples=[30]),
 ]
 CostLimitUsd = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
+RunFiles = Annotated[
+    dict[str, str],
+    Meta(
+        description="A path below the run's work folder for each file, and the id of an uploaded file.",
+        examples=[{"data.csv": "file_01k3v9rt0hf7btqeqn5j8x2a4c"}],
+    ),
+]
 RunName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]*$(?!\n)")]
 MaxAttempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run whose workers die is failed.")]
 
@@ -142,6 +149,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     One of `payload` and `inputs` (two names of the same thing) is what the entrypoint receives;
     `task` is added to it under that name. `agent_version_id` picks a version other than the current one.
+    `files` puts uploaded files into the run's work folder.
     A model agent is asked `task`, with the inputs; `mode` and `model` apply to model agents, also to those of a crew or
     a workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is the name of the execution.
     `state` names the state that uploaded code reads and leaves, by default `default`.
@@ -158,6 +166,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_attempts: MaxAttempts | None = None
     run_name: RunName | None = None
     state: Annotated[str, Meta(max_length=128, examples=["conversation-42"])] | None = None
+    files: RunFiles | None = None
 
 
 class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):

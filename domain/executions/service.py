@@ -62,7 +62,9 @@ async def start_execution(
 
 def _apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
     run_name = execution.run_name if data.run_name is None else data.run_name
-    return msgspec.structs.replace(execution, run_name=run_name, schedule_id=schedule_id, state=data.state)
+    return msgspec.structs.replace(
+        execution, run_name=run_name, schedule_id=schedule_id, state=data.state, files=data.files
+    )
 
 
 async def start_tool_call(tx: Tx, caller: Caller, name: str, data: tools.ToolInvocation) -> Execution:
@@ -122,6 +124,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "cost_limit",
         "env",
         "state",
+        "files",
         "timeout",
         "max_attempts",
     )

@@ -40,6 +40,7 @@ async def start_plan(
         cost_limit=data.cost_limit,
         schedule_id=schedule_id,
         state=data.state,
+        files=data.files,
     )
     return await child_executions.add_plan_execution(tx, execution, plan)
 
@@ -66,6 +67,7 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
         model=old.model,
         cost_limit=old.cost_limit,
         state=old.state,
+        files=old.files,
         retry_of=old.id,
     )
     if not from_failed:

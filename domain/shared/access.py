@@ -21,6 +21,7 @@ SCOPE_RESOURCES: Final = (
     "catalog",
     "schedules",
     "secrets",
+    "files",
 )
 READ_SCOPES: Final = frozenset(f"read:{name}" for name in SCOPE_RESOURCES)
 WRITE_SCOPES: Final = frozenset(f"write:{name}" for name in SCOPE_RESOURCES)

@@ -73,6 +73,7 @@ _STORED_BYTES_SQL = """
          + (SELECT coalesce(sum(largest), 0) FROM (
                SELECT max(environment_bytes) AS largest FROM mine
                WHERE unpacked AND environment IS NOT NULL GROUP BY environment) AS environments)
+         + (SELECT coalesce(sum(f.size_bytes), 0) FROM files f)
     FROM mine
 """
 _FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM agent_versions WHERE "

@@ -15,6 +15,7 @@ _REFERENCED_KEYS_SQL: Final = """
     UNION SELECT 'environments/' || v.environment || '.tar.gz' FROM agent_versions v JOIN agents a ON a.id = v.agent_id
           WHERE a.deleted_at IS NULL AND v.environment IS NOT NULL AND v.status = 'ready'
     UNION SELECT f.key FROM workspace_files f
+    UNION SELECT f.key FROM files f
 """
 # A body that still waits in the database is no object yet.
 _ARTIFACT_KEYS_SQL: Final = """

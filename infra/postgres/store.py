@@ -21,6 +21,7 @@ from domain.egress import DECLARED_EGRESS, EgressPolicy
 from domain.evaluations import Evaluations
 from domain.events import Events
 from domain.executions import Executions, RunSteps
+from domain.files import Files
 from domain.llms import Llms
 from domain.plans import Plans
 from domain.ports import Clock, Queue, Tx
@@ -54,6 +55,7 @@ from infra.postgres.crews import PostgresCrews
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
 from infra.postgres.executions import PostgresExecutions
+from infra.postgres.files import PostgresFiles
 from infra.postgres.idempotency import PostgresIdempotencyKeys
 from infra.postgres.keys import PostgresApiKeys
 from infra.postgres.llms import PostgresLlms
@@ -106,6 +108,7 @@ class PostgresTx:
         self.steps: RunSteps = PostgresSteps(connection)
         self.plans: Plans = PostgresPlans(connection)
         self.workspaces: Workspaces = PostgresWorkspaces(connection)
+        self.files: Files = PostgresFiles(connection, now)
         self.idempotency: IdempotencyKeys = PostgresIdempotencyKeys(connection)
         self.queues: WorkQueues = PostgresWorkQueues(connection)
         self.workers: Workers = PostgresWorkers(connection)

@@ -66,6 +66,11 @@ class PostgresWorkspaces:
         )
         return result
 
+    async def list_keys(self, execution_id: str) -> dict[str, str]:
+        query = "SELECT path, key FROM workspace_files WHERE execution_id = $1"
+        records = await self._connection.fetch(query, ids.decode_id("exec", execution_id))
+        return {record["path"]: record["key"] for record in records}
+
     async def copy_files(self, execution_id: str, into: str) -> None:
         await self._connection.execute_sql(_COPY_SQL, ids.decode_id("exec", execution_id), ids.decode_id("exec", into))
 

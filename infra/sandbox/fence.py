@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from infra.sandbox.work_folder import WORK_FOLDER
+from domain.work_folder import WORK_FOLDER
 
 GUARD_NAMES: Final = frozenset(
     {

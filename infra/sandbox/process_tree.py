@@ -183,6 +183,10 @@ class ProcessTree:
             self._watch.start(watchdog)
         self._leader.send_signal(signal.SIGCONT)
 
+    def allow_memory(self, size: int) -> None:
+        """Let the tree hold so many bytes more: files that it was given lie in memory."""
+        self._watch.allow_bytes(size)
+
     def serve_network(self, serve: NetworkServer | None) -> AbstractAsyncContextManager[None]:
         """Serve on the tree's listeners, if it has any, around `run`. See `SandboxListeners.serve_connections`."""
         return nullcontext() if self._listeners is None else self._listeners.serve_connections(serve, self.kill)

@@ -53,13 +53,15 @@ async def serve_request(tree: ProcessTree, request: TreeRequest, deadline: float
         if folder is None:
             return await tree.run(request, deadline - clock())
         stack.callback(folder.close)
-        try:
-            if hooks.fill_work is not None:
-                await hooks.fill_work(folder)
-            return await tree.run(request, deadline - clock())
-        finally:
-            if hooks.collect_work is not None and not tree.report.is_retryable:
-                await hooks.collect_work(folder)
+        if hooks.fill_work is not None:
+            await hooks.fill_work(folder)
+            # The worker's gifts do not count as the agent's memory.
+            tree.allow_memory(folder.written_bytes)
+        report = await tree.run(request, deadline - clock())
+        if hooks.collect_work is not None and not report.is_retryable:
+            # A run that is cancelled, or whose sandbox was lost, leaves nothing.
+            await hooks.collect_work(folder)
+        return report
 
 
 class StateLoader:

@@ -24,6 +24,11 @@ class TreeWatch:
         self._watchdog = watchdog
         self._schedule_check()
 
+    def allow_bytes(self, size: int) -> None:
+        """Let the tree hold so many bytes more."""
+        if self._watchdog is not None:
+            self._watchdog.allow_bytes(size)
+
     def stop(self) -> None:
         """Check no more."""
         self._watchdog = None

@@ -60,6 +60,10 @@ class ResourceWatchdog:
         self._last_exact_count = 0.0
         self._is_priority_lowered = False
 
+    def allow_bytes(self, size: int) -> None:
+        """Raise the memory limit by so many bytes."""
+        self._memory_limit_bytes += size
+
     def find_excess(self, pid: int) -> str | None:
         """Return the limit that the tree of this process has passed, as the reason to kill it, or None. Blocks."""
         reason = self._check_limits(pid, throttled=True)

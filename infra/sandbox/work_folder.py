@@ -10,10 +10,9 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from domain.ports import WorkFile
+from domain.work_folder import WORK_FOLDER, WorkFile
 from infra.sandbox.linux import use_filesystem_user
 
-WORK_FOLDER: Final = "/work"
 # Where a listing stops. A run may make no more files than that.
 MAX_LISTED_ENTRIES: Final = 20_000
 _READ_CHUNK_BYTES: Final = 256 * 1024
@@ -23,12 +22,13 @@ _FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class TmpfsWorkFolder:
-    """Provide `domain.ports.WorkFolder` on a descriptor of the folder, which `close` closes."""
+    """Provide `domain.work_folder.WorkFolder` on a descriptor of the folder, which `close` closes."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         # The agent's own user, who owns what is written for it.
         self._uid, self._gid = (status := os.fstat(fd)).st_uid, status.st_gid
+        self.written_bytes = 0
 
     @classmethod
     def open_in_sandbox(cls, pid: int) -> "TmpfsWorkFolder":
@@ -50,7 +50,9 @@ class TmpfsWorkFolder:
                 raise OSError(f"{path} is no regular file")
             view = memoryview(data)
             while view:
-                view = view[os.write(fd, view) :]
+                count = os.write(fd, view)
+                self.written_bytes += count
+                view = view[count:]
 
     def list_files(self) -> tuple[list[WorkFile], list[str]]:
         """Return the regular files, and the paths that are left out: links, devices, and names that are no text."""

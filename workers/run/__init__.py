@@ -1,11 +1,13 @@
 """Run executions of uploaded agents: in the sandbox, and with a network to the models and hosts that they name."""
 
-from workers.run.code_runner import CodeRunner
+from workers.run.code_runner import CodeDependencies, CodeRunner
 from workers.run.egress import EgressAccess, EgressConnection, EgressLimits, TenantLookups
 from workers.run.named_models import NamedModelCalls
 from workers.run.reasoning_sealer import ReasoningSealer
+from workers.run.work_files import WorkFiles, WorkLimits
 
 __all__ = [
+    "CodeDependencies",
     "CodeRunner",
     "EgressAccess",
     "EgressConnection",
@@ -13,4 +15,6 @@ __all__ = [
     "NamedModelCalls",
     "ReasoningSealer",
     "TenantLookups",
+    "WorkFiles",
+    "WorkLimits",
 ]

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from domain import executions, states
-from domain.events import ExecutionEvent
+from domain.events import ExecutionEvent, build_log_event
 from domain.executions import Execution
 from domain.ports import (
     Clock,
@@ -22,10 +22,12 @@ from domain.ports import (
 )
 from domain.shared.errors import DomainError
 from domain.shared.json_limits import JsonTooLarge, check_json
+from domain.work_folder import WORK_FOLDER
 from workers.output import OutputLog
 from workers.progress import ProgressState
 from workers.run.outputs import OutputLimiter
 from workers.run.run_mask import RunMask
+from workers.run.work_files import WorkFiles
 
 # Writes something that a run has left, in the transaction that settles it.
 WriteResult = Callable[[Tx], Awaitable[None]]
@@ -90,8 +92,9 @@ class CodeRun:
             events.append(ExecutionEvent(type="warning", data=warning, at=self._clock()))
         return self.mask.mask_events(events)
 
-    def build_hooks(self, store: Store, serve: NetworkServer | None) -> ProgramHooks:
-        """Return the hooks of the run. `serve` serves its network."""
+    def build_hooks(self, store: Store, serve: NetworkServer | None, files: WorkFiles) -> ProgramHooks:
+        """Return the hooks of the run. `serve` serves its network, `files` are those of its work folder."""
+        files.mask_text = self.mask.mask_text
 
         async def load_state() -> bytes:
             execution, name = self.execution, states.get_state_name(self.execution)
@@ -101,10 +104,12 @@ class CodeRun:
             return value
 
         return ProgramHooks(
-            context=msgspec.json.encode(self._build_context()),
+            context=msgspec.json.encode(self._build_context(files)),
             on_message=self.handle_message,
             load_state=load_state,
             serve=serve,
+            fill_work=files.fill_folder if files.paths else None,
+            collect_work=files.collect_folder,
         )
 
     def keep_state(self, outcome: SandboxOutcome) -> SandboxOutcome:
@@ -156,14 +161,22 @@ class CodeRun:
         check_json(data)
         return msgspec.json.decode(data)
 
-    def _build_context(self) -> dict[str, Any]:
+    def take_files(self, files: WorkFiles) -> None:
+        """Add the files that the run left to its results, and what was not kept to its log."""
+        if files.has_results:
+            self.add_result(files.write_rows)
+        if files.notice is not None:
+            self.output.add_event(build_log_event("WARNING", files.notice, self._clock(), "paddock"))
+
+    def _build_context(self, files: WorkFiles) -> dict[str, Any]:
         deadline: datetime = self._clock() + timedelta(seconds=self.execution.timeout)
+        paths = {path: f"{WORK_FOLDER}/{path}" for path in files.paths}
         return {
             "execution_id": self.execution.id,
             "thread_id": None,
             "attempt": self.execution.attempt,
             "deadline": deadline,
-            "files": {},
+            "files": paths,
         }
 
 

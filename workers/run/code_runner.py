@@ -25,32 +25,38 @@ from workers.run.gateway import GatewayCalls, serve_gateway
 from workers.run.network import serve_together
 from workers.run.settings import load_run_settings
 from workers.run.warm_settings import WarmSettings
+from workers.run.work_files import WorkFiles
 
 _MAX_CACHED_VERSIONS: Final = 1000
 # Errors that are reported as what they are.
-_REPORTED_CODES: Final = ("sandbox_unavailable", "secret_unavailable", "egress_not_allowed")
+_REPORTED_CODES: Final = ("egress_not_allowed", "file_unavailable", "sandbox_unavailable", "secret_unavailable")
+
+
+class CodeDependencies(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what runs of uploaded code work with in one worker process.
+
+    `open_files` returns the files of a run, and `make_calls` the `GatewayCalls` of one whose version names models;
+    `egress_access` is for hosts outside.
+    """
+
+    sandbox: Sandbox
+    bundles: BundleCache
+    keyring: Keyring
+    open_files: Callable[[Execution], WorkFiles]
+    make_calls: Callable[[Execution], GatewayCalls] | None = None
+    egress_access: EgressAccess | None = None
 
 
 class CodeRunner(LaneRunner):
-    """Run the executions of the `run` lane in one worker process.
+    """Run the executions of the `run` lane in one worker process."""
 
-    `make_calls` returns the `GatewayCalls` of a run whose version names models; `egress_access` is for hosts outside.
-    """
-
-    def __init__(
-        self,
-        context: LaneContext,
-        sandbox: Sandbox,
-        bundles: BundleCache,
-        keyring: Keyring,
-        make_calls: Callable[[Execution], GatewayCalls] | None = None,
-        egress_access: EgressAccess | None = None,
-    ) -> None:
+    def __init__(self, context: LaneContext, dependencies: CodeDependencies) -> None:
         super().__init__(context)
-        self._sandbox, self._bundles, self._keyring, self._make_calls = sandbox, bundles, keyring, make_calls
-        self._egress_access = egress_access
+        self._sandbox, self._bundles = dependencies.sandbox, dependencies.bundles
+        self._keyring, self._open_files = dependencies.keyring, dependencies.open_files
+        self._make_calls, self._egress_access = dependencies.make_calls, dependencies.egress_access
         self._versions: OrderedDict[str, AgentVersion] = OrderedDict()
-        self.slots = WarmSettings(sandbox)
+        self.slots = WarmSettings(dependencies.sandbox)
 
     def list_ready_versions(self) -> frozenset[str]:
         """Return the versions whose bundles are on this machine and that were run here before."""
@@ -107,9 +113,12 @@ class CodeRunner(LaneRunner):
                 payload = msgspec.json.encode(execution.input_data)
                 program = settings.apply_to(program)
                 stack.enter_context(self.slots.watch_run(program.code, settings.sources, loaded_at))
-                return await self._sandbox.run_program(
-                    program, payload, run.add_output, run.build_hooks(self._store, serve)
-                )
+                files = self._open_files(execution)
+                await files.load()
+                hooks = run.build_hooks(self._store, serve, files)
+                outcome = await self._sandbox.run_program(program, payload, run.add_output, hooks)
+                run.take_files(files)
+                return outcome
         except DomainError as error:
             if error.code not in (*_REPORTED_CODES, "storage_unavailable", "not_found"):
                 raise

@@ -25,7 +25,7 @@ MAX_UPKEEP_BATCH: Final = 500
 # Without the record lane, which polls every few seconds and may have very many waiting rows.
 RUNG_LANES: Final[tuple[Lane, ...]] = ("build", "run", "llm", "plan")
 SWEEP_INTERVAL: Final = timedelta(hours=1)
-_SWEPT_PREFIXES: Final = ("uploads/", "bundles/", "environments/", "workspaces/")
+_SWEPT_PREFIXES: Final = ("uploads/", "bundles/", "environments/", "workspaces/", "files/")
 
 
 class Upkeep:

@@ -36,6 +36,10 @@ BEGIN
             SELECT x.execution_id FROM trace_exports x
             WHERE NOT EXISTS (SELECT FROM trace_export w WHERE w.wanted_at >= before)
             LIMIT most FOR UPDATE SKIP LOCKED);
+    WHEN 'files' THEN
+        -- Their bytes are swept with other objects that no row refers to.
+        DELETE FROM files d WHERE d.id IN (
+            SELECT f.id FROM files f WHERE f.expires_at < before LIMIT most FOR UPDATE SKIP LOCKED);
     WHEN 'workers' THEN
         DELETE FROM workers d WHERE d.id IN (
             SELECT w.id FROM workers w WHERE w.seen_at < before LIMIT most FOR UPDATE SKIP LOCKED);
