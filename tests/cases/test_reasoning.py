@@ -21,7 +21,7 @@ from infra.http import Outbound
 from infra.llm import PydanticLlm
 from tests.cases.test_model_streams import DONE_EVENT, format_chunk
 from tests.contracts.test_llm import Here
-from tests.journeys.test_model_failures import kill_worker
+from tests.journeys.test_model_failures import kill_model_worker
 from tests.support.case_inputs import find_case_folder
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider, ProviderRequest, ScriptedAnswer, build_call, run_fake_provider
@@ -279,7 +279,7 @@ async def test_reasoning_survives_a_killed_worker(system, acme: TenantClient, st
     created_agent = await create_model_agent(acme, name, tools=["filesystem_list"])
     execution_id = await start_execution(acme, created_agent["id"], task="go", mode="yolo")
     await asyncio.wait_for(is_waiting.wait(), 60)
-    kill_worker(system)
+    kill_model_worker(system)
     ended = await wait_for_status(acme, execution_id, "completed", 90)
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Done."}), ended
     assert ended["attempt"] > 1

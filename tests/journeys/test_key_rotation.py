@@ -1,4 +1,4 @@
-"""`paddock keys rotate`, for real: a new key of encryption while keys are being used, and one that is lost."""
+"""Test `paddock keys rotate`: a new encryption key during use, and a key that is lost."""
 
 import asyncio
 import os
@@ -22,30 +22,30 @@ from scripts.system import System
 from tests.support.isolated_database import IsolatedDatabase, open_isolated_database
 
 ROOT = Path(__file__).resolve().parents[2]
-OLD, NEW, LOST = "old-" + "o" * 40, "new-" + "n" * 40, "lost" + "l" * 40
+OLD_KEY, NEW_KEY, LOST_KEY = "old-" + "o" * 40, "new-" + "n" * 40, "lost" + "l" * 40
 
 
-class World:
-    """A database of its own, and processes that know different keys."""
+class RotationEnvironment:
+    """Provide an isolated database and processes with different encryption keys."""
 
     def __init__(self, system: System, beside: IsolatedDatabase, stack: AsyncExitStack) -> None:
         self._system, self._beside, self._stack = system, beside, stack
 
-    async def process(self, *keys: str) -> Resources:
+    async def open_process(self, *keys: str) -> Resources:
         changes = {"database_url": Secret(self._beside.url), "encryption_keys": tuple(map(Secret, keys))}
         settings = msgspec.structs.replace(self._system.settings, **changes)
         return await self._stack.enter_async_context(open_resources(settings, "tests"))
 
-    async def tenant(self) -> Caller:
+    async def add_tenant(self) -> Caller:
         return await self._beside.add_tenant()
 
-    async def rotate(self, *keys: str) -> tuple[int, str, str]:
-        """The command itself: its status and what it wrote."""
-        environment = {"PADDOCK_DATABASE_URL": self._beside.url, "PADDOCK_ENCRYPTION_KEYS": ",".join(keys)}
+    async def run_rotation(self, *keys: str) -> tuple[int, str, str]:
+        """Run the command; return its status, output and errors."""
+        variables = {"PADDOCK_DATABASE_URL": self._beside.url, "PADDOCK_ENCRYPTION_KEYS": ",".join(keys)}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scripts.cli", "keys", "rotate"),
             cwd=ROOT,
-            env={**os.environ, **self._system.environment, **environment},
+            env={**os.environ, **self._system.environment, **variables},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -54,104 +54,110 @@ class World:
 
 
 @pytest.fixture
-async def world(system: System):
+async def environment(system: System):
     async with open_isolated_database(system) as beside, AsyncExitStack() as stack:
-        yield World(system, beside, stack)
+        yield RotationEnvironment(system, beside, stack)
 
 
-async def _keep(resources: Resources, caller: Caller, name: str, key: str) -> str:
+async def _create_key(resources: Resources, caller: Caller, name: str, key: str) -> str:
     async with resources.store.transaction(caller) as tx:
         data = NewProviderKey(name=name, service="openai", key=key)
         return (await provider_keys.create_provider_key(tx, caller, data, resources.keyring.seal)).id
 
 
-async def _opened(resources: Resources, caller: Caller, slug: str) -> str:
+async def _open_key(resources: Resources, caller: Caller, slug: str) -> str:
     async with resources.store.transaction(caller) as tx:
         return resources.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
 
 
-async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World) -> None:
-    one, two = await world.tenant(), await world.tenant()
-    old = await world.process(OLD)
-    many = KEY_BATCH_SIZE // 2 + 5
-    for caller in (one, two):
-        for number in range(many):
-            await _keep(old, caller, f"key {number}", f"sk-{caller.tenant_id}-{number}")
+async def test_rotation_reseals_all_keys_during_use(environment: RotationEnvironment) -> None:
+    first, second = await environment.add_tenant(), await environment.add_tenant()
+    old_process = await environment.open_process(OLD_KEY)
+    key_count = KEY_BATCH_SIZE // 2 + 5
+    for caller in (first, second):
+        for number in range(key_count):
+            await _create_key(old_process, caller, f"key {number}", f"sk-{caller.tenant_id}-{number}")
 
-    both = await world.process(NEW, OLD)
-    rotating = asyncio.create_task(world.rotate(NEW, OLD))
-    read = 0
+    mixed_process = await environment.open_process(NEW_KEY, OLD_KEY)
+    rotating = asyncio.create_task(environment.run_rotation(NEW_KEY, OLD_KEY))
+    read_count = 0
     while not rotating.done():
-        for caller in (one, two):
-            number = read % many
-            assert await _opened(both, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
-            read += 1
+        for caller in (first, second):
+            number = read_count % key_count
+            assert await _open_key(mixed_process, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+            read_count += 1
     status, out, err = await rotating
-    assert (status, out) == (0, f"keys sealed again: {2 * many}; already sealed with the first key: 0\n"), err
-    assert read > 10
-    assert await world.rotate(NEW, OLD) == (
+    assert (status, out) == (0, f"keys sealed again: {2 * key_count}; already sealed with the first key: 0\n"), err
+    assert read_count > 10
+    assert await environment.run_rotation(NEW_KEY, OLD_KEY) == (
         0,
-        f"keys sealed again: 0; already sealed with the first key: {2 * many}\n",
+        f"keys sealed again: 0; already sealed with the first key: {2 * key_count}\n",
         "",
     )
 
-    # The old key is gone from the list, and nothing with it.
-    new = await world.process(NEW)
-    for caller in (one, two):
-        for number in range(many):
-            assert await _opened(new, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+    # Without the old encryption key every provider key can still be opened.
+    new_process = await environment.open_process(NEW_KEY)
+    for caller in (first, second):
+        for number in range(key_count):
+            assert await _open_key(new_process, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
     with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
-        await _opened(old, one, "key_0")
+        await _open_key(old_process, first, "key_0")
 
 
-async def test_the_key_made_of_the_secret_key_gives_way_too(world: World) -> None:
-    caller = await world.tenant()
-    await _keep(await world.process(), caller, "first", "sk-first")
-    assert (await world.rotate(NEW))[:2] == (0, "keys sealed again: 1; already sealed with the first key: 0\n")
-    assert await _opened(await world.process(NEW), caller, "first") == "sk-first"
+async def test_rotation_reseals_keys_of_the_default_key(environment: RotationEnvironment) -> None:
+    caller = await environment.add_tenant()
+    await _create_key(await environment.open_process(), caller, "first", "sk-first")
+    assert (await environment.run_rotation(NEW_KEY))[:2] == (
+        0,
+        "keys sealed again: 1; already sealed with the first key: 0\n",
+    )
+    assert await _open_key(await environment.open_process(NEW_KEY), caller, "first") == "sk-first"
 
 
-async def test_what_cannot_be_opened_is_named_and_left_alone(world: World) -> None:
-    caller, other = await world.tenant(), await world.tenant()
-    lost = await _keep(await world.process(LOST), caller, "lost", "sk-lost")
-    await _keep(await world.process(OLD), other, "known", "sk-known")
-    status, out, err = await world.rotate(NEW, OLD)
+async def test_rotation_reports_and_keeps_unreadable_keys(environment: RotationEnvironment) -> None:
+    caller, other = await environment.add_tenant(), await environment.add_tenant()
+    lost = await _create_key(await environment.open_process(LOST_KEY), caller, "lost", "sk-lost")
+    await _create_key(await environment.open_process(OLD_KEY), other, "known", "sk-known")
+    status, out, err = await environment.run_rotation(NEW_KEY, OLD_KEY)
     assert status == 1
     assert out == "keys sealed again: 1; already sealed with the first key: 0\n"
     assert lost in err
     assert "sk-" not in out + err
-    assert await _opened(await world.process(NEW), other, "known") == "sk-known"
-    assert await _opened(await world.process(LOST), caller, "lost") == "sk-lost"
-    assert (await world.rotate(NEW, OLD, LOST))[:2] == (
+    assert await _open_key(await environment.open_process(NEW_KEY), other, "known") == "sk-known"
+    assert await _open_key(await environment.open_process(LOST_KEY), caller, "lost") == "sk-lost"
+    assert (await environment.run_rotation(NEW_KEY, OLD_KEY, LOST_KEY))[:2] == (
         0,
         "keys sealed again: 1; already sealed with the first key: 1\n",
     )
-    assert await _opened(await world.process(NEW), caller, "lost") == "sk-lost"
+    assert await _open_key(await environment.open_process(NEW_KEY), caller, "lost") == "sk-lost"
 
 
-async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> None:
-    caller = await world.tenant()
-    old, both = await world.process(OLD), await world.process(NEW, OLD)
-    await _keep(old, caller, "busy", "sk-before")
+async def test_rotation_keeps_a_concurrently_replaced_key(environment: RotationEnvironment) -> None:
+    caller = await environment.add_tenant()
+    old_process, mixed_process = (
+        await environment.open_process(OLD_KEY),
+        await environment.open_process(NEW_KEY, OLD_KEY),
+    )
+    await _create_key(old_process, caller, "busy", "sk-before")
 
-    class Meddled:
-        """The store, which lets an old process replace the key between its reading and its writing."""
+    class InterferingStore:
+        """Replace the key from an old process between the rotation's read and its write."""
 
-        done = False
+        has_replaced = False
 
         @asynccontextmanager
         async def system_transaction(self) -> AsyncIterator[Any]:
-            async with both.store.system_transaction() as tx:
+            async with mixed_process.store.system_transaction() as tx:
                 yield tx
-            if not self.done:
-                self.done = True
-                async with old.store.transaction(caller) as tx:
+            if not self.has_replaced:
+                self.has_replaced = True
+                async with old_process.store.transaction(caller) as tx:
                     await provider_keys.patch_provider_key(
-                        tx, "busy", PatchProviderKey(key="sk-after"), old.keyring.seal
+                        tx, "busy", PatchProviderKey(key="sk-after"), old_process.keyring.seal
                     )
 
-    done = await reseal_keys(Meddled(), both.keyring)  # type: ignore[arg-type]
-    assert (done.resealed, done.unchanged, done.unreadable) == (1, 0, ())
-    assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
-    async with both.store.system_transaction() as tx:
+    outcome = await reseal_keys(InterferingStore(), mixed_process.keyring)  # type: ignore[arg-type]
+    assert (outcome.resealed, outcome.unchanged, outcome.unreadable) == (1, 0, ())
+    assert await _open_key(await environment.open_process(NEW_KEY), caller, "busy") == "sk-after"
+    async with mixed_process.store.system_transaction() as tx:
         assert not await tx.provider_keys.replace_sealed(ids.generate_id("pkey"), b"", b"x")

@@ -1,11 +1,11 @@
-"""The authentication parts of the other four documents, with their paths and bodies."""
+"""Test registration, login and API keys with the paths and bodies of Kurral, AgentOps, Kasal and Paracle."""
 
 import httpx
 
 from scripts.system import System
 
 
-async def test_kurral(system: System) -> None:
+async def test_accounts_as_kurral_shows_them(system: System) -> None:
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1") as web:
         body = {
             "email": "kurral@example.com",
@@ -14,7 +14,7 @@ async def test_kurral(system: System) -> None:
             "full_name": "John Doe",
         }
         assert (await web.post("/auth/register", json=body)).json()["tenant_id"] == "acme-corp"
-        # The same tenant again needs an invitation from its admin.
+        # Joining an existing tenant requires an invitation from its admin.
         other = {**body, "email": "second@example.com"}
         refused = await web.post("/auth/register", json=other)
         assert refused.status_code == 403
@@ -26,13 +26,13 @@ async def test_kurral(system: System) -> None:
         refreshed = await web.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
         assert refreshed.status_code == 200
 
-        made = await web.post(
+        created = await web.post(
             "/api-keys",
             headers=bearer,
             json={"name": "Production Key", "scopes": ["read:artifacts", "write:artifacts"]},
         )
-        assert made.json()["scopes"] == ["read:artifacts", "write:artifacts"]
-        key_id = made.json()["id"]
+        assert created.json()["scopes"] == ["read:artifacts", "write:artifacts"]
+        key_id = created.json()["id"]
         assert (await web.get("/users/me", headers=bearer)).json()["full_name"] == "John Doe"
         changed = await web.patch("/users/me", headers=bearer, json={"full_name": "Jane Doe"})
         assert changed.json()["full_name"] == "Jane Doe"
@@ -51,7 +51,7 @@ async def test_kurral(system: System) -> None:
         assert (joined.json()["tenant_id"], joined.json()["role"]) == ("acme-corp", "member")
 
 
-async def test_agentops(system: System) -> None:
+async def test_accounts_as_agentops_shows_them(system: System) -> None:
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1") as web:
         body = {"email": "ops@example.com", "password": "securepassword123", "full_name": "John Doe"}
         assert (await web.post("/auth/register", json=body)).status_code == 201
@@ -59,16 +59,16 @@ async def test_agentops(system: System) -> None:
         assert login.json()["token_type"] == "bearer"
         assert login.json()["expires_in"] == 1800
         bearer = {"Authorization": f"Bearer {login.json()['access_token']}"}
-        made = await web.post("/auth/api-keys", headers=bearer, json={"name": "My Production Key"})
-        assert made.status_code == 201
-        assert {"id", "name", "key", "created_at", "is_active"} <= made.json().keys()
-        # Trailing slashes, as the document writes them.
-        assert (await web.get("/agents/", headers={"X-API-Key": made.json()["key"]})).status_code == 200
+        created = await web.post("/auth/api-keys", headers=bearer, json={"name": "My Production Key"})
+        assert created.status_code == 201
+        assert {"id", "name", "key", "created_at", "is_active"} <= created.json().keys()
+        # With the trailing slash that the document shows.
+        assert (await web.get("/agents/", headers={"X-API-Key": created.json()["key"]})).status_code == 200
         for path in ("/health", "/health/db", "/health/ready"):
             assert (await web.get(f"{system.url}{path}")).status_code == 200
 
 
-async def test_kasal(system: System, acme) -> None:
+async def test_bearer_keys_as_kasal_shows_them(system: System, acme) -> None:
     key = await acme.create_key()
     async with httpx.AsyncClient(base_url=acme.http.base_url) as client:
         bearer = {"Authorization": f"Bearer {key}"}
@@ -78,7 +78,7 @@ async def test_kasal(system: System, acme) -> None:
         assert listed.status_code == 200
 
 
-async def test_paracle(system: System) -> None:
+async def test_accounts_as_paracle_shows_them(system: System) -> None:
     async with httpx.AsyncClient(base_url=system.url) as client:
         body = {"email": "paracle@example.com", "password": "secure_password"}
         assert (await client.post("/api/v1/auth/register", json=body)).status_code == 201

@@ -1,14 +1,14 @@
-"""Every example of seeds/anymind.md, with the paths and bodies it shows, as api.md settles them."""
+"""Test upload, build and run with every example of seeds/anymind.md, with the paths and bodies it shows."""
 
 import httpx
 
 from scripts.demo import pack_example
 from scripts.system import System
 
-HELLO = pack_example("hello")
+HELLO_ARCHIVE = pack_example("hello")
 
 
-async def test_the_whole_document(system: System) -> None:
+async def test_upload_build_and_run_as_anymind_shows_them(system: System) -> None:
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", timeout=90) as web:
         registered = await web.post(
             "/auth/register",
@@ -41,13 +41,13 @@ async def test_the_whole_document(system: System) -> None:
         assert key["name"] == "My CLI Key"
 
         listed = (await web.get("/api-keys")).json()["items"]
-        assert [one["id"] for one in listed] == [key["id"]]
+        assert [key_item["id"] for key_item in listed] == [key["id"]]
         assert "key" not in listed[0]
         assert listed[0]["is_active"] is True
 
         async with httpx.AsyncClient(base_url=web.base_url, headers={"X-API-Key": key["key"]}, timeout=90) as cli:
-            await _agents(cli, user)
-            await _runs(cli, user)
+            await _check_agents(cli, user)
+            await _check_runs(cli, user)
 
         assert (await web.delete(f"/api-keys/{key['id']}")).status_code == 204
         refused = await web.get("/agents", headers={"X-API-Key": key["key"]})
@@ -55,14 +55,14 @@ async def test_the_whole_document(system: System) -> None:
         assert refused.json()["error"] == "unauthenticated"
 
 
-async def _agents(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
-    made = await cli.post("/agents", json={"name": "my-agent", "description": "My AI agent"})
-    assert made.status_code == 201
-    agent = made.json()
+async def _check_agents(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
+    created = await cli.post("/agents", json={"name": "my-agent", "description": "My AI agent"})
+    assert created.status_code == 201
+    agent = created.json()
     assert (agent["status"], agent["current_version_id"], agent["user_id"]) == ("draft", None, user["id"])
 
     listed = (await cli.get("/agents?skip=0&limit=100")).json()
-    assert [one["id"] for one in listed["items"]] == [agent["id"]]
+    assert [agent_item["id"] for agent_item in listed["items"]] == [agent["id"]]
     assert (listed["total"], listed["has_more"]) == (1, False)
     assert (await cli.get(f"/agents/{agent['id']}")).json() == agent
 
@@ -72,16 +72,16 @@ async def _agents(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
     )
     assert changed.status_code == 200
     assert (changed.json()["name"], changed.json()["status"]) == ("updated-name", "archived")
-    refused = await cli.post(f"/uploads/agent/{agent['id']}", files={"file": ("a.tar.gz", HELLO)})
+    refused = await cli.post(f"/uploads/agent/{agent['id']}", files={"file": ("a.tar.gz", HELLO_ARCHIVE)})
     assert refused.json()["error"] == "agent_archived"
 
     assert (await cli.delete(f"/agents/{agent['id']}")).status_code == 204
     assert (await cli.get(f"/agents/{agent['id']}")).status_code == 404
 
 
-async def _runs(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
+async def _check_runs(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
     agent = (await cli.post("/agents", json={"name": "runner"})).json()
-    uploaded = await cli.post(f"/uploads/agent/{agent['id']}", files={"file": ("agent.tar.gz", HELLO)})
+    uploaded = await cli.post(f"/uploads/agent/{agent['id']}", files={"file": ("agent.tar.gz", HELLO_ARCHIVE)})
     assert uploaded.status_code == 201
     version = uploaded.json()
     assert (version["agent_id"], version["version"], version["status"]) == (agent["id"], "v1", "queued")
@@ -91,20 +91,20 @@ async def _runs(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
     assert built.json()["status"] == "ready"
     assert built.json()["entrypoint"] == "hello.main:handle"
     assert "entrypoint: hello.main:handle" in built.json()["config"]
-    # The way the document polls: the agent itself turns ready.
+    # The document polls the agent itself until it is ready.
     ready = (await cli.get(f"/agents/{agent['id']}")).json()
     assert (ready["status"], ready["current_version_id"]) == ("ready", version["id"])
 
     downloaded = await cli.get(f"/uploads/{version['tarball_path']}")
-    assert downloaded.content == HELLO
+    assert downloaded.content == HELLO_ARCHIVE
 
-    ran = await cli.post(
+    started = await cli.post(
         f"/runtime/{agent['id']}/execute",
         json={"payload": {"input": "Hello, world!"}},
         headers={"Prefer": "wait=30"},
     )
-    assert ran.status_code == 201
-    execution = ran.json()
+    assert started.status_code == 201
+    execution = started.json()
     assert execution["status"] == "completed"
     assert execution["agent_version_id"] == version["id"]
     assert execution["user_id"] == user["id"]
@@ -113,7 +113,7 @@ async def _runs(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
     assert execution["error_message"] is None
 
     listed = await cli.get(f"/runtime/executions?agent_version_id={version['id']}&skip=0&limit=100")
-    assert [one["id"] for one in listed.json()["items"]] == [execution["id"]]
+    assert [execution_item["id"] for execution_item in listed.json()["items"]] == [execution["id"]]
     assert (await cli.get(f"/runtime/executions/{execution['id']}")).json()["output_data"] == execution["output_data"]
 
     ended = await cli.post(f"/runtime/executions/{execution['id']}/cancel")
@@ -132,7 +132,7 @@ async def _runs(cli: httpx.AsyncClient, user: dict[str, object]) -> None:
     assert [entry["metadata"]["status"] for entry in lines][-1] == "completed"
 
 
-async def test_cancel_of_a_running_one_answers_cancelled(shared_tenant, system) -> None:
+async def test_cancelling_a_running_execution_returns_cancelled(shared_tenant, system) -> None:
     agent_id = await shared_tenant.deploy_agent("import time\ndef handle(p):\n    time.sleep(30)\n")
     execution = await shared_tenant.start_execution(agent_id)
     cancelled = await shared_tenant.http.post(f"/runtime/executions/{execution['id']}/cancel")
@@ -140,14 +140,14 @@ async def test_cancel_of_a_running_one_answers_cancelled(shared_tenant, system) 
     assert cancelled.json()["status"] == "cancelled"
 
 
-async def test_health_as_the_document_asks(system: System) -> None:
+async def test_health_is_reported_as_anymind_shows_it(system: System) -> None:
     async with httpx.AsyncClient(base_url=system.url) as client:
         answer = await client.get("/health")
     assert answer.status_code == 200
     assert answer.json()["status"] == "healthy"
 
 
-async def test_common_errors_carry_a_detail(acme) -> None:
+async def test_common_errors_have_a_detail(acme) -> None:
     missing = await acme.http.get("/agents/agent_01k00000000000000000000000")
     assert missing.status_code == 404
     assert "agent" in missing.json()["detail"]
@@ -155,7 +155,7 @@ async def test_common_errors_carry_a_detail(acme) -> None:
     refused = await acme.upload_archive(agent["id"], b"this is no archive")
     assert refused.status_code == 400
     assert "File must be a .tar.gz archive" in refused.json()["detail"]
-    async with httpx.AsyncClient(base_url=acme.http.base_url) as nobody:
-        stranger = await nobody.get("/agents", headers={"X-API-Key": "pdk_wrong"})
-    assert stranger.status_code == 401
-    assert stranger.headers["content-type"] == "application/problem+json"
+    async with httpx.AsyncClient(base_url=acme.http.base_url) as anonymous:
+        unauthenticated = await anonymous.get("/agents", headers={"X-API-Key": "pdk_wrong"})
+    assert unauthenticated.status_code == 401
+    assert unauthenticated.headers["content-type"] == "application/problem+json"

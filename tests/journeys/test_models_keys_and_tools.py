@@ -1,19 +1,19 @@
-"""The Models, API keys and Tools parts of seeds/kasal.md, with the bodies it shows, as api.md settles them."""
+"""Test models, provider keys and tools with the bodies that seeds/kasal.md shows."""
 
 from tests.support.clients import TenantClient
 
-OPENAI = "sk-proj-0123456789abcdefWXYZ"
+OPENAI_KEY = "sk-proj-0123456789abcdefWXYZ"
 
 
-async def test_keys_for_outside_services(acme: TenantClient, resources) -> None:
+async def test_provider_keys_as_kasal_shows_them(acme: TenantClient, resources) -> None:
     web = acme.http
-    made = await web.post("/provider-keys", json={"name": "OpenAI API Key", "service": "openai", "key": OPENAI})
-    assert made.status_code == 201
-    key = made.json()
+    answer = await web.post("/provider-keys", json={"name": "OpenAI API Key", "service": "openai", "key": OPENAI_KEY})
+    assert answer.status_code == 201
+    key = answer.json()
     assert (key["name"], key["service"], key["slug"]) == ("OpenAI API Key", "openai", "openai_api_key")
     assert (key["last_four"], key["tenant_id"]) == ("WXYZ", acme.tenant_id)
     assert "key" not in key
-    assert OPENAI not in made.text
+    assert OPENAI_KEY not in answer.text
     listed = (await web.get("/provider-keys")).json()
     assert listed == {"items": [key], "total": 1, "limit": 100, "offset": 0, "has_more": False}
     for reference in (key["id"], "OpenAI API Key", "openai_api_key"):
@@ -33,11 +33,13 @@ async def test_keys_for_outside_services(acme: TenantClient, resources) -> None:
     assert (await web.get(f"/provider-keys/{key['id']}")).status_code == 404
 
 
-async def test_models(acme: TenantClient) -> None:
+async def test_models_as_kasal_shows_them(acme: TenantClient) -> None:
     web = acme.http
-    there = (await web.get("/models")).json()["items"]
-    assert [(model["name"], model["provider"], model["model"]) for model in there] == [("smollm2", "local", "smollm2")]
-    assert there[0]["price"] == {"input": 0.0, "output": 0.0, "cached_input": None}
+    initial_models = (await web.get("/models")).json()["items"]
+    assert [(model["name"], model["provider"], model["model"]) for model in initial_models] == [
+        ("smollm2", "local", "smollm2")
+    ]
+    assert initial_models[0]["price"] == {"input": 0.0, "output": 0.0, "cached_input": None}
 
     body = {
         "name": "custom-gpt-4",
@@ -49,19 +51,19 @@ async def test_models(acme: TenantClient) -> None:
     refused = await web.post("/models", json=body)
     assert refused.status_code == 422
     assert refused.json()["errors"][0]["field"] == "api_key_name"
-    await web.post("/provider-keys", json={"name": "OpenAI API Key", "service": "openai", "key": OPENAI})
-    made = await web.post("/models", json=body)
-    assert made.status_code == 201
-    model = made.json()
+    await web.post("/provider-keys", json={"name": "OpenAI API Key", "service": "openai", "key": OPENAI_KEY})
+    answer = await web.post("/models", json=body)
+    assert answer.status_code == 201
+    model = answer.json()
     assert {name: model[name] for name in body} == body
     assert (model["price"], model["base_url"], model["tenant_id"]) == (None, None, acme.tenant_id)
     assert (await web.get("/models/custom-gpt-4")).json() == model
     assert (await web.get(f"/models/{model['id']}")).json() == model
-    assert [one["name"] for one in (await web.get("/models")).json()["items"]] == ["custom-gpt-4", "smollm2"]
-    assert [one["name"] for one in (await web.get("/models?provider=openai")).json()["items"]] == ["custom-gpt-4"]
+    assert [model["name"] for model in (await web.get("/models")).json()["items"]] == ["custom-gpt-4", "smollm2"]
+    assert [model["name"] for model in (await web.get("/models?provider=openai")).json()["items"]] == ["custom-gpt-4"]
 
 
-async def test_tools(acme: TenantClient) -> None:
+async def test_tools_as_kasal_shows_them(acme: TenantClient) -> None:
     web = acme.http
     body = {
         "name": "Custom Search Tool",
@@ -70,9 +72,9 @@ async def test_tools(acme: TenantClient) -> None:
         "configuration": {"api_endpoint": "https://api.example.com", "parameters": {}},
         "enabled": True,
     }
-    made = await web.post("/tools", json=body)
-    assert made.status_code == 201
-    tool = made.json()
+    answer = await web.post("/tools", json=body)
+    assert answer.status_code == 201
+    tool = answer.json()
     assert {name: tool[name] for name in ("name", "description", "tool_type", "enabled")} == {
         name: body[name] for name in ("name", "description", "tool_type", "enabled")
     }
@@ -85,7 +87,7 @@ async def test_tools(acme: TenantClient) -> None:
 
     listed = (await web.get("/tools")).json()
     assert listed["total"] == 7
-    assert [one["name"] for one in listed["items"][:2]] == ["Custom Search Tool", "filesystem_read"]
+    assert [tool_item["name"] for tool_item in listed["items"][:2]] == ["Custom Search Tool", "filesystem_read"]
     enabled = (await web.get("/tools/enabled")).json()
     assert enabled["items"] == listed["items"]
     for reference in (tool["id"], "Custom Search Tool", "custom_search_tool"):
@@ -98,6 +100,6 @@ async def test_tools(acme: TenantClient) -> None:
 
     schema = await web.get("/tools/configurations/Custom Search Tool/schema")
     assert schema.json() == tool["parameters"]
-    takes = (await web.get("/tools/configurations/custom/schema")).json()
-    assert takes["required"] == ["api_endpoint"]
-    assert set(takes["properties"]) >= {"api_endpoint", "method", "parameters", "headers", "secrets"}
+    custom_schema = (await web.get("/tools/configurations/custom/schema")).json()
+    assert custom_schema["required"] == ["api_endpoint"]
+    assert set(custom_schema["properties"]) >= {"api_endpoint", "method", "parameters", "headers", "secrets"}

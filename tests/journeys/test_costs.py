@@ -1,4 +1,4 @@
-"""The costs of seeds/paracle.md, under /api/v1: `costs` is `items` there, as in every list."""
+"""Test costs as seeds/paracle.md shows them, under /api/v1: `costs` is `items`, as in every list."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +17,8 @@ from tests.support.clients import TenantClient
 from tests.support.isolated_database import SilentBell
 
 DAY = timedelta(days=1)
-# What the seed's summary is made of: agent, provider, model, dollars, and how long ago.
-CALLS = [
+# The calls of the document's summary: agent, provider, model, dollars, and age.
+EXAMPLE_CALLS = [
     ("coder", "openai", "gpt-4", 25.5, 3 * DAY),
     ("reviewer", "openai", "gpt-4", 4.5, 2 * DAY),
     ("reviewer", "anthropic", "claude-3-opus", 7.8, DAY / 2),
@@ -28,15 +28,15 @@ CALLS = [
 ]
 
 
-def called(provider: str, model: str, cost: float, **fields: Any) -> BilledCall:
-    given = {"estimated": False, "status": "ok", "duration_ms": 850.0, "first_token_ms": 120.0, **fields}
+def build_billed_call(provider: str, model: str, cost: float, **fields: Any) -> BilledCall:
+    measures = {"estimated": False, "status": "ok", "duration_ms": 850.0, "first_token_ms": 120.0, **fields}
     usage = ModelUsage(prompt_tokens=100, completion_tokens=50, cached_tokens=20, reasoning_tokens=10)
-    return BilledCall(provider=provider, model=model, model_name=f"our-{model}", usage=usage, cost_usd=cost, **given)
+    return BilledCall(provider=provider, model=model, model_name=f"our-{model}", usage=usage, cost_usd=cost, **measures)
 
 
 @pytest.fixture
-async def clocked(system: System):
-    """A store whose clock is turned by hand."""
+async def clocked_store(system: System):
+    """Yield a store and its clock, which tests set."""
     clock = [datetime.now(UTC)]
     url = system.settings.database_url.reveal()
     store = PostgresStore(create_engine(url, pool_size=2, application="tests"), SilentBell(), lambda: clock[0])
@@ -45,23 +45,23 @@ async def clocked(system: System):
 
 
 @pytest.fixture
-async def spent(clocked: Any, acme: TenantClient) -> dict[str, str]:
-    """The calls, and the agents that made them by their names."""
-    store, clock = clocked
+async def agent_ids(clocked_store: Any, acme: TenantClient) -> dict[str, str]:
+    """Bill the example calls; return the ids of their agents by name."""
+    store, clock = clocked_store
     agents = {name: (await acme.create_agent(name))["id"] for name in ("coder", "reviewer", "tester")}
     now = clock[0]
-    for name, provider, model, cost, ago in CALLS:
+    for name, provider, model, cost, ago in EXAMPLE_CALLS:
         clock[0] = now - ago
-        spender = CostAttribution(agent_id=agents[name], agent_name=name)
+        attribution = CostAttribution(agent_id=agents[name], agent_name=name)
         async with store.tenant_transaction(acme.tenant_id) as tx:
-            await costs.settle_call(tx, None, spender, called(provider, model, cost))
+            await costs.settle_call(tx, None, attribution, build_billed_call(provider, model, cost))
     return agents
 
 
-async def test_one_call_of_a_model(resources: Resources, acme: TenantClient, shared_tenant: TenantClient) -> None:
+async def test_cost_of_one_model_call(resources: Resources, acme: TenantClient, shared_tenant: TenantClient) -> None:
     agent = await acme.create_agent("coder")
     execution_id, key_id = ids.generate_id("exec"), ids.generate_id("key")
-    spender = CostAttribution(
+    attribution = CostAttribution(
         execution_id=execution_id,
         agent_id=agent["id"],
         agent_name="coder",
@@ -69,7 +69,7 @@ async def test_one_call_of_a_model(resources: Resources, acme: TenantClient, sha
         user_id=acme.account["id"],
     )
     async with resources.store.tenant_transaction(acme.tenant_id) as tx:
-        settled = await costs.settle_call(tx, None, spender, called("openai", "gpt-4", 0.0045))
+        settled = await costs.settle_call(tx, None, attribution, build_billed_call("openai", "gpt-4", 0.0045))
     answer = (await acme.http.get("/costs", params={"agent_id": agent["id"], "limit": 10})).json()
     assert answer["total_cost"] == 0.0045
     assert (answer["total"], answer["limit"], answer["offset"], answer["has_more"]) == (1, 10, 0, False)
@@ -107,7 +107,7 @@ async def test_one_call_of_a_model(resources: Resources, acme: TenantClient, sha
     assert (await shared_tenant.http.get(f"/costs?execution_id={execution_id}")).json()["items"] == []
 
 
-async def test_the_summary_of_the_seed(acme: TenantClient, spent: dict[str, str]) -> None:
+async def test_cost_summary_as_paracle_shows_it(acme: TenantClient, agent_ids: dict[str, str]) -> None:
     week = (await acme.http.get("/costs/summary?period=week")).json()
     assert {name: week[name] for name in ("period", "total_cost", "by_agent", "by_provider", "by_model")} == {
         "period": "week",
@@ -122,48 +122,54 @@ async def test_the_summary_of_the_seed(acme: TenantClient, spent: dict[str, str]
     assert (await acme.http.get("/costs/summary")).json() == week
     for period, total in (("day", 15.2), ("month", 145.2)):
         assert (await acme.http.get(f"/costs/summary?period={period}")).json()["total_cost"] == total
-    begun = (datetime.now(UTC) - 30 * DAY).isoformat()
-    for asked, total in (({"until": begun}, 1000.0), ({"since": begun}, 145.2), ({"since": "2001-01-01"}, 1145.2)):
-        answer = (await acme.http.get("/costs/summary", params=asked)).json()
+    month_ago = (datetime.now(UTC) - 30 * DAY).isoformat()
+    for query, total in (
+        ({"until": month_ago}, 1000.0),
+        ({"since": month_ago}, 145.2),
+        ({"since": "2001-01-01"}, 1145.2),
+    ):
+        answer = (await acme.http.get("/costs/summary", params=query)).json()
         assert (answer["period"], answer["total_cost"]) == (None, total)
 
 
-async def test_lists_and_their_totals(acme: TenantClient, spent: dict[str, str], clocked: Any) -> None:
-    store, clock = clocked
+async def test_cost_lists_are_filtered_and_totalled(
+    acme: TenantClient, agent_ids: dict[str, str], clocked_store: Any
+) -> None:
+    store, clock = clocked_store
     clock[0] = datetime.now(UTC)
     execution_id = ids.generate_id("exec")
     async with store.tenant_transaction(acme.tenant_id) as tx:
-        failed = called("openai", "gpt-4", 0.25, status="error", error_type="cut_off", estimated=True)
+        failed = build_billed_call("openai", "gpt-4", 0.25, status="error", error_type="cut_off", estimated=True)
         await costs.settle_call(tx, None, CostAttribution(execution_id=execution_id), failed)
 
-    async def asked(**parameters: Any) -> tuple[int, float]:
+    async def count_costs(**parameters: Any) -> tuple[int, float]:
         answer = await acme.http.get("/costs", params=parameters)
         assert answer.status_code == 200, answer.text
-        found = answer.json()
-        assert len(found["items"]) == min(found["total"], parameters.get("limit", 100))
-        return found["total"], found["total_cost"]
+        listing = answer.json()
+        assert len(listing["items"]) == min(listing["total"], parameters.get("limit", 100))
+        return listing["total"], listing["total_cost"]
 
-    assert await asked() == (7, 1145.45)
-    # All that match are counted, however few are shown.
-    assert await asked(limit=2) == (7, 1145.45)
-    assert await asked(limit=2, page=2) == (7, 1145.45)
-    assert await asked(limit=1, agent_id="reviewer") == (2, 12.3)
-    assert await asked(agent_id=spent["reviewer"]) == (2, 12.3)
-    assert await asked(agent_id="nobody") == (0, 0)
-    assert await asked(provider="anthropic") == (2, 15.2)
-    assert await asked(model="gpt-4", limit=1) == (5, 1130.25)
-    assert await asked(model_name="our-gpt-4") == (5, 1130.25)
-    assert await asked(status="error") == (1, 0.25)
-    assert await asked(execution_id=execution_id) == (1, 0.25)
-    assert await asked(execution_id="nonsense") == (0, 0)
-    assert await asked(since=(datetime.now(UTC) - DAY).isoformat()) == (3, 15.45)
-    assert await asked(since=f"{datetime.now(UTC) - 30 * DAY:%Y-%m-%d}", limit=1) == (6, 145.45)
-    assert await asked(until=(datetime.now(UTC) - 30 * DAY).isoformat()) == (1, 1000.0)
+    assert await count_costs() == (7, 1145.45)
+    # The totals cover all matching costs, not only the page.
+    assert await count_costs(limit=2) == (7, 1145.45)
+    assert await count_costs(limit=2, page=2) == (7, 1145.45)
+    assert await count_costs(limit=1, agent_id="reviewer") == (2, 12.3)
+    assert await count_costs(agent_id=agent_ids["reviewer"]) == (2, 12.3)
+    assert await count_costs(agent_id="missing") == (0, 0)
+    assert await count_costs(provider="anthropic") == (2, 15.2)
+    assert await count_costs(model="gpt-4", limit=1) == (5, 1130.25)
+    assert await count_costs(model_name="our-gpt-4") == (5, 1130.25)
+    assert await count_costs(status="error") == (1, 0.25)
+    assert await count_costs(execution_id=execution_id) == (1, 0.25)
+    assert await count_costs(execution_id="nonsense") == (0, 0)
+    assert await count_costs(since=(datetime.now(UTC) - DAY).isoformat()) == (3, 15.45)
+    assert await count_costs(since=f"{datetime.now(UTC) - 30 * DAY:%Y-%m-%d}", limit=1) == (6, 145.45)
+    assert await count_costs(until=(datetime.now(UTC) - 30 * DAY).isoformat()) == (1, 1000.0)
     times = [item["created_at"] for item in (await acme.http.get("/costs")).json()["items"]]
     assert times == sorted(times, reverse=True)
-    # A deleted agent is known by its name.
+    # Costs of a deleted agent are found by its name.
     await acme.http.delete("/agents/reviewer")
-    assert await asked(agent_id="reviewer") == (2, 12.3)
+    assert await count_costs(agent_id="reviewer") == (2, 12.3)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ async def test_lists_and_their_totals(acme: TenantClient, spent: dict[str, str],
         ("/costs/summary?until=never", "until"),
     ],
 )
-async def test_what_is_wrong_with_a_question_is_named(acme: TenantClient, path: str, field: str) -> None:
+async def test_invalid_cost_query_is_refused_by_field(acme: TenantClient, path: str, field: str) -> None:
     answer = await acme.http.get(path)
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == field

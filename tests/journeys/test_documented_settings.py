@@ -1,4 +1,4 @@
-"""Settings that the five documents name: each has its effect here, by its own name and by ours."""
+"""Test the settings that the five documents name: each has its effect, under the document's name and our own."""
 
 import asyncio
 import base64
@@ -17,12 +17,12 @@ from infra.credentials import AccessTokens
 from infra.embedded.child_process import find_free_ports
 from infra.settings import VARIABLE_ALIASES, Settings, SettingsError, get_variable_name, read_settings
 from tests.conftest import run_system
-from tests.journeys.test_up import _paddock, _until_ready
+from tests.journeys.test_up import run_paddock, wait_until_ready
 from tests.support.clients import register_tenant
 
 ROOT = Path(__file__).parents[2]
-SEEDS = ("kurral", "anymind", "agentops", "kasal", "paracle")
-MINIMAL = {
+SEED_DOCUMENTS = ("kurral", "anymind", "agentops", "kasal", "paracle")
+MINIMAL_SETTINGS = {
     "PADDOCK_DATABASE_URL": "postgresql://u:p@127.0.0.1/x",
     "PADDOCK_REDIS_URL": "redis://127.0.0.1",
     "PADDOCK_SECRET_KEY": "k" * 32,
@@ -51,18 +51,21 @@ MINIMAL = {
         ("CORS_ORIGINS", "https://app.example.com", "cors_origins", ("https://app.example.com",)),
     ],
 )
-def test_a_document_s_name_sets_ours(name: str, text: str, field: str, value: Any) -> None:
-    assert getattr(read_settings({**MINIMAL, name: text}), field) == value
+def test_documented_variable_sets_the_setting(name: str, text: str, field: str, value: Any) -> None:
+    assert getattr(read_settings({**MINIMAL_SETTINGS, name: text}), field) == value
     if name != get_variable_name(field):
-        ours = str(value) if not isinstance(value, bool) else "on"
-        assert getattr(read_settings({**MINIMAL, name: text, get_variable_name(field): ours}), field) in (value, True)
+        own_text = str(value) if not isinstance(value, bool) else "on"
+        assert getattr(read_settings({**MINIMAL_SETTINGS, name: text, get_variable_name(field): own_text}), field) in (
+            value,
+            True,
+        )
     assert f"`{name}`" in (ROOT / "docs/configuration.md").read_text()
 
 
-def test_sentry_s_dsn_is_a_secret_of_the_installation() -> None:
+def test_sentry_dsn_is_kept_secret() -> None:
     dsn = "https://abc@sentry.example.com/4"
-    assert read_settings({**MINIMAL, "SENTRY_DSN": dsn}).sentry_dsn.reveal() == dsn
-    assert dsn not in repr(read_settings({**MINIMAL, "SENTRY_DSN": dsn}))
+    assert read_settings({**MINIMAL_SETTINGS, "SENTRY_DSN": dsn}).sentry_dsn.reveal() == dsn
+    assert dsn not in repr(read_settings({**MINIMAL_SETTINGS, "SENTRY_DSN": dsn}))
 
 
 @pytest.mark.parametrize(
@@ -77,18 +80,20 @@ def test_sentry_s_dsn_is_a_secret_of_the_installation() -> None:
         ("RATE_LIMIT_PER_MINUTE", "sixty"),
     ],
 )
-def test_nonsense_is_refused_and_the_variable_named(name: str, text: str) -> None:
+def test_invalid_variable_is_refused_by_name(name: str, text: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        read_settings({**MINIMAL, name: text})
+        read_settings({**MINIMAL_SETTINGS, name: text})
     field = next(
-        one for one in Settings.__struct_fields__ if name in (get_variable_name(one), *VARIABLE_ALIASES.get(one, ()))
+        setting
+        for setting in Settings.__struct_fields__
+        if name in (get_variable_name(setting), *VARIABLE_ALIASES.get(setting, ()))
     )
     assert name in str(caught.value) or get_variable_name(field) in str(caught.value)
 
 
 def test_every_setting_is_documented() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    # `PADDOCK_RATE_LIMIT_ANONYMOUS`, `_AUTHENTICATED`: a name may be told by its end.
+    # `PADDOCK_RATE_LIMIT_ANONYMOUS`, `_AUTHENTICATED`: a name may be given by its ending.
     ends = set(re.findall(r"`(_[A-Z_]+)`", text))
     missing = [
         name
@@ -98,8 +103,8 @@ def test_every_setting_is_documented() -> None:
     assert missing == []
 
 
-def test_every_variable_of_the_documents_is_in_the_table() -> None:
-    # The names as the documents' own configuration sections have them.
+def test_every_documented_variable_is_in_the_table() -> None:
+    # The names in the configuration sections of the documents.
     names = {
         "kurral": "DATABASE_URL SECRET_KEY R2_ACCOUNT_ID R2_ACCESS_KEY_ID R2_SECRET_ACCESS_KEY R2_BUCKET_NAME ENVIRONMENT DEBUG CORS_ORIGINS",
         "anymind": "APP_NAME APP_VERSION DEBUG DATABASE_URL SECRET_KEY ALGORITHM ACCESS_TOKEN_EXPIRE_MINUTES CORS_ORIGINS STORAGE_PATH UPLOAD_MAX_SIZE WORKER_CONCURRENCY",
@@ -107,14 +112,14 @@ def test_every_variable_of_the_documents_is_in_the_table() -> None:
         "kasal": "DOCS_ENABLED",
         "paracle": "PARACLE_API_HOST PARACLE_API_PORT PARACLE_API_WORKERS PARACLE_DATABASE_URL PARACLE_REDIS_URL PARACLE_SECRET_KEY PARACLE_JWT_ALGORITHM PARACLE_JWT_EXPIRE_MINUTES PARACLE_RATE_LIMIT_ANONYMOUS PARACLE_RATE_LIMIT_AUTHENTICATED PARACLE_CORS_ORIGINS PARACLE_LOG_LEVEL",
     }
-    assert set(names) == set(SEEDS)
+    assert set(names) == set(SEED_DOCUMENTS)
     table = (ROOT / "docs/configuration.md").read_text().split("## Names in other systems' documents")[1]
-    missing = [name for of_one in names.values() for name in of_one.split() if f"`{name}`" not in table]
+    missing = [name for document_names in names.values() for name in document_names.split() if f"`{name}`" not in table]
     assert missing == []
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
-def test_tokens_are_signed_as_the_setting_says_and_otherwise_refused(algorithm: str) -> None:
+def test_tokens_are_signed_with_the_configured_algorithm_only(algorithm: str) -> None:
     from datetime import UTC, datetime, timedelta
 
     tokens = AccessTokens("k" * 32, timedelta(minutes=5), algorithm)
@@ -125,7 +130,7 @@ def test_tokens_are_signed_as_the_setting_says_and_otherwise_refused(algorithm: 
         assert AccessTokens("k" * 32, timedelta(minutes=5), other).read_token(token) is None
 
 
-async def test_limit_environment_name_and_docs_of_a_running_system() -> None:
+async def test_rate_limit_and_app_name_apply_to_a_running_system() -> None:
     names = {"RATE_LIMIT_PER_MINUTE": "12", "ENVIRONMENT": "staging", "APP_NAME": "Our agents", "ALGORITHM": "HS512"}
     async with run_system(**names) as system, register_tenant(system.url) as owner:
         document = (await owner.http.get(f"{system.url}/openapi.json")).json()
@@ -134,32 +139,32 @@ async def test_limit_environment_name_and_docs_of_a_running_system() -> None:
         async with owner.open_client(await owner.create_key()) as cli:
             answers = [await cli.get("/auth/me") for _ in range(13)]
         statuses = [answer.status_code for answer in answers]
-        # Windows begin with the minute, which may turn meanwhile.
+        # Windows begin with the minute, so a new one may begin during the requests.
         assert 429 in statuses or answers[-1].headers["x-ratelimit-limit"] == "12"
         assert answers[0].headers["x-ratelimit-limit"] == "12"
 
 
-async def test_a_run_is_recorded_under_the_environment() -> None:
+async def test_artifact_records_the_environment() -> None:
     async with run_system(ENVIRONMENT="staging") as system, register_tenant(system.url) as owner:
         agent = await owner.deploy_agent("def handle(payload): return {}")
         ended = await owner.run_agent(agent)
         for _ in range(400):
-            found = await owner.http.get(f"/artifacts/{ended['id']}/metadata")
-            if found.status_code == 200:
+            answer = await owner.http.get(f"/artifacts/{ended['id']}/metadata")
+            if answer.status_code == 200:
                 break
             await asyncio.sleep(0.1)
-        assert found.json()["environment"] == "staging"
+        assert answer.json()["environment"] == "staging"
         assert (await owner.http.get("/artifacts?environment=staging")).json()["total"] == 1
 
 
-async def test_several_processes_of_the_api_share_the_port_and_the_counts(tmp_path: Path) -> None:
+async def test_api_processes_share_port_and_metrics(tmp_path: Path) -> None:
     data, port = tmp_path / "data", str(find_free_ports(1)[0])
-    async with _paddock("up", "--data", str(data), "--port", port, PARACLE_API_WORKERS="3") as process:
-        lines = await _until_ready(process)
+    async with run_paddock("up", "--data", str(data), "--port", port, PARACLE_API_WORKERS="3") as process:
+        lines = await wait_until_ready(process)
         assert sum("api-" in line and "pid" in line for line in lines) == 3
         url = json.loads((data / "running.json").read_text())["url"]
         for _ in range(30):
-            # A connection each, so that the kernel spreads them.
+            # One connection for each request, so that the kernel distributes them.
             async with httpx.AsyncClient() as client:
                 assert (await client.get(f"{url}/health/live")).status_code == 200
         counts = set()
@@ -171,16 +176,16 @@ async def test_several_processes_of_the_api_share_the_port_and_the_counts(tmp_pa
         assert counts == {30.0}
 
 
-async def test_unexpected_errors_are_reported_without_what_tenants_keep(tmp_path: Path) -> None:
+async def test_error_reports_contain_no_tenant_data(tmp_path: Path) -> None:
     received: list[dict[str, Any]] = []
 
-    async def envelope(request: web.Request) -> web.Response:
+    async def receive_envelope(request: web.Request) -> web.Response:
         body = await request.read()
         received.append({"path": request.path, "lines": [json.loads(line) for line in body.splitlines() if line]})
         return web.json_response({})
 
     app = web.Application()
-    app.router.add_post("/api/4/envelope/", envelope)
+    app.router.add_post("/api/4/envelope/", receive_envelope)
     runner = web.AppRunner(app)
     await runner.setup()
     (port,) = find_free_ports(1)
@@ -206,18 +211,21 @@ except ValueError:
     structlog.get_logger("paddock.x").exception("a row broke")
 sentry_sdk.flush()
 """
-    environment = {**MINIMAL, "SENTRY_DSN": f"http://abc@127.0.0.1:{port}/4", "ENVIRONMENT": "staging"}
+    environment = {**MINIMAL_SETTINGS, "SENTRY_DSN": f"http://abc@127.0.0.1:{port}/4", "ENVIRONMENT": "staging"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program), env=environment, cwd=ROOT, stdout=subprocess.PIPE
     )
-    printed, _ = await process.communicate()
+    output, _ = await process.communicate()
     await runner.cleanup()
     assert process.returncode == 0
-    assert b"RuntimeError: the cause" in printed
-    event, of_row = [line for one in received for line in one["lines"] if "exception" in line]
-    assert [one["type"] for one in of_row["exception"]["values"]] == ["CheckViolationError", "ValueError"]
-    assert of_row["exception"]["values"][1]["value"] == "wrapped"
-    assert b"swordfish" in printed
+    assert b"RuntimeError: the cause" in output
+    event, row_event = [line for envelope in received for line in envelope["lines"] if "exception" in line]
+    assert [exception["type"] for exception in row_event["exception"]["values"]] == [
+        "CheckViolationError",
+        "ValueError",
+    ]
+    assert row_event["exception"]["values"][1]["value"] == "wrapped"
+    assert b"swordfish" in output
     assert "swordfish" not in str(received)
     assert event["exception"]["values"][0]["value"] == "the cause"
     assert (event["environment"], event["release"][:8]) == ("staging", "paddock@")
