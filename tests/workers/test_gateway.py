@@ -50,7 +50,7 @@ class ScriptedCalls:
         self.running = self.most_running = self.closed = 0
         self.endless = False
 
-    def script_text(self, *words: str, **more: Any) -> None:
+    def queue_text(self, *words: str, **more: Any) -> None:
         self.parts = [*map(TextDelta, words), _build_reply("".join(words), **more)]
 
     async def stream_answer(
@@ -148,7 +148,7 @@ async def _wait_until(condition: Callable[[], bool], seconds: float = 5) -> None
 
 async def test_answer_arrives_whole_and_streamed(gateway_client: GatewayClient) -> None:
     usage = ModelUsage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
-    gateway_client.calls.script_text("Hel", "lo", usage=usage)
+    gateway_client.calls.queue_text("Hel", "lo", usage=usage)
     whole = await gateway_client.create_completion()
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason, whole.model) == ("Hello", "stop", "small")
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (7, 3, 10)
@@ -177,7 +177,7 @@ async def test_answer_arrives_whole_and_streamed(gateway_client: GatewayClient) 
     ]
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == 10
-    gateway_client.calls.script_text("a", usage=None)
+    gateway_client.calls.queue_text("a", usage=None)
     assert (await gateway_client.create_completion()).usage is None
 
 
@@ -204,7 +204,7 @@ async def test_tool_calls_survive_the_round_trip(gateway_client: GatewayClient) 
         final = await stream.get_final_completion()
     for assistant_message in (message, final.choices[0].message):
         assert isinstance(assistant_message, ChatCompletionMessage)
-        gateway_client.calls.script_text("3")
+        gateway_client.calls.queue_text("3")
         answer = {"role": "tool", "tool_call_id": "c1", "content": "3"}
         await gateway_client.create_completion(messages=[*HELLO, assistant_message, answer], tools=tools)
         _, messages, _, _ = gateway_client.calls.requests[-1]
@@ -216,7 +216,7 @@ async def test_tool_calls_survive_the_round_trip(gateway_client: GatewayClient) 
 
 
 async def test_every_option_reaches_the_call(gateway_client: GatewayClient) -> None:
-    gateway_client.calls.script_text("ok")
+    gateway_client.calls.queue_text("ok")
     await gateway_client.create_completion(
         model="large",
         messages=[
@@ -262,7 +262,7 @@ async def test_schema_of_the_answer_reaches_the_call(gateway_client: GatewayClie
 
         name: str
 
-    gateway_client.calls.script_text('{"name":"Rome"}')
+    gateway_client.calls.queue_text('{"name":"Rome"}')
     completion = await gateway_client.client.chat.completions.parse(model="small", messages=HELLO, response_format=City)
     assert completion.choices[0].message.parsed == City(name="Rome")
     schema = gateway_client.calls.requests[-1][3].schema
@@ -537,7 +537,7 @@ def test_body_that_is_no_request_is_refused(body: bytes) -> None:
 
 
 async def test_models_of_the_manifest_are_the_only_ones(gateway_client: GatewayClient) -> None:
-    gateway_client.calls.script_text("ok")
+    gateway_client.calls.queue_text("ok")
     assert [model.id async for model in gateway_client.client.models.list()] == ["small", "large"]
     assert (await gateway_client.client.models.retrieve("large")).id == "large"
     with pytest.raises(openai.NotFoundError) as error:
@@ -643,7 +643,7 @@ async def test_client_library_retries_only_what_may_succeed(gateway_client: Gate
 
 async def test_headers_of_a_request_are_not_forwarded(gateway_client: GatewayClient) -> None:
     """Keep headers out of the recorded calls, also if the signature of `Calls` is widened later."""
-    gateway_client.calls.script_text("ok")
+    gateway_client.calls.queue_text("ok")
     status, _, _ = await gateway_client.post_body(
         {"model": "small", "messages": HELLO},
         Authorization="Bearer smuggled",
@@ -657,7 +657,7 @@ async def test_headers_of_a_request_are_not_forwarded(gateway_client: GatewayCli
 
 
 async def test_client_that_hangs_up_ends_the_call_at_once(gateway_client: GatewayClient) -> None:
-    gateway_client.calls.script_text(*["x"] * 1000)
+    gateway_client.calls.queue_text(*["x"] * 1000)
     gateway_client.calls.delay = 0.05
     for stream in (True, False):
         reader, writer = await gateway_client.open_socket()
@@ -674,7 +674,7 @@ async def test_client_that_hangs_up_ends_the_call_at_once(gateway_client: Gatewa
 
 async def test_end_of_a_run_ends_its_calls_first() -> None:
     calls = ScriptedCalls()
-    calls.script_text(*["x"] * 1000)
+    calls.queue_text(*["x"] * 1000)
     calls.delay = 0.05
     tasks_before = asyncio.all_tasks()
     async with _run_gateway(calls) as served:
@@ -738,14 +738,14 @@ async def test_large_bodies_are_refused_before_they_are_read(gateway_client: Gat
     assert (status, body["error"]["code"]) == (413, "too_large")
     status, _, body = await gateway_client.post_body(b"\x1f\x8b" + b"\0" * 100, Content_Encoding="gzip")
     assert status == 415
-    gateway_client.calls.script_text("ok")
+    gateway_client.calls.queue_text("ok")
     largest_body = {"model": "small", "messages": [{"role": "user", "content": "x" * (4 << 20)}]}
     largest_body["messages"][0]["content"] = "x" * (gateway.MAX_BODY_BYTES - 100)
     assert (await gateway_client.post_body(largest_body))[0] == 200
 
 
 async def test_total_size_of_concurrent_requests_is_limited(gateway_client: GatewayClient) -> None:
-    gateway_client.calls.script_text("x", "y")
+    gateway_client.calls.queue_text("x", "y")
     gateway_client.calls.delay = 1.0
     large = {"model": "small", "messages": [{"role": "user", "content": "x" * (gateway.MAX_BODY_BYTES - 100)}]}
     answers = await asyncio.gather(*(gateway_client.post_body(large) for _ in range(8)))
@@ -756,7 +756,7 @@ async def test_total_size_of_concurrent_requests_is_limited(gateway_client: Gate
 
 
 async def test_concurrent_requests_and_connections_are_limited_and_all_answered(gateway_client: GatewayClient) -> None:
-    gateway_client.calls.script_text("ok")
+    gateway_client.calls.queue_text("ok")
     gateway_client.calls.delay = 0.02
     answers = await asyncio.gather(*(gateway_client.create_completion() for _ in range(150)))
     assert len(answers) == 150
@@ -813,12 +813,12 @@ async def test_malformed_requests_are_answered_or_disconnected(gateway_client: G
     assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
     assert b"Traceback" not in answer
     writer.close()
-    gateway_client.calls.script_text("ok")
+    gateway_client.calls.queue_text("ok")
     assert (await gateway_client.create_completion()).choices[0].message.content == "ok"
 
 
 async def test_pipelined_requests_are_not_buffered_without_limit(gateway_client: GatewayClient) -> None:
-    gateway_client.calls.script_text(*["x"] * 50)
+    gateway_client.calls.queue_text(*["x"] * 50)
     gateway_client.calls.delay = 0.05
     _, writer = await gateway_client.open_socket()
     body = json.dumps({"model": "small", "messages": HELLO}).encode()

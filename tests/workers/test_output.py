@@ -1,4 +1,4 @@
-"""What an agent prints: cut between characters, redrawn lines counted once, nothing lost after a progress bar."""
+"""Cut an agent's output between characters, count redrawn lines once, and lose nothing after a progress bar."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -23,8 +23,8 @@ from workers.output import (
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Printed:
-    """An `Output` with the clock in hand."""
+class OutputRecorder:
+    """An `OutputLog` whose clock the test controls."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -35,7 +35,7 @@ class Printed:
         self.written += batch
 
     async def pass_time(self, seconds: float) -> None:
-        """Let so much time pass, and one flush happen."""
+        """Advance the clock, and let one flush happen."""
         self.now += timedelta(seconds=seconds)
         stop = asyncio.Event()
         flushing = asyncio.create_task(self.output.flush_until(stop))
@@ -43,11 +43,11 @@ class Printed:
         stop.set()
         await flushing
 
-    def take(self, text: str | bytes, stream: OutputStream = "stdout") -> None:
+    def write(self, text: str | bytes, stream: OutputStream = "stdout") -> None:
         self.output.add_output(stream, text.encode() if isinstance(text, str) else text)
 
-    def messages(self) -> list[str]:
-        """All that was written in the end."""
+    def take_messages(self) -> list[str]:
+        """Return all messages that were written."""
         return [event.data["message"] for event in [*self.written, *self.output.take_rest()]]
 
 
@@ -55,10 +55,10 @@ class Printed:
 @pytest.mark.parametrize("size", [1, 7, 4096, 65536])
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_long_lines_are_cut_between_characters(text: str, size: int, end: str) -> None:
-    printed, data = Printed(), (text + end).encode()
+    recorder, data = OutputRecorder(), (text + end).encode()
     for start in range(0, len(data), size):
-        printed.take(data[start : start + size])
-    messages = printed.messages()
+        recorder.write(data[start : start + size])
+    messages = recorder.take_messages()
     assert "".join(messages) == text
     assert len(messages) > 1
     for message in messages:
@@ -68,27 +68,27 @@ def test_long_lines_are_cut_between_characters(text: str, size: int, end: str) -
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\r\b", exclude_categories=["Cs"])), st.integers(1, 60))
-def test_any_text_comes_through_however_it_is_cut(text: str, size: int) -> None:
-    printed, data = Printed(), text.encode()
+def test_any_text_is_kept_however_it_is_split(text: str, size: int) -> None:
+    recorder, data = OutputRecorder(), text.encode()
     for start in range(0, len(data), size):
-        printed.take(data[start : start + size])
+        recorder.write(data[start : start + size])
     expected = text.replace("\0", "\ufffd").split("\n")
-    assert printed.messages() == (expected if expected[-1] else expected[:-1])
+    assert recorder.take_messages() == (expected if expected[-1] else expected[:-1])
 
 
 @given(st.binary(max_size=300), st.integers(1, 40))
-def test_any_bytes_are_taken_and_the_same_however_they_come(data: bytes, size: int) -> None:
-    pieces, whole = Printed(), Printed()
+def test_any_bytes_give_the_same_messages_however_they_are_split(data: bytes, size: int) -> None:
+    split_recorder, whole_recorder = OutputRecorder(), OutputRecorder()
     for start in range(0, len(data), size):
-        pieces.take(data[start : start + size])
-    whole.take(data)
-    assert pieces.messages() == whole.messages()
+        split_recorder.write(data[start : start + size])
+    whole_recorder.write(data)
+    assert split_recorder.take_messages() == whole_recorder.take_messages()
 
 
 @given(st.text(max_size=400), st.integers(1, 200))
-def test_a_cut_fits_and_is_at_a_character(text: str, most: int) -> None:
-    cut = cut_text(text, most) if text.isprintable() else 0
-    assert len(text[:cut].encode()) <= most
+def test_cut_fits_and_ends_at_a_character(text: str, max_bytes: int) -> None:
+    cut = cut_text(text, max_bytes) if text.isprintable() else 0
+    assert len(text[:cut].encode()) <= max_bytes
 
 
 @pytest.mark.parametrize(
@@ -100,62 +100,62 @@ def test_a_cut_fits_and_is_at_a_character(text: str, most: int) -> None:
         [f"\r{' ' * 60}\r{n:5d}/3000 " + "#" * 40 for n in range(3000)],
     ],
 )
-async def test_a_bar_counts_once_and_what_follows_is_kept(bar: list[str]) -> None:
-    printed = Printed()
+async def test_progress_bar_counts_once_and_what_follows_is_kept(bar: list[str]) -> None:
+    recorder = OutputRecorder()
     for state in bar:
-        printed.take(state, "stderr")
-    printed.take("\n", "stderr")
-    printed.take("RESULT: 42 letters sorted\n")
-    messages = printed.messages()
+        recorder.write(state, "stderr")
+    recorder.write("\n", "stderr")
+    recorder.write("RESULT: 42 letters sorted\n")
+    messages = recorder.take_messages()
     assert len(messages) == 2
     assert "2999/3000 " + "#" * 40 in messages[0]
     assert messages[1] == "RESULT: 42 letters sorted"
 
 
-async def test_a_bar_is_seen_now_and_then_while_it_is_drawn() -> None:
-    printed = Printed()
+async def test_progress_bar_is_written_at_intervals_while_it_is_drawn() -> None:
+    recorder = OutputRecorder()
     for n in range(10):
-        printed.take(f"\r{n}0%", "stderr")
-        await printed.pass_time(1)
-    while_it_ran = [event.data["message"] for event in printed.written]
-    assert while_it_ran[0] == "10%"
-    assert 2 <= len(while_it_ran) <= 4, "seldom, the longer it takes"
-    printed.take("\r100%\n", "stderr")
-    assert printed.messages() == [*while_it_ran, "100%"]
+        recorder.write(f"\r{n}0%", "stderr")
+        await recorder.pass_time(1)
+    messages_while_running = [event.data["message"] for event in recorder.written]
+    assert messages_while_running[0] == "10%"
+    assert 2 <= len(messages_while_running) <= 4, "less often, the longer it takes"
+    recorder.write("\r100%\n", "stderr")
+    assert recorder.take_messages() == [*messages_while_running, "100%"]
 
 
-async def test_a_state_that_was_seen_last_is_not_written_twice() -> None:
-    printed = Printed()
-    printed.take("\r50%\r100%")
-    await printed.pass_time(0)
-    await printed.pass_time(2)
-    assert [event.data["message"] for event in printed.written] == ["100%"]
-    printed.take("\nnext\n")
-    assert printed.messages() == ["100%", "next"]
+async def test_state_already_written_is_not_written_again() -> None:
+    recorder = OutputRecorder()
+    recorder.write("\r50%\r100%")
+    await recorder.pass_time(0)
+    await recorder.pass_time(2)
+    assert [event.data["message"] for event in recorder.written] == ["100%"]
+    recorder.write("\nnext\n")
+    assert recorder.take_messages() == ["100%", "next"]
 
 
-async def test_states_alone_cannot_fill_a_log() -> None:
-    printed = Printed()
+async def test_redrawn_states_cannot_fill_a_log() -> None:
+    recorder = OutputRecorder()
     for n in range(60):
-        printed.take("\r" + "#" * 1000 + str(n))
-        await printed.pass_time(0 if n % 2 else 100)
-    states = sum(len(event.data["message"]) for event in printed.written)
+        recorder.write("\r" + "#" * 1000 + str(n))
+        await recorder.pass_time(0 if n % 2 else 100)
+    states = sum(len(event.data["message"]) for event in recorder.written)
     assert 0 < states <= MAX_STATES_BYTES
 
 
-async def test_a_line_without_an_end_is_seen_before_it_ends() -> None:
-    printed = Printed()
-    printed.take("Loading ")
-    await printed.pass_time(0)
-    assert printed.written == []
-    await printed.pass_time(2)
-    assert [event.data["message"] for event in printed.written] == ["Loading "]
-    printed.take("done\n")
-    printed.take("WARNING: hot ")
-    await printed.pass_time(0)
-    await printed.pass_time(2)
-    printed.take("\n\nend")
-    assert printed.messages() == ["Loading ", "done", "WARNING: hot ", "", "end"]
+async def test_unfinished_line_is_written_before_it_ends() -> None:
+    recorder = OutputRecorder()
+    recorder.write("Loading ")
+    await recorder.pass_time(0)
+    assert recorder.written == []
+    await recorder.pass_time(2)
+    assert [event.data["message"] for event in recorder.written] == ["Loading "]
+    recorder.write("done\n")
+    recorder.write("WARNING: hot ")
+    await recorder.pass_time(0)
+    await recorder.pass_time(2)
+    recorder.write("\n\nend")
+    assert recorder.take_messages() == ["Loading ", "done", "WARNING: hot ", "", "end"]
 
 
 @pytest.mark.parametrize(
@@ -175,25 +175,25 @@ async def test_a_line_without_an_end_is_seen_before_it_ends() -> None:
         (b"cut \xe4\xbb", ["cut \ufffd"]),
     ],
 )
-def test_what_a_terminal_would_show(text: str | bytes, expected: list[str]) -> None:
-    printed = Printed()
-    printed.take(text)
-    assert printed.messages() == expected
+def test_output_is_shown_as_by_a_terminal(text: str | bytes, expected: list[str]) -> None:
+    recorder = OutputRecorder()
+    recorder.write(text)
+    assert recorder.take_messages() == expected
 
 
-def test_the_limit_of_all_output_cuts_between_characters_too() -> None:
-    printed = Printed()
-    printed.take("x" + "价" * MAX_LOG_BYTES + "\nlater\n")
-    *kept, told = printed.messages()
-    assert "\ufffd" not in "".join(kept)
-    assert MAX_LOG_BYTES - 4 < len("".join(kept).encode()) <= MAX_LOG_BYTES
+def test_total_output_limit_cuts_between_characters() -> None:
+    recorder = OutputRecorder()
+    recorder.write("x" + "价" * MAX_LOG_BYTES + "\nlater\n")
+    *messages, notice = recorder.take_messages()
+    assert "\ufffd" not in "".join(messages)
+    assert MAX_LOG_BYTES - 4 < len("".join(messages).encode()) <= MAX_LOG_BYTES
     assert (
-        f"{len(('x' + '价' * MAX_LOG_BYTES).encode()) - len(''.join(kept).encode())}" in told
-        or "more bytes came" in told
+        f"{len(('x' + '价' * MAX_LOG_BYTES).encode()) - len(''.join(messages).encode())}" in notice
+        or "more bytes came" in notice
     )
-    many = Printed()
-    many.take("\n" * (MAX_LOG_LINES + 10))
-    assert len(many.messages()) == MAX_LOG_LINES + 1
+    many_lines = OutputRecorder()
+    many_lines.write("\n" * (MAX_LOG_LINES + 10))
+    assert len(many_lines.take_messages()) == MAX_LOG_LINES + 1
 
 
 def test_all_pieces_of_a_line_have_its_level() -> None:
@@ -202,7 +202,7 @@ def test_all_pieces_of_a_line_have_its_level() -> None:
     assert [piece.level for piece in pieces] == ["ERROR", "ERROR", "ERROR", "INFO"]
 
 
-def test_the_output_of_an_import_is_cut_alike() -> None:
+def test_output_of_an_import_is_cut_the_same_way() -> None:
     text = OutputText(100)
     text.add_output("stderr", "".join(f"\r{n}%" for n in range(101)).encode())
     text.add_output("stdout", "价".encode()[:1])
