@@ -148,7 +148,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("installation")
         if SYSTEM_STARTERS & (called | fixtures):
             item.add_marker("own_installation")
-        if {"readable", "sandbox", "warm"} & fixtures:
+        if {"readable_folder", "sandbox", "warm_sandbox"} & fixtures:
             item.add_marker("sandbox")
         for prefix, need in MARKERS_BY_PATH.items():
             if path.startswith(prefix):

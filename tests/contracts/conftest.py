@@ -1,4 +1,4 @@
-"""What the contract suites share."""
+"""Share fixtures between the contract tests."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.fixture
-def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder that a sandbox's user can reach."""
+def readable_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty folder that a sandbox's user can read."""
     folder = tmp_path_factory.mktemp("code")
     for parent in (folder, *folder.parents):
         if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):

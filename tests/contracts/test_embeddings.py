@@ -1,4 +1,4 @@
-"""Embeddings from the wheel: near for right answers, far for strangers, and never on the network."""
+"""Embeddings from the wheel: near for right answers, far for unrelated ones, and without network access."""
 
 import logging
 import socket
@@ -20,24 +20,24 @@ DOCS = ["Paris is the capital and largest city of France."]
 
 
 @pytest.fixture(scope="module")
-def nearness() -> WordLlamaSimilarity:
+def similarity() -> WordLlamaSimilarity:
     return WordLlamaSimilarity()
 
 
-def test_a_right_answer_is_supported(nearness: WordLlamaSimilarity) -> None:
-    made = score_evaluation(QUESTION, "Paris is the capital of France.", DOCS, ClientScores(), nearness)
-    assert not made.hallucinated
-    assert made.factual_support > 0.85
-    assert made.semantic_drift < 0.3
-    assert made.hallucination_probability < 0.2
+def test_right_answer_is_supported(similarity: WordLlamaSimilarity) -> None:
+    scores = score_evaluation(QUESTION, "Paris is the capital of France.", DOCS, ClientScores(), similarity)
+    assert not scores.hallucinated
+    assert scores.factual_support > 0.85
+    assert scores.semantic_drift < 0.3
+    assert scores.hallucination_probability < 0.2
 
 
-def test_green_cheese_is_not(nearness: WordLlamaSimilarity) -> None:
-    made = score_evaluation(QUESTION, "The moon is made of green cheese, maybe.", DOCS, ClientScores(), nearness)
-    assert made.hallucinated
-    assert made.factual_support < 0.2
-    assert made.semantic_drift > 0.8
-    assert made.uncertainty > 0.0
+def test_unrelated_answer_is_hallucinated(similarity: WordLlamaSimilarity) -> None:
+    scores = score_evaluation(QUESTION, "The moon is made of green cheese, maybe.", DOCS, ClientScores(), similarity)
+    assert scores.hallucinated
+    assert scores.factual_support < 0.2
+    assert scores.semantic_drift > 0.8
+    assert scores.uncertainty > 0.0
 
 
 REFUNDS = ["Customers can return items within 30 days of purchase for a full refund."]
@@ -75,10 +75,10 @@ PLANTS = ["Plants use photosynthesis to convert sunlight, CO2 and water into glu
         ),
     ],
 )
-def test_the_threshold_lies_between_right_and_unrelated_answers(
-    prompt: str, right: str, wrong: str, docs: list[str], nearness: WordLlamaSimilarity
+def test_threshold_separates_right_from_unrelated_answers(
+    prompt: str, right: str, wrong: str, docs: list[str], similarity: WordLlamaSimilarity
 ) -> None:
-    good, bad = (score_evaluation(prompt, said, docs, ClientScores(), nearness) for said in (right, wrong))
+    good, bad = (score_evaluation(prompt, response, docs, ClientScores(), similarity) for response in (right, wrong))
     assert not good.hallucinated
     assert good.hallucination_probability < 0.35
     assert good.factual_support > 0.6
@@ -87,56 +87,56 @@ def test_the_threshold_lies_between_right_and_unrelated_answers(
     assert bad.factual_support < 0.15
 
 
-def test_what_the_docstring_says_it_cannot_see(nearness: WordLlamaSimilarity) -> None:
-    for blind in ("Paris is not the capital of France.", "Lyon is the capital of France."):
-        assert not score_evaluation(QUESTION, blind, DOCS, ClientScores(), nearness).hallucinated
+def test_documented_blind_spots(similarity: WordLlamaSimilarity) -> None:
+    for response in ("Paris is not the capital of France.", "Lyon is the capital of France."):
+        assert not score_evaluation(QUESTION, response, DOCS, ClientScores(), similarity).hallucinated
 
 
-def test_similarity_is_bounded_and_symmetric(nearness: WordLlamaSimilarity) -> None:
+def test_similarity_is_between_zero_and_one_and_symmetric(similarity: WordLlamaSimilarity) -> None:
     texts = ["", " ", "a", "Paris", "😀", "\ud800", "\x00", "巴黎", "yes " * 5000, "x" * 20_000]
-    for one in texts:
-        for other in texts:
-            near = nearness.compare_texts(one, other)
-            assert isfinite(near)
-            assert 0.0 <= near <= 1.0
-            assert near == nearness.compare_texts(other, one)
-    assert nearness.compare_texts("Paris is big.", "Paris is big.") == 1.0
-    assert nearness.compare_texts("", "") == 0.0
+    for first in texts:
+        for second in texts:
+            score = similarity.compare_texts(first, second)
+            assert isfinite(score)
+            assert 0.0 <= score <= 1.0
+            assert score == similarity.compare_texts(second, first)
+    assert similarity.compare_texts("Paris is big.", "Paris is big.") == 1.0
+    assert similarity.compare_texts("", "") == 0.0
 
 
-def test_the_best_is_the_highest_of_all_pairs(nearness: WordLlamaSimilarity) -> None:
+def test_best_score_is_the_highest_of_all_pairs(similarity: WordLlamaSimilarity) -> None:
     questions = [f"City number {number} lies in France." for number in range(600)]
     candidates = ["Paris lies in France.", "City number 7 lies in France.", "Penguins swim."]
-    best = nearness.score_nearest(questions, candidates)
+    best = similarity.score_nearest(questions, candidates)
     assert len(best) == len(questions)
     assert best[7] == 1.0
     for row in (0, 255, 256, 599):
-        pairs = max(nearness.compare_texts(questions[row], one) for one in candidates)
-        assert best[row] == pytest.approx(pairs, abs=2e-6)
-    assert nearness.score_nearest(questions[:2], []) == [0.0, 0.0]
-    assert nearness.score_nearest([], candidates) == []
+        highest = max(similarity.compare_texts(questions[row], candidate) for candidate in candidates)
+        assert best[row] == pytest.approx(highest, abs=2e-6)
+    assert similarity.score_nearest(questions[:2], []) == [0.0, 0.0]
+    assert similarity.score_nearest([], candidates) == []
 
 
 @pytest.mark.parametrize("text", ["Paris is a city. " * 60_000, "x" * 1_000_000, "😀" * 1_000_000, ""])
-def test_megabytes(text: str, nearness: WordLlamaSimilarity) -> None:
-    made = score_evaluation(text, text, [text, "Paris."], ClientScores(), nearness)
-    assert 0.0 <= made.hallucination_probability <= 1.0
+def test_megabytes_are_scored(text: str, similarity: WordLlamaSimilarity) -> None:
+    scores = score_evaluation(text, text, [text, "Paris."], ClientScores(), similarity)
+    assert 0.0 <= scores.hallucination_probability <= 1.0
 
 
-def test_a_loaded_and_a_fresh_model_agree(nearness: WordLlamaSimilarity) -> None:
+def test_new_instance_gives_the_same_scores(similarity: WordLlamaSimilarity) -> None:
     questions = ["Where is Paris?", "Who wrote Hamlet?"]
-    assert WordLlamaSimilarity().score_nearest(questions, DOCS) == nearness.score_nearest(questions, DOCS)
+    assert WordLlamaSimilarity().score_nearest(questions, DOCS) == similarity.score_nearest(questions, DOCS)
 
 
-def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_load_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Any] = []
     load = embeddings._load_model
 
-    def counted() -> Any:
+    def count_loads() -> Any:
         loads.append(load())
         return loads[-1]
 
-    monkeypatch.setattr(embeddings, "_load_model", counted)
+    monkeypatch.setattr(embeddings, "_load_model", count_loads)
     shared = WordLlamaSimilarity()
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: shared.compare_texts(QUESTION, DOCS[0]), range(64)))
@@ -145,16 +145,16 @@ def test_threads_load_it_once_and_agree(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_socket_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **__: Any) -> Any:
+    def refuse_network(*_: Any, **__: Any) -> Any:
         raise AssertionError("the network was tried")
 
     for method in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, method, refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
+        monkeypatch.setattr(socket.socket, method, refuse_network)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_network)
     assert WordLlamaSimilarity().compare_texts(QUESTION, DOCS[0]) > 0.5
 
 
-FRESH = """
+FRESH_PROCESS_PROGRAM = """
 import socket, logging
 def refused(*_, **__): raise SystemExit("the network was tried")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refused
@@ -165,22 +165,24 @@ assert logging.getLogger().level == logging.WARNING
 """
 
 
-def test_a_fresh_process_imports_it_without_network_and_keeps_its_logging(tmp_path: Path) -> None:
+def test_fresh_process_loads_it_without_network_or_logging_changes(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {"HOME": str(tmp_path), "PYTHONPATH": str(root)}
-    run = subprocess.run([sys.executable, "-c", FRESH], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS_PROGRAM], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_logging_stays_as_it_was(nearness: WordLlamaSimilarity) -> None:
-    before = list(logging.getLogger().handlers)
-    nearness.compare_texts("a", "b")
-    assert logging.getLogger().handlers == before
+def test_logging_handlers_are_unchanged(similarity: WordLlamaSimilarity) -> None:
+    handlers = list(logging.getLogger().handlers)
+    similarity.compare_texts("a", "b")
+    assert logging.getLogger().handlers == handlers
 
 
-def test_a_wheel_without_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "find_spec", lambda _: None)
     with pytest.raises(FileNotFoundError, match="wordllama"):
         WordLlamaSimilarity().compare_texts("a", "b")

@@ -57,8 +57,8 @@ def read_functions(folder: Path = FUNCTIONS_FOLDER) -> dict[str, str]:
 
 async def test_the_functions_of_a_database_are_those_of_the_files(system: System) -> None:
     async with migrated_database(system) as (_, owner):
-        found = [(row["proname"], row["prosrc"]) for row in await owner.fetch(FUNCTIONS)]
-    assert found == sorted(read_functions().items())
+        functions = [(row["proname"], row["prosrc"]) for row in await owner.fetch(FUNCTIONS)]
+    assert functions == sorted(read_functions().items())
 
 
 async def test_every_body_of_a_function_holds(system: System) -> None:
@@ -71,11 +71,11 @@ async def test_every_body_of_a_function_holds(system: System) -> None:
 
 async def test_only_the_application_may_call_what_reads_past_row_level_security(system: System) -> None:
     async with migrated_database(system) as (_, owner):
-        open_to_all = await owner.fetch(
+        public_functions = await owner.fetch(
             "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef "
             "AND has_function_privilege('public', oid, 'EXECUTE')"
         )
-    assert open_to_all == []
+    assert public_functions == []
 
 
 async def test_migrating_again_changes_nothing_but_mends_functions(system: System) -> None:
@@ -86,15 +86,15 @@ async def test_migrating_again_changes_nothing_but_mends_functions(system: Syste
         UNION ALL SELECT 'trigger ' || tgname || ' ' || oid FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1
     """
     async with migrated_database(system) as (url, owner):
-        before, functions = await owner.fetch(schema), await owner.fetch(FUNCTIONS)
-        assert len([row for row in before if row[0].startswith("trigger ")]) == 2
+        schema_before, functions = await owner.fetch(schema), await owner.fetch(FUNCTIONS)
+        assert len([row for row in schema_before if row[0].startswith("trigger ")]) == 2
         await owner.execute(
             "CREATE OR REPLACE FUNCTION first_id(at timestamptz) RETURNS uuid LANGUAGE sql "
             "IMMUTABLE AS 'SELECT gen_random_uuid()'"
         )
         assert await owner.fetch(FUNCTIONS) != functions
         await migrate_database(url)
-        assert await owner.fetch(schema) == before
+        assert await owner.fetch(schema) == schema_before
         assert await owner.fetch(FUNCTIONS) == functions
 
 

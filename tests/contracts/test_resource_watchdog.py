@@ -1,4 +1,4 @@
-"""What the watch sees of a guest that hides, and what it does where it sees nothing."""
+"""The resource watchdog measures guests that hide, and ends those that it cannot measure."""
 
 import asyncio
 import json
@@ -13,9 +13,10 @@ from infra.sandbox import proc
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
+from tests.support.sandbox_runs import ignore_output
 
-# An agent whose first thread has ended when it is imported: another says that it is imported, holds much, and waits.
-HIDDEN = """
+# An agent whose first thread has ended after the import: another thread reports the import, allocates memory, and waits.
+HIDING_PROGRAM = """
 import ctypes, mmap, os, sys, threading, time
 def hide(much):
     frame = sys._getframe()
@@ -37,85 +38,81 @@ def handle(p):
 """
 
 
-def _ignore(_: str, __: bytes) -> None:
-    return None
-
-
-def _program(code: Path, source: str, memory_mb: int = 128) -> SandboxProgram:
+def _build_program(code: Path, source: str, memory_mb: int = 128) -> SandboxProgram:
     (code / "agent.py").write_text(source)
     return SandboxProgram(code=code, environment=None, entrypoint="agent:handle", timeout=20, memory_mb=memory_mb)
 
 
 @pytest.fixture(params=["bubblewrap", "forkserver"])
-def made(request: pytest.FixtureRequest) -> WarmSandbox:
+def sandbox(request: pytest.FixtureRequest) -> WarmSandbox:
     return WarmSandbox(BubblewrapSandbox(), ForkServerBackend() if request.param == "forkserver" else None, 256)
 
 
-async def test_an_idle_slot_whose_first_thread_has_ended_is_measured(made: WarmSandbox, readable: Path) -> None:
-    """400 MiB do not fit into the 256 that idle slots may hold together, so that it does not wait."""
-    program = _program(readable, HIDDEN, memory_mb=1024)
-    assert (await made.run_program(program, b"{}", _ignore)).output == b"1"
+async def test_idle_slot_without_its_first_thread_is_measured(sandbox: WarmSandbox, readable_folder: Path) -> None:
+    """Evict the slot, as its 400 MiB do not fit into the 256 that idle slots may use together."""
+    program = _build_program(readable_folder, HIDING_PROGRAM, memory_mb=1024)
+    assert (await sandbox.run_program(program, b"{}", ignore_output)).output == b"1"
     async with asyncio.timeout(60):
-        while not made.counts.warm:
+        while not sandbox.counts.warm:
             await asyncio.sleep(0.01)
-    version = next(iter(made.pool._versions.values()))
-    (readable / "hidden").write_text("400")
+    version = next(iter(sandbox.pool._versions.values()))
+    (readable_folder / "hidden").write_text("400")
     for slot in list(version.idle_slots):
-        made.pool._drop_slot(version.idle_slots, slot)
-    made.pool._refill_slots()
+        sandbox.pool._drop_slot(version.idle_slots, slot)
+    sandbox.pool._refill_slots()
     async with asyncio.timeout(60):
-        while made.counts.making or not version.paused_until:
+        while sandbox.counts.making or not version.paused_until:
             await asyncio.sleep(0.01)
     assert version.slot_bytes > 400 << 20
-    assert made.counts.warm == 0
-    await made.close()
+    assert sandbox.counts.warm == 0
+    await sandbox.close()
 
 
 @pytest.mark.parametrize("file", ["/statm", "/task"])
-async def test_what_cannot_be_measured_is_ended(
-    monkeypatch: pytest.MonkeyPatch, made: WarmSandbox, readable: Path, file: str
+async def test_guest_that_cannot_be_measured_is_ended(
+    monkeypatch: pytest.MonkeyPatch, sandbox: WarmSandbox, readable_folder: Path, file: str
 ) -> None:
-    program = _program(readable, "import time\ndef handle(p):\n    time.sleep(20)\n    return 1\n")
-    # First as it is, so that everything that lasts is there.
-    await made.run_program(msgspec.structs.replace(program, entrypoint="json:dumps"), b"{}", _ignore)
-    read, listed = proc._read_file, os.listdir
+    program = _build_program(readable_folder, "import time\ndef handle(p):\n    time.sleep(20)\n    return 1\n")
+    # Run once undisturbed, so that everything lasting exists.
+    await sandbox.run_program(msgspec.structs.replace(program, entrypoint="json:dumps"), b"{}", ignore_output)
+    read_file, list_folder = proc._read_file, os.listdir
 
-    def refused_read(path: str) -> str:
+    def refuse_to_read(path: str) -> str:
         if path.endswith(file):
             raise PermissionError(13, "Permission denied", path)
-        return read(path)
+        return read_file(path)
 
-    def refused_list(path: str) -> list[str]:
+    def refuse_to_list(path: str) -> list[str]:
         if str(path).endswith(file):
             raise PermissionError(13, "Permission denied", path)
-        return listed(path)
+        return list_folder(path)
 
-    monkeypatch.setattr(proc, "_read_file", refused_read)
-    monkeypatch.setattr(proc.os, "listdir", refused_list)
-    outcome = await made.run_program(program, b"{}", _ignore)
+    monkeypatch.setattr(proc, "_read_file", refuse_to_read)
+    monkeypatch.setattr(proc.os, "listdir", refuse_to_list)
+    outcome = await sandbox.run_program(program, b"{}", ignore_output)
     monkeypatch.undo()
     assert outcome.error_type == "not_measurable", outcome
-    assert str(readable) not in json.dumps(msgspec.to_builtins(outcome))
+    assert str(readable_folder) not in json.dumps(msgspec.to_builtins(outcome))
     assert "/proc/" not in (outcome.error_message or "")
-    await made.close()
+    await sandbox.close()
 
 
-async def test_a_host_that_cannot_look_into_sandboxes_cannot_isolate(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = proc._read_file
+async def test_host_without_access_to_sandboxes_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_file = proc._read_file
 
-    def refused(path: str) -> str:
+    def refuse_to_read(path: str) -> str:
         if path.endswith("/statm"):
             raise PermissionError(13, "Permission denied", path)
-        return read(path)
+        return read_file(path)
 
     sandbox = BubblewrapSandbox()
-    monkeypatch.setattr(proc, "_read_file", refused)
+    monkeypatch.setattr(proc, "_read_file", refuse_to_read)
     status = await sandbox.get_status()
     assert not status.available
     assert "SYS_PTRACE" in status.reason
 
 
-PROGRAMS = """
+SUBPROCESS_PROGRAM = """
 import asyncio, os, signal, subprocess, sys, threading
 def handle(p):
     # A program in a session of its own, ended with all that it started.
@@ -139,7 +136,7 @@ def handle(p):
 """
 
 
-async def test_what_programs_do_every_day_is_not_ended(made: WarmSandbox, readable: Path) -> None:
-    outcome = await made.run_program(_program(readable, PROGRAMS), b"{}", _ignore)
+async def test_ordinary_programs_are_not_ended(sandbox: WarmSandbox, readable_folder: Path) -> None:
+    outcome = await sandbox.run_program(_build_program(readable_folder, SUBPROCESS_PROGRAM), b"{}", ignore_output)
     assert outcome == SandboxOutcome(output=b'[-15,["0","1","2","3","4"],73400320]')
-    await made.close()
+    await sandbox.close()

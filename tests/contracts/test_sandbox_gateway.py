@@ -1,4 +1,4 @@
-"""What the sandbox promises programs with a gateway, whoever makes it, and what it believes of what it is handed."""
+"""Test the contract of sandboxes for programs with a gateway on every backend, and what a worker accepts as a listener."""
 
 import asyncio
 import contextlib
@@ -30,12 +30,12 @@ from infra.sandbox.exit_report import GuestStage
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.listener import GatewayListener, receive_listener
 from infra.sandbox.warm_sandbox import WarmSandbox
-from tests.contracts.test_sandbox import _as_before, _begun, _descriptors, _ignore, _verdict
+from tests.support.sandbox_runs import count_descriptors, ignore_output, measure_idle, run_filter, wait_until_released
 from workers.run.gateway import serve_gateway
 
 PACKAGES = Path(openai.__file__).parents[1]
-WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
-ASK = """
+BACKENDS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
+MODELS_PROGRAM = """
 import os, urllib.request
 def handle(p):
     with urllib.request.urlopen(os.environ["OPENAI_BASE_URL"] + "/models", timeout=3) as answer:
@@ -43,27 +43,27 @@ def handle(p):
 """
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=BACKENDS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
     server = ForkServerBackend() if request.param.startswith("forkserver") else None
-    made = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
-    yield made
-    await made.close()
+    warm_sandbox = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
+    yield warm_sandbox
+    await warm_sandbox.close()
 
 
 @pytest.fixture
-def code(readable: Path) -> Path:
-    return readable
+def code_folder(readable_folder: Path) -> Path:
+    return readable_folder
 
 
-def _program(code: Path, source: str = ASK, **more: Any) -> SandboxProgram:
-    (code / "agent.py").write_text(source)
-    told = {"code": code, "environment": None, "entrypoint": "agent:handle", "timeout": 10, "memory_mb": 128}
-    return SandboxProgram(**{**told, "gateway": True, **more})
+def _build_program(code_folder: Path, source: str = MODELS_PROGRAM, **more: Any) -> SandboxProgram:
+    (code_folder / "agent.py").write_text(source)
+    fields = {"code": code_folder, "environment": None, "entrypoint": "agent:handle", "timeout": 10, "memory_mb": 128}
+    return SandboxProgram(**{**fields, "gateway": True, **more})
 
 
-def _saying(word: str) -> GatewayServer:
-    """Answers everything with a word."""
+def _build_gateway(word: str) -> GatewayServer:
+    """Return a gateway that answers every request with a word."""
 
     @contextlib.asynccontextmanager
     async def serve(listener: socket.socket) -> AsyncIterator[None]:
@@ -82,22 +82,27 @@ def _saying(word: str) -> GatewayServer:
     return serve
 
 
-async def _until(true: Callable[[], bool]) -> None:
+async def _wait_until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not true():
+        while not condition():
             await asyncio.sleep(0.01)
 
 
-async def test_each_run_is_answered_by_its_own_worker(sandbox, code) -> None:
-    program = _program(code)
+async def test_each_run_reaches_its_own_gateway(sandbox, code_folder) -> None:
+    program = _build_program(code_folder)
     for number in range(3):
         answers = await asyncio.gather(
-            *(sandbox.run_program(program, b"{}", _ignore, _saying(f"{number}-{one}")) for one in range(4))
+            *(
+                sandbox.run_program(program, b"{}", ignore_output, _build_gateway(f"{number}-{answer_number}"))
+                for answer_number in range(4)
+            )
         )
-        assert [msgspec.json.decode(one.output or b"") for one in answers] == [f"{number}-{one}" for one in range(4)]
+        assert [msgspec.json.decode(outcome.output or b"") for outcome in answers] == [
+            f"{number}-{outcome}" for outcome in range(4)
+        ]
 
 
-async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, code) -> None:
+async def test_guest_has_an_address_a_placeholder_key_and_no_socket(sandbox, code_folder) -> None:
     source = (
         "import os\n"
         "def handle(p):\n"
@@ -105,77 +110,85 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
         "    held = [os.readlink(link) for link in links if os.path.lexists(link)]\n"
         "    return [{k: v for k, v in os.environ.items() if 'OPENAI' in k}, [one for one in held if 'socket' in one]]\n"
     )
-    outcome = await sandbox.run_program(_program(code, source), b"{}", _ignore, _saying("x"))
-    found, sockets = msgspec.json.decode(outcome.output or b"")
-    url = found["OPENAI_BASE_URL"]
+    outcome = await sandbox.run_program(_build_program(code_folder, source), b"{}", ignore_output, _build_gateway("x"))
+    variables, sockets = msgspec.json.decode(outcome.output or b"")
+    url = variables["OPENAI_BASE_URL"]
     assert url.startswith("http://127.0.0.1:")
     assert url.endswith("/v1")
-    assert found == {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "paddock"}
+    assert variables == {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "paddock"}
     assert sockets == []
-    outcome = await sandbox.run_program(_program(code, source, gateway=False), b"{}", _ignore)
+    outcome = await sandbox.run_program(_build_program(code_folder, source, gateway=False), b"{}", ignore_output)
     assert outcome.output == b"[{},[]]"
 
 
-async def test_programs_without_a_gateway_have_no_socket(sandbox, code) -> None:
+async def test_programs_without_a_gateway_have_no_sockets(sandbox, code_folder) -> None:
     source = "import socket\ndef handle(p):\n    socket.socket()\n"
-    outcome = await sandbox.run_program(_program(code, source, gateway=False), b"{}", _ignore, _saying("x"))
+    outcome = await sandbox.run_program(
+        _build_program(code_folder, source, gateway=False), b"{}", ignore_output, _build_gateway("x")
+    )
     assert outcome.error_type == "PermissionError"
-    assert (await sandbox.run_program(_program(code, source), b"{}", _ignore, _saying("x"))).output == b"null"
+    assert (
+        await sandbox.run_program(_build_program(code_folder, source), b"{}", ignore_output, _build_gateway("x"))
+    ).output == b"null"
 
 
-async def test_where_nobody_serves_connections_are_refused_at_once(sandbox, code) -> None:
-    outcome = await sandbox.run_program(_program(code, timeout=30), b"{}", _ignore)
-    # Reset if it had got through just before the listener was closed.
+async def test_connections_without_a_gateway_are_refused_at_once(sandbox, code_folder) -> None:
+    outcome = await sandbox.run_program(_build_program(code_folder, timeout=30), b"{}", ignore_output)
+    # Reset if the connection was made just before the listener was closed.
     assert (outcome.error_type, "refused" in (outcome.error_message or "")) in (
         ("URLError", True),
         ("ConnectionResetError", False),
     )
-    outcome = await sandbox.check_entrypoint(_program(code, ASK + "handle(0)\n", timeout=30), _ignore)
+    outcome = await sandbox.check_entrypoint(
+        _build_program(code_folder, MODELS_PROGRAM + "handle(0)\n", timeout=30), ignore_output
+    )
     assert outcome.error_type == "URLError"
-    assert (await sandbox.check_entrypoint(_program(code), _ignore)).error_type is None
+    assert (await sandbox.check_entrypoint(_build_program(code_folder), ignore_output)).error_type is None
 
 
-async def test_calls_made_while_importing_are_answered_in_a_run(sandbox, code) -> None:
-    program = _program(
-        code, ASK + "first = handle(0)\nagain = handle\ndef handle(p): return [first, again(p)]\n", timeout=5
+async def test_calls_while_importing_are_answered_in_a_run(sandbox, code_folder) -> None:
+    program = _build_program(
+        code_folder,
+        MODELS_PROGRAM + "first = handle(0)\nagain = handle\ndef handle(p): return [first, again(p)]\n",
+        timeout=5,
     )
     for word in ("a", "b"):
         assert (
-            await sandbox.run_program(program, b"{}", _ignore, _saying(word))
+            await sandbox.run_program(program, b"{}", ignore_output, _build_gateway(word))
         ).output == f'["{word}","{word}"]'.encode()
 
 
-async def test_runs_leave_no_descriptor_and_no_task_behind(code) -> None:
+async def test_runs_leave_no_descriptors_or_tasks(code_folder) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 0)
-    program = _program(code)
-    before = await _begun(sandbox, program)
+    program = _build_program(code_folder)
+    idle_counts = await measure_idle(sandbox, program)
     for _ in range(15):
-        assert (await sandbox.run_program(program, b"{}", _ignore, _saying("x"))).output == b'"x"'
-    await _as_before(*before)
+        assert (await sandbox.run_program(program, b"{}", ignore_output, _build_gateway("x"))).output == b'"x"'
+    await wait_until_released(*idle_counts)
     broken = WarmSandbox(BubblewrapSandbox(bwrap="/usr/bin/false"), None, 0)
     for _ in range(3):
         with contextlib.suppress(Exception):
-            await broken.run_program(program, b"{}", _ignore, _saying("x"))
-    await _as_before(*before)
+            await broken.run_program(program, b"{}", ignore_output, _build_gateway("x"))
+    await wait_until_released(*idle_counts)
 
 
-async def test_slots_that_were_never_used_leave_none_either(code) -> None:
+async def test_unused_slots_leave_no_descriptors_or_tasks(code_folder) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 512)
-    program = _program(code)
-    before = await _begun(WarmSandbox(BubblewrapSandbox(), None, 0), program)
-    await sandbox.run_program(program, b"{}", _ignore, _saying("x"))
-    await _until(lambda: sandbox.counts.warm > 0 and sandbox.counts.making == 0)
-    assert _descriptors() > before[0]
+    program = _build_program(code_folder)
+    idle_counts = await measure_idle(WarmSandbox(BubblewrapSandbox(), None, 0), program)
+    await sandbox.run_program(program, b"{}", ignore_output, _build_gateway("x"))
+    await _wait_until(lambda: sandbox.counts.warm > 0 and sandbox.counts.making == 0)
+    assert count_descriptors() > idle_counts[0]
     await sandbox.close()
-    await _as_before(*before)
+    await wait_until_released(*idle_counts)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.02, 0.05, 0.1, None])
-async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: float | None) -> None:
+async def test_cancel_at_any_moment_ends_the_gateway(code_folder, delay: float | None) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 0)
-    before = await _begun(sandbox, _program(code))
-    program = _program(code, "import time\ndef handle(p): time.sleep(30)\n")
-    left, entered = [], asyncio.Event()
+    idle_counts = await measure_idle(sandbox, _build_program(code_folder))
+    program = _build_program(code_folder, "import time\ndef handle(p): time.sleep(30)\n")
+    exits, entered = [], asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def serve(_: socket.socket) -> AsyncIterator[None]:
@@ -184,92 +197,94 @@ async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: 
             yield
         finally:
             await asyncio.sleep(0.05)
-            left.append(1)
+            exits.append(1)
 
-    running = asyncio.create_task(sandbox.run_program(program, b"{}", _ignore, serve))
-    # None: once it is being served, however long that takes here.
+    running = asyncio.create_task(sandbox.run_program(program, b"{}", ignore_output, serve))
+    # None means: once the gateway is serving, however long that takes here.
     await (entered.wait() if delay is None else asyncio.sleep(delay))
     for _ in range(3):
         running.cancel()
         await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert left == ([1] if entered.is_set() else [])
-    await _as_before(*before)
+    assert exits == ([1] if entered.is_set() else [])
+    await wait_until_released(*idle_counts)
 
 
-async def test_serving_that_fails_ends_the_run_and_says_why(sandbox, code) -> None:
+async def test_failing_gateway_ends_the_run_with_its_error(sandbox, code_folder) -> None:
     @contextlib.asynccontextmanager
     async def serve(_: socket.socket) -> AsyncIterator[None]:
         raise RuntimeError("no gateway today")
         yield
 
-    program = _program(code, "import time\ndef handle(p): time.sleep(30)\n", timeout=20)
+    program = _build_program(code_folder, "import time\ndef handle(p): time.sleep(30)\n", timeout=20)
     async with asyncio.timeout(10):
         with pytest.raises(RuntimeError, match="today"):
-            await sandbox.run_program(program, b"{}", _ignore, serve)
+            await sandbox.run_program(program, b"{}", ignore_output, serve)
 
 
-async def test_the_end_of_serving_is_waited_for(sandbox, code) -> None:
-    """Calls of models are settled before the run is."""
-    over = []
+async def test_run_waits_for_the_end_of_the_gateway(sandbox, code_folder) -> None:
+    """Settle model calls before the run ends."""
+    was_open = []
 
     @contextlib.asynccontextmanager
-    async def slow(listener: socket.socket) -> AsyncIterator[None]:
+    async def close_slowly(listener: socket.socket) -> AsyncIterator[None]:
         try:
             yield
         finally:
             await asyncio.sleep(0.1)
-            over.append(listener.fileno() >= 0)
+            was_open.append(listener.fileno() >= 0)
 
-    await sandbox.run_program(_program(code, "def handle(p): return 1\n"), b"{}", _ignore, slow)
-    # It was the server's until it let go: its number cannot have been another's meanwhile.
-    assert over == [True]
-
-
-# what the worker is handed
-
-
-def _listening(kind: int = socket.AF_INET, at: Any = ("127.0.0.1", 0), protocol: int = 0) -> socket.socket:
-    made = socket.socket(kind, socket.SOCK_STREAM, protocol)
-    made.bind(at)
-    made.listen()
-    return made
+    await sandbox.run_program(
+        _build_program(code_folder, "def handle(p): return 1\n"), b"{}", ignore_output, close_slowly
+    )
+    # The gateway still owned the listener: its descriptor cannot have been reused meanwhile.
+    assert was_open == [True]
 
 
-def _wrong() -> dict[str, Callable[[contextlib.ExitStack], list[int]]]:
-    def of(make: Callable[[], Any]) -> Callable[[contextlib.ExitStack], list[int]]:
+# What the worker receives as a listener.
+
+
+def _create_listener(kind: int = socket.AF_INET, at: Any = ("127.0.0.1", 0), protocol: int = 0) -> socket.socket:
+    listener = socket.socket(kind, socket.SOCK_STREAM, protocol)
+    listener.bind(at)
+    listener.listen()
+    return listener
+
+
+def _list_invalid_handovers() -> dict[str, Callable[[contextlib.ExitStack], list[int]]]:
+    def wrap(make: Callable[[], Any]) -> Callable[[contextlib.ExitStack], list[int]]:
         return lambda stack: [stack.enter_context(make()).fileno()]
 
-    def connected(stack: contextlib.ExitStack) -> list[int]:
-        listener = stack.enter_context(_listening())
+    def connect(stack: contextlib.ExitStack) -> list[int]:
+        listener = stack.enter_context(_create_listener())
         return [stack.enter_context(socket.create_connection(listener.getsockname())).fileno()]
 
-    wrong = {
-        "a file": of(lambda: open("/etc/hostname")),
-        "a folder": of(lambda: contextlib.closing(_Folder("/"))),
-        "an unbound socket": of(socket.socket),
-        "a connected socket": connected,
-        "a datagram socket": of(lambda: socket.socket(type=socket.SOCK_DGRAM)),
-        "a unix listener": of(lambda: _listening(socket.AF_UNIX, f"\0pdk-{os.getpid()}-{os.urandom(4).hex()}")),
-        "an IPv6 listener": of(lambda: _listening(socket.AF_INET6, ("::1", 0))),
-        "a listener for all": of(lambda: _listening(at=("0.0.0.0", 0))),
-        "another loopback": of(lambda: _listening(at=("127.0.0.2", 0))),
-        "two listeners": lambda stack: [stack.enter_context(_listening()).fileno() for _ in range(2)],
-        "a hundred": lambda stack: [stack.enter_context(_listening()).fileno()] * 100,
+    handovers = {
+        "a file": wrap(lambda: open("/etc/hostname")),
+        "a folder": wrap(lambda: contextlib.closing(_PathDescriptor("/"))),
+        "an unbound socket": wrap(socket.socket),
+        "a connected socket": connect,
+        "a datagram socket": wrap(lambda: socket.socket(type=socket.SOCK_DGRAM)),
+        "a unix listener": wrap(lambda: _create_listener(socket.AF_UNIX, f"\0pdk-{os.getpid()}-{os.urandom(4).hex()}")),
+        "an IPv6 listener": wrap(lambda: _create_listener(socket.AF_INET6, ("::1", 0))),
+        "a listener for all": wrap(lambda: _create_listener(at=("0.0.0.0", 0))),
+        "another loopback": wrap(lambda: _create_listener(at=("127.0.0.2", 0))),
+        "two listeners": lambda stack: [stack.enter_context(_create_listener()).fileno() for _ in range(2)],
+        "a hundred": lambda stack: [stack.enter_context(_create_listener()).fileno()] * 100,
         "nothing": lambda _: [],
     }
     with contextlib.suppress(OSError):
-        _listening(protocol=262).close()  # MPTCP
-        wrong["a listener of another protocol"] = of(lambda: _listening(protocol=262))
-    return wrong
+        _create_listener(protocol=262).close()  # MPTCP
+        handovers["a listener of another protocol"] = wrap(lambda: _create_listener(protocol=262))
+    return handovers
 
 
-class _Folder:
+class _PathDescriptor:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_PATH)
 
-    def __enter__(self) -> "_Folder":
+    def __enter__(self) -> "_PathDescriptor":
         return self
 
     def fileno(self) -> int:
@@ -279,75 +294,75 @@ class _Folder:
         os.close(self._fd)
 
 
-@pytest.mark.parametrize("what", list(_wrong()))
-def test_nothing_but_one_listener_is_taken(what: str) -> None:
+@pytest.mark.parametrize("handover", list(_list_invalid_handovers()))
+def test_only_a_single_listener_is_accepted(handover: str) -> None:
     with contextlib.ExitStack() as stack:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stack.enter_context(ours)
-        stack.enter_context(theirs)
-        socket.send_fds(theirs, [b"listener"], _wrong()[what](stack))
-        before = _descriptors()
-        given, problem = receive_listener(ours)
-        assert given is None
+        worker_end, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.enter_context(worker_end)
+        stack.enter_context(guest_end)
+        socket.send_fds(guest_end, [b"listener"], _list_invalid_handovers()[handover](stack))
+        descriptors_before = count_descriptors()
+        listener, problem = receive_listener(worker_end)
+        assert listener is None
         assert problem
-        assert _descriptors() == before
+        assert count_descriptors() == descriptors_before
 
 
-def test_one_listener_is_taken_and_what_it_accepts_is_bounded() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, _listening() as mine:
-        socket.send_fds(theirs, [b"listener"], [mine.fileno()])
-        given, problem = receive_listener(ours)
+def test_accepted_listener_has_limited_buffers() -> None:
+    worker_end, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker_end, guest_end, _create_listener() as listener:
+        socket.send_fds(guest_end, [b"listener"], [listener.fileno()])
+        received, problem = receive_listener(worker_end)
         assert problem is None
-        assert given is not None
-        with given:
-            assert not given.get_inheritable()
-            with socket.create_connection(mine.getsockname()):
-                given.setblocking(True)
-                with given.accept()[0] as accepted:
+        assert received is not None
+        with received:
+            assert not received.get_inheritable()
+            with socket.create_connection(listener.getsockname()):
+                received.setblocking(True)
+                with received.accept()[0] as accepted:
                     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                         assert accepted.getsockopt(socket.SOL_SOCKET, option) <= 512 * 1024
 
 
-async def test_what_comes_after_the_import_is_never_taken() -> None:
+async def test_handover_after_the_import_is_ignored() -> None:
     listener = GatewayListener()
-    lost: list[Exception] = []
-    listener.start_receiving(lost.append)
+    errors: list[Exception] = []
+    listener.start_receiving(errors.append)
     listener.end_handover()
-    with _listening() as mine, pytest.raises(OSError):
-        socket.send_fds(listener.guest_end, [b"listener"], [mine.fileno()])
-    async with listener.serve_connections(_saying("x"), lambda: None):
+    with _create_listener() as late_listener, pytest.raises(OSError):
+        socket.send_fds(listener.guest_end, [b"listener"], [late_listener.fileno()])
+    async with listener.serve_connections(_build_gateway("x"), lambda: None):
         await asyncio.sleep(0.05)
     listener.close()
-    assert lost == []
+    assert errors == []
 
 
-async def test_a_guest_that_hands_over_something_else_is_lost(code) -> None:
-    """Only one that is broken could: it is trusted code until then. Its run is nobody's success."""
+async def test_guest_that_hands_over_something_else_is_lost(code_folder) -> None:
+    """Fail the run of a guest that is broken; it is trusted code until the import."""
     base = BubblewrapSandbox()
-    tree = await base.start_tree(_program(code, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
+    tree = await base.start_tree(_build_program(code_folder, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
     assert tree._listener is not None
-    ours = tree._listener._worker_end
-    asyncio.get_running_loop().remove_reader(ours)
-    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    os.dup2(mine.fileno(), ours.fileno())
-    mine.setblocking(False)
+    worker_end = tree._listener._worker_end
+    asyncio.get_running_loop().remove_reader(worker_end)
+    replacement, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    os.dup2(replacement.fileno(), worker_end.fileno())
+    replacement.setblocking(False)
     tree._listener.start_receiving(tree._fail_tree)
-    with theirs, open("/etc/hostname") as file:
-        socket.send_fds(theirs, [b"listener"], [file.fileno()])
-    mine.close()
-    base.assign_program(tree, _program(code), "run")
+    with guest_end, open("/etc/hostname") as file:
+        socket.send_fds(guest_end, [b"listener"], [file.fileno()])
+    replacement.close()
+    base.assign_program(tree, _build_program(code_folder), "run")
     with pytest.raises(SandboxLost, match="no listener"):
-        async with tree.serve_gateway(_saying("x")):
-            await tree.run(b"\0\0\0\2{}", 15, _ignore, GuestStage.FENCED)
+        async with tree.serve_gateway(_build_gateway("x")):
+            await tree.run(b"\0\0\0\2{}", 15, ignore_output, GuestStage.FENCED)
     await tree.kill_and_wait()
 
 
-# the filter
+# The system call filter.
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
+def test_filter_allows_only_tcp(machine: str) -> None:
     allow, eperm = 0x7FFF0000, 0x50001
     numbers = {
         "x86_64": {
@@ -376,7 +391,7 @@ def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
     filters = {gateway: seccomp.build_filter(machine, gateway) for gateway in (False, True)}
 
     def verdict(call: str, *arguments: int, gateway: bool = True) -> int:
-        return _verdict(filters[gateway], arch, numbers[call], *arguments)
+        return run_filter(filters[gateway], arch, numbers[call], *arguments)
 
     flags = 0x80800  # SOCK_CLOEXEC, SOCK_NONBLOCK
     for kind in (1, 1 | flags):
@@ -422,9 +437,9 @@ def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
     assert verdict("read") == allow
 
 
-# the real library
+# The client library.
 
-LIBRARY = """
+CLIENT_PROGRAM = """
 import asyncio
 import openai
 
@@ -467,7 +482,7 @@ async def together():
 """
 
 
-class Scripted:
+class ScriptedModel:
     async def stream_answer(
         self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
     ) -> AsyncGenerator[ReplyPart, None]:
@@ -483,10 +498,12 @@ class Scripted:
         yield ModelReply(message=ChatMessage(role="assistant", content="Hello there"), finish="stop", usage=usage)
 
 
-async def test_the_real_library_unchanged(sandbox, code) -> None:
-    program = _program(code, LIBRARY, environment=PACKAGES, memory_mb=512, timeout=40)
+async def test_unchanged_client_library_works_in_the_sandbox(sandbox, code_folder) -> None:
+    program = _build_program(code_folder, CLIENT_PROGRAM, environment=PACKAGES, memory_mb=512, timeout=40)
     for _ in range(2):
-        outcome = await sandbox.run_program(program, b"{}", _ignore, serve_gateway(Scripted(), ["small", "large"]))
+        outcome = await sandbox.run_program(
+            program, b"{}", ignore_output, serve_gateway(ScriptedModel(), ["small", "large"])
+        )
         assert outcome.output is not None, outcome
         assert msgspec.json.decode(outcome.output) == {
             "models": ["small", "large"],
@@ -500,25 +517,25 @@ async def test_the_real_library_unchanged(sandbox, code) -> None:
         }
 
 
-async def test_a_server_that_is_stopped_while_it_begins_leaves_no_deaf_descriptor() -> None:
+async def test_server_stopped_while_starting_leaves_no_watched_descriptor() -> None:
     loop, listener = asyncio.get_running_loop(), GatewayListener()
     listener.start_receiving(lambda lost: None)
-    given = socket.create_server(("127.0.0.1", 0))
-    number = given.fileno()
+    gateway_socket = socket.create_server(("127.0.0.1", 0))
+    number = gateway_socket.fileno()
     socket.send_fds(listener.guest_end, [b"x"], [number])
 
     @contextlib.asynccontextmanager
-    async def careless(handed: socket.socket) -> AsyncIterator[None]:
-        # As a server does whose start is cancelled after it has begun to listen.
-        loop.add_reader(handed, lambda: None)
+    async def serve_carelessly(handed_socket: socket.socket) -> AsyncIterator[None]:
+        # Like a server whose start is cancelled after it has begun to listen.
+        loop.add_reader(handed_socket, lambda: None)
         await asyncio.Event().wait()
         yield
 
-    async with listener.serve_connections(careless, lambda: None):
+    async with listener.serve_connections(serve_carelessly, lambda: None):
         await asyncio.sleep(0.05)
-        handed = listener._handed_over.result()
-        assert handed is not None
-        number = handed.fileno()
+        handed_over = listener._handed_over.result()
+        assert handed_over is not None
+        number = handed_over.fileno()
     listener.close()
-    given.close()
-    assert loop.remove_reader(number) is False, "the loop still listens to a number that is closed"
+    gateway_socket.close()
+    assert loop.remove_reader(number) is False, "the loop still watches a closed descriptor"
