@@ -1,9 +1,15 @@
 """Share fixtures between the contract tests."""
 
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
+from infra.http import Outbound
+from infra.llm import PydanticLlm
+from tests.support.fake_provider import FakeProvider, run_fake_provider
+from tests.support.model_calls import FakeLocalModel
 
 
 @pytest.fixture
@@ -14,3 +20,16 @@ def readable_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
             parent.chmod(0o755)
     return folder
+
+
+@pytest.fixture
+async def fake_provider() -> AsyncIterator[FakeProvider]:
+    async with run_fake_provider() as fake_provider:
+        yield fake_provider
+
+
+@pytest.fixture
+async def llm(fake_provider: FakeProvider) -> AsyncIterator[PydanticLlm]:
+    llm = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel(fake_provider.url))
+    yield llm
+    await llm.close()

@@ -1,4 +1,4 @@
-"""The built-in tool `http_request`: what it sends, what it brings back, and what it will not do."""
+"""Test the built-in tool `http_request`: what it sends, what it returns, and what it refuses."""
 
 import asyncio
 import gzip
@@ -21,64 +21,64 @@ from tests.support.outbound_servers import (
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[RecordingServer]:
-    async with run_server() as one:
-        yield one
+async def server() -> AsyncIterator[RecordingServer]:
+    async with run_server() as server:
+        yield server
 
 
 @pytest.fixture
-def outside(here: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Where connections were bound for. All arrive at `here`, as if it were public."""
-    return redirect_connections(monkeypatch, here)
+def dialled(server: RecordingServer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Return the addresses connections were made for. All arrive at `server`, as if it were public."""
+    return redirect_connections(monkeypatch, server)
 
 
-async def ask(resolve: Any = None, **args: Any) -> dict[str, Any]:
-    """`http_request` from this host, as if all it may reach in private were let through: it never is."""
+async def call_tool(resolve: Any = None, **args: Any) -> dict[str, Any]:
+    """Call the tool with every private address allowed by settings, which it ignores."""
     outbound = Outbound(
         ("0.0.0.0/0", "::/0", "localhost", "inner.test"), resolve or build_resolver(inner_test="127.0.0.1")
     )
     return await send_http_request(outbound, {"url": "http://name.test/", **args})
 
 
-async def test_a_request_and_its_answer(here: RecordingServer, outside: list[Any]):
-    here.answer = lambda request: build_reply(
+async def test_request_and_answer(server: RecordingServer, dialled: list[Any]):
+    server.answer = lambda request: build_reply(
         "grüße".encode("latin-1"), 201, content_type="text/plain; charset=latin-1", x_a="b"
     )
-    told = await ask(url="http://name.test:81/a?b=c#d", headers={"X-Own": "1"})
-    assert told["status"] == 201
-    assert told["body"] == "grüße"
-    assert told["headers"]["x-a"] == "b"
-    assert told["url"] == "http://name.test:81/a?b=c#d"
-    assert "truncated" not in told
-    [asked] = here.requests
-    assert (asked.method, asked.target, asked.body) == ("GET", "/a?b=c", b"")
-    assert asked.headers["x-own"] == "1"
-    assert asked.headers["host"] == "name.test:81"
-    assert asked.headers["user-agent"] == "paddock"
-    assert outside == [("93.184.216.34", 81)]
-    await here.wait_until_closed()
+    result = await call_tool(url="http://name.test:81/a?b=c#d", headers={"X-Own": "1"})
+    assert result["status"] == 201
+    assert result["body"] == "grüße"
+    assert result["headers"]["x-a"] == "b"
+    assert result["url"] == "http://name.test:81/a?b=c#d"
+    assert "truncated" not in result
+    [request] = server.requests
+    assert (request.method, request.target, request.body) == ("GET", "/a?b=c", b"")
+    assert request.headers["x-own"] == "1"
+    assert request.headers["host"] == "name.test:81"
+    assert request.headers["user-agent"] == "paddock"
+    assert dialled == [("93.184.216.34", 81)]
+    await server.wait_until_closed()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-async def test_bodies(here: RecordingServer, outside: list[Any], method: str):
-    await ask(method=method, body="tëxt")
-    await ask(method=method, json={"a": [1, None]})
-    await ask(method=method, json=None)
-    await ask(method=method, json=1, headers={"Content-Type": "application/x-own"})
-    assert [one.method for one in here.requests] == [method] * 4
-    assert [one.body for one in here.requests] == ["tëxt".encode(), b'{"a":[1,null]}', b"null", b"1"]
-    kinds = [one.headers.get("content-type") for one in here.requests]
+async def test_bodies_are_sent_with_their_content_type(server: RecordingServer, dialled: list[Any], method: str):
+    await call_tool(method=method, body="tëxt")
+    await call_tool(method=method, json={"a": [1, None]})
+    await call_tool(method=method, json=None)
+    await call_tool(method=method, json=1, headers={"Content-Type": "application/x-own"})
+    assert [request.method for request in server.requests] == [method] * 4
+    assert [request.body for request in server.requests] == ["tëxt".encode(), b'{"a":[1,null]}', b"null", b"1"]
+    kinds = [request.headers.get("content-type") for request in server.requests]
     assert kinds == [None, "application/json", "application/json", "application/x-own"]
 
 
-async def test_head(here: RecordingServer, outside: list[Any]):
-    here.answer = lambda request: b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\nconnection: close\r\n\r\n"
-    told = await ask(method="HEAD")
-    assert (told["body"], told["headers"]["content-length"]) == ("", "500")
+async def test_head_returns_no_body(server: RecordingServer, dialled: list[Any]):
+    server.answer = lambda request: b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\nconnection: close\r\n\r\n"
+    result = await call_tool(method="HEAD")
+    assert (result["body"], result["headers"]["content-length"]) == ("", "500")
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "message"),
     [
         ({"url": 5}, "url"),
         ({"url": ""}, "url"),
@@ -130,14 +130,16 @@ async def test_head(here: RecordingServer, outside: list[Any]):
         ({"verify": False}, "verify"),
     ],
 )
-async def test_bad_arguments(here: RecordingServer, outside: list[Any], args: dict[str, Any], says: str):
-    with pytest.raises(ToolFailed) as failed:
-        await ask(**args)
-    assert says in str(failed.value)
-    assert here.connection_count == 0
+async def test_invalid_arguments_are_refused(
+    server: RecordingServer, dialled: list[Any], args: dict[str, Any], message: str
+):
+    with pytest.raises(ToolFailed) as error:
+        await call_tool(**args)
+    assert message in str(error.value)
+    assert server.connection_count == 0
 
 
-async def test_no_url():
+async def test_url_is_required():
     with pytest.raises(ToolFailed, match="url: is required"):
         await send_http_request(Outbound(), {})
 
@@ -154,26 +156,26 @@ async def test_no_url():
         *["http://inner.test:{port}/", "http://2130706433:{port}/", "http://169.254.169.254/latest/meta-data/"],
     ],
 )
-async def test_it_is_always_strict(here: RecordingServer, url: str):
-    """Whatever PADDOCK_PRIVATE_HOSTS says. Nothing is replaced here: the server would answer."""
+async def test_private_addresses_are_always_refused(server: RecordingServer, url: str):
+    """Ignore PADDOCK_PRIVATE_HOSTS. Connections are not redirected here: the server would answer."""
     with pytest.raises(ToolFailed, match="refused"):
-        await ask(url=url.format(port=here.port))
-    assert here.connection_count == 0
+        await call_tool(url=url.format(port=server.port))
+    assert server.connection_count == 0
 
 
-async def test_redirects_are_followed_five_times(here: RecordingServer, outside: list[Any]):
+async def test_up_to_five_redirects_are_followed(server: RecordingServer, dialled: list[Any]):
     def answer(request: Any) -> bytes:
-        left = int(request.target.strip("/"))
-        return build_reply(b"there") if left == 0 else build_reply(status=302, location=f"/{left - 1}")
+        remaining = int(request.target.strip("/"))
+        return build_reply(b"there") if remaining == 0 else build_reply(status=302, location=f"/{remaining - 1}")
 
-    here.answer = answer
-    told = await ask(url="http://name.test/5")
-    assert (told["body"], told["url"]) == ("there", "http://name.test/0")
-    here.requests.clear()
+    server.answer = answer
+    result = await call_tool(url="http://name.test/5")
+    assert (result["body"], result["url"]) == ("there", "http://name.test/0")
+    server.requests.clear()
     with pytest.raises(ToolFailed, match="5 redirects"):
-        await ask(url="http://name.test/7")
-    assert len(here.requests) == 6
-    await here.wait_until_closed()
+        await call_tool(url="http://name.test/7")
+    assert len(server.requests) == 6
+    await server.wait_until_closed()
 
 
 @pytest.mark.parametrize(
@@ -185,27 +187,27 @@ async def test_redirects_are_followed_five_times(here: RecordingServer, outside:
         *["http://[::1", "http://name.test:99999/", "javascript:1", "http://a\\@127.0.0.1/"],
     ],
 )
-async def test_redirects_are_checked_as_the_first_was(here: RecordingServer, outside: list[Any], location: str):
-    here.answer = lambda request: build_reply(status=302, location=location.format(port=here.port))
+async def test_targets_of_redirects_are_checked(server: RecordingServer, dialled: list[Any], location: str):
+    server.answer = lambda request: build_reply(status=302, location=location.format(port=server.port))
     with pytest.raises(ToolFailed):
-        await ask()
-    assert len(here.requests) == 1
+        await call_tool()
+    assert len(server.requests) == 1
 
 
-async def test_a_name_that_changes_between_redirects(here: RecordingServer, outside: list[Any]):
+async def test_name_is_resolved_again_after_a_redirect(server: RecordingServer, dialled: list[Any]):
     answers = iter([["93.184.216.34"], ["127.0.0.1"]])
 
     async def resolve(host: str, port: int) -> list[str]:
         return next(answers)
 
-    here.answer = lambda request: build_reply(status=302, location="/again")
+    server.answer = lambda request: build_reply(status=302, location="/again")
     with pytest.raises(ToolFailed, match="refused"):
-        await ask(resolve)
-    assert len(here.requests) == 1
+        await call_tool(resolve)
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("status", "method", "then"),
+    ("status", "method", "method_after"),
     [
         (301, "POST", "GET"),
         (302, "POST", "GET"),
@@ -217,20 +219,22 @@ async def test_a_name_that_changes_between_redirects(here: RecordingServer, outs
         (303, "HEAD", "HEAD"),
     ],
 )
-async def test_methods_after_redirects(here: RecordingServer, outside: list[Any], status: int, method: str, then: str):
-    here.answer = lambda request: (
+async def test_methods_after_redirects(
+    server: RecordingServer, dialled: list[Any], status: int, method: str, method_after: str
+):
+    server.answer = lambda request: (
         build_reply(b"") if request.target == "/to" else build_reply(status=status, location="/to")
     )
-    await ask(method=method, **({} if method == "HEAD" else {"json": 1}))
-    asked = here.requests[1]
-    assert asked.method == then
-    kept = then == method != "HEAD"
-    assert asked.body == (b"1" if kept else b"")
-    assert ("content-type" in asked.headers) == kept
+    await call_tool(method=method, **({} if method == "HEAD" else {"json": 1}))
+    request = server.requests[1]
+    assert request.method == method_after
+    keeps_body = method_after == method != "HEAD"
+    assert request.body == (b"1" if keeps_body else b"")
+    assert ("content-type" in request.headers) == keeps_body
 
 
 @pytest.mark.parametrize(
-    ("to", "kept"),
+    ("location", "is_kept"),
     [
         ("/to", True),
         ("http://name.test/to", True),
@@ -240,81 +244,84 @@ async def test_methods_after_redirects(here: RecordingServer, outside: list[Any]
         ("http://a.name.test/to", False),
     ],
 )
-async def test_secrets_stay_with_their_origin(here: RecordingServer, outside: list[Any], to: str, kept: bool):
-    here.answer = lambda request: (
-        build_reply(b"") if request.target == "/to" else build_reply(status=307, location=to, set_cookie="own=1")
+async def test_secret_headers_are_not_sent_to_another_origin(
+    server: RecordingServer, dialled: list[Any], location: str, is_kept: bool
+):
+    server.answer = lambda request: (
+        build_reply(b"") if request.target == "/to" else build_reply(status=307, location=location, set_cookie="own=1")
     )
     headers = {"Authorization": "Bearer a", "Cookie": "b=c", "X-Api-Key": "d", "Accept": "text/plain"}
-    await ask(method="POST", body="e", headers=headers)
-    asked = here.requests[1]
+    await call_tool(method="POST", body="e", headers=headers)
+    request = server.requests[1]
     for name in ("authorization", "cookie", "x-api-key"):
-        assert (name in asked.headers) == kept
-    assert asked.headers["accept"] == "text/plain"
-    assert asked.body == b"e"
+        assert (name in request.headers) == is_kept
+    assert request.headers["accept"] == "text/plain"
+    assert request.body == b"e"
 
 
-async def test_long_bodies_are_cut(here: RecordingServer, outside: list[Any]):
-    here.answer = lambda request: build_reply(b"a" * (256 * 1024 + int(request.target.strip("/"))))
-    exact, longer = await ask(url="http://name.test/0"), await ask(url="http://name.test/1")
+async def test_long_bodies_are_truncated(server: RecordingServer, dialled: list[Any]):
+    server.answer = lambda request: build_reply(b"a" * (256 * 1024 + int(request.target.strip("/"))))
+    exact, longer = await call_tool(url="http://name.test/0"), await call_tool(url="http://name.test/1")
     assert len(exact["body"]) == len(longer["body"]) == 256 * 1024
     assert (exact.get("truncated"), longer.get("truncated")) == (None, True)
 
 
-async def test_endless_bodies_end(here: RecordingServer, outside: list[Any]):
-    sent = 0
+async def test_endless_bodies_are_stopped(server: RecordingServer, dialled: list[Any]):
+    sent_bytes = 0
 
-    async def endless(writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
+    async def send_without_end(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         while not writer.is_closing():
             writer.write(b"a" * 65536)
-            sent += 65536
+            sent_bytes += 65536
             await writer.drain()
 
-    here.answer = lambda request: endless
-    told = await ask()
-    assert told["truncated"]
-    await here.wait_until_closed()
-    assert sent < 64 * 1024 * 1024
+    server.answer = lambda request: send_without_end
+    result = await call_tool()
+    assert result["truncated"]
+    await server.wait_until_closed()
+    assert sent_bytes < 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
-async def test_bombs_do_not_go_off(here: RecordingServer, outside: list[Any], layers: int):
-    """Gigabytes in a few bytes: what is unpacked is what is kept."""
+async def test_compression_bombs_are_stopped(server: RecordingServer, dialled: list[Any], layers: int):
+    """Decompress only what is returned: gigabytes arrive in a few bytes."""
     import tracemalloc
 
     bomb = gzip.compress(bytes(128 * 1024 * 1024), 6)
     for _ in range(layers - 1):
         bomb = gzip.compress(bomb, 9)
-    here.answer = lambda request: build_reply(bomb, content_encoding=", ".join(["gzip"] * layers))
+    server.answer = lambda request: build_reply(bomb, content_encoding=", ".join(["gzip"] * layers))
     tracemalloc.start()
     try:
-        told = await ask()
+        result = await call_tool()
         assert tracemalloc.get_traced_memory()[1] < 24 * 1024 * 1024
     finally:
         tracemalloc.stop()
-    assert told["truncated"]
-    assert len(told["body"]) == 256 * 1024
+    assert result["truncated"]
+    assert len(result["body"]) == 256 * 1024
 
 
 @pytest.mark.parametrize(
-    "says", ["text/plain; charset=punycode", "text/plain; charset=zlib", "a/b; charset=idna", "a/b; charset=utf-7"]
+    "content_type",
+    ["text/plain; charset=punycode", "text/plain; charset=zlib", "a/b; charset=idna", "a/b; charset=utf-7"],
 )
-async def test_odd_charsets_are_not_believed(here: RecordingServer, outside: list[Any], says: str):
-    here.answer = lambda request: build_reply(b"a-" * 100_000, content_type=says)
-    began = time.monotonic()
-    assert (await ask())["body"].startswith("a-a-")
-    assert time.monotonic() - began < 1
+async def test_unusual_charsets_are_ignored(server: RecordingServer, dialled: list[Any], content_type: str):
+    server.answer = lambda request: build_reply(b"a-" * 100_000, content_type=content_type)
+    start = time.monotonic()
+    assert (await call_tool())["body"].startswith("a-a-")
+    assert time.monotonic() - start < 1
 
 
-async def test_text_can_be_kept(here: RecordingServer, outside: list[Any]):
-    here.answer = lambda request: build_reply(b"a\x00b\xff")
-    assert (await ask())["body"] == "a\ufffdb\ufffd"
+async def test_text_is_made_storable(server: RecordingServer, dialled: list[Any]):
+    server.answer = lambda request: build_reply(b"a\x00b\xff")
+    assert (await call_tool())["body"] == "a\ufffdb\ufffd"
 
 
 @pytest.mark.parametrize("slow", ["headers", "body", "redirects"])
-async def test_the_timeout_is_for_everything_together(here: RecordingServer, outside: list[Any], slow: str):
-    async def drip(writer: asyncio.StreamWriter) -> None:
+async def test_timeout_covers_redirects_headers_and_body(server: RecordingServer, dialled: list[Any], slow: str):
+    async def answer_slowly(writer: asyncio.StreamWriter) -> None:
         if slow == "body":
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         if slow == "redirects":
@@ -326,12 +333,12 @@ async def test_the_timeout_is_for_everything_together(here: RecordingServer, out
             await writer.drain()
             await asyncio.sleep(0.1)
 
-    here.answer = lambda request: drip
-    began = time.monotonic()
+    server.answer = lambda request: answer_slowly
+    start = time.monotonic()
     with pytest.raises(ToolFailed, match=r"0\.5 seconds"):
-        await ask(timeout=0.5)
-    assert time.monotonic() - began < 2
-    await here.wait_until_closed()
+        await call_tool(timeout=0.5)
+    assert time.monotonic() - start < 2
+    await server.wait_until_closed()
 
 
 @pytest.mark.parametrize(
@@ -343,39 +350,39 @@ async def test_the_timeout_is_for_everything_together(here: RecordingServer, out
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 90_000,
     ],
 )
-async def test_what_is_not_http(here: RecordingServer, outside: list[Any], answer: bytes):
-    here.answer = lambda request: answer
+async def test_invalid_http_is_reported(server: RecordingServer, dialled: list[Any], answer: bytes):
+    server.answer = lambda request: answer
     with pytest.raises(ToolFailed, match="not proper HTTP"):
-        await ask()
+        await call_tool()
 
 
-async def test_bodies_that_do_not_unpack(here: RecordingServer, outside: list[Any]):
-    here.answer = lambda request: build_reply(b"no gzip", content_encoding="gzip")
+async def test_body_that_cannot_be_decompressed_is_reported(server: RecordingServer, dialled: list[Any]):
+    server.answer = lambda request: build_reply(b"no gzip", content_encoding="gzip")
     with pytest.raises(ToolFailed, match="decompressed"):
-        await ask()
+        await call_tool()
 
 
-async def test_names_that_nobody_knows():
-    async def unknown(host: str, port: int) -> list[str]:
+async def test_unknown_host_is_reported():
+    async def fail_to_resolve(host: str, port: int) -> list[str]:
         raise OSError
 
     with pytest.raises(ToolFailed, match="not a known public host"):
-        await ask(unknown)
+        await call_tool(fail_to_resolve)
 
 
-async def test_cancelling_hangs_up(here: RecordingServer, outside: list[Any]):
-    async def nothing(writer: asyncio.StreamWriter) -> None:
+async def test_cancelled_request_hangs_up(server: RecordingServer, dialled: list[Any]):
+    async def send_spaces(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
         while not writer.is_closing():
             writer.write(b" ")
             await writer.drain()
             await asyncio.sleep(0.05)
 
-    here.answer = lambda request: nothing
-    task = asyncio.create_task(ask())
-    while not here.requests:
+    server.answer = lambda request: send_spaces
+    task = asyncio.create_task(call_tool())
+    while not server.requests:
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await here.wait_until_closed()
+    await server.wait_until_closed()
