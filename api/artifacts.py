@@ -14,6 +14,7 @@ from api.body_memory import BodyMemoryLimiter
 from api.exports import CSV_OPTIONS, ExportFormat, RecordExport, stream_export
 from api.ingest import BatchIngest
 from api.operations import IDEMPOTENCY_KEY, read_body_as, require_scope, return_files, return_json
+from api.queries import build_filter
 from api.requests import HttpRequest, QueryTime, Store
 from domain import artifacts, ports
 from domain.artifacts import (
@@ -30,7 +31,6 @@ from domain.artifacts import (
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.shared.pages import Listing, Page, build_listing
-from domain.shared.times import read_time_or_none
 from infra.compression import MAX_INLINE_BYTES, compress_in_thread, decompress_stream, prefetch_first_chunk, stream_once
 from infra.tables import MEDIA_TYPES, CsvOptions
 
@@ -61,22 +61,7 @@ class ArtifactQuery:
 
     def to_filter(self, caller: Caller) -> ArtifactFilter:
         """Return the filter: equal in every given parameter, from `start_date` on and before `end_date`."""
-        artifact_filter = ArtifactFilter(
-            environment=self.environment,
-            semantic_bucket=self.semantic_bucket,
-            deterministic=self.deterministic,
-            replay_level=self.replay_level,
-            model_name=self.model_name,
-            provider=self.provider,
-            status=self.status,
-            start_date=read_time_or_none("start_date", self.start_date),
-            end_date=read_time_or_none("end_date", self.end_date, is_end=True),
-            run_id=self.run_id,
-            tag=self.tag,
-            error_type=self.error_type,
-            search=self.search,
-            execution_id=self.execution_id,
-        )
+        artifact_filter = build_filter(ArtifactFilter, self, "start_date", "end_date")
         return service.normalize_filter(artifact_filter, caller.tenant_id, self.tenant_id, self.group_id)
 
 

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from domain.shared.errors import DomainError, InvalidFields, field_error_from_msgspec
-from domain.shared.field_errors import collect_field_errors
+from domain.shared.errors import DomainError, InvalidFields
+from domain.shared.field_errors import list_field_errors
 from domain.shared.json_limits import SMALL_JSON_BYTES, check_json_body
 
 ResultT = TypeVar("ResultT")
@@ -56,4 +56,4 @@ def _describe_field_errors(body: bytes, kind: Any, error: msgspec.ValidationErro
         return DomainError("malformed_request", f"The body cannot be read: {unreadable}.")
     if value is None:
         return DomainError("malformed_request", "The body must be a JSON object.")
-    return InvalidFields(collect_field_errors(value, kind, strict=False) or [field_error_from_msgspec(str(error))])
+    return InvalidFields(list_field_errors(value, kind, error, strict=False))

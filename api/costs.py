@@ -6,6 +6,7 @@ from litestar import Router, get
 from litestar.di import Provide
 
 from api.operations import require_scope
+from api.queries import build_filter
 from api.requests import QueryTime, Store
 from domain import costs
 from domain.costs import CostFilter, CostListing, CostSummary, ModelCallStatus, SummaryPeriod
@@ -31,16 +32,7 @@ class CostQuery:
 
     def to_filter(self) -> CostFilter:
         """Return the filter: equal in every given parameter, from `since` on and before `until`."""
-        return CostFilter(
-            agent_id=self.agent_id,
-            execution_id=self.execution_id,
-            provider=self.provider,
-            model=self.model,
-            model_name=self.model_name,
-            status=self.status,
-            since=read_time_or_none("since", self.since),
-            until=read_time_or_none("until", self.until, is_end=True),
-        )
+        return build_filter(CostFilter, self)
 
 
 @get("/costs", opt=_READ_ACCESS, dependencies={"query_filter": Provide(CostQuery, sync_to_thread=False)})

@@ -22,6 +22,7 @@ from api.operations import (
     require_scope,
     return_files,
 )
+from api.queries import build_filter
 from api.requests import HttpRequest, QueryTime, Store
 from domain import evaluations, ports
 from domain.evaluations import (
@@ -35,7 +36,6 @@ from domain.evaluations import (
 )
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
-from domain.shared.times import read_time_or_none
 from domain.stats import TimeBucket, TimeSeries, build_timeseries
 from infra.tables import MEDIA_TYPES, CsvOptions
 
@@ -73,17 +73,7 @@ class EvaluationQuery:
 
     def to_filter(self) -> EvaluationFilter:
         """Return the filter: equal in every given parameter, from `since` on and before `until`."""
-        return EvaluationFilter(
-            hallucinated=self.hallucinated,
-            mode=self.mode,
-            model_name=self.model_name,
-            agent_name=self.agent_name,
-            session_id=self.session_id,
-            execution_id=self.execution_id,
-            artifact_id=self.artifact_id,
-            since=read_time_or_none("since", self.since),
-            until=read_time_or_none("until", self.until, is_end=True),
-        )
+        return build_filter(EvaluationFilter, self)
 
 
 class EvaluationIngest(msgspec.Struct, frozen=True, kw_only=True):

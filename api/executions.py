@@ -8,6 +8,7 @@ from litestar.di import Provide
 from litestar.params import Parameter
 
 from api.operations import IDEMPOTENCY_KEY, MAIN_PATH_KEY, PREFER_WAIT, require_scope
+from api.queries import build_filter
 from api.requests import HttpRequest, QueryTime, Store
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain import executions, launch, plans
@@ -22,7 +23,6 @@ from domain.executions import (
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
 from domain.shared.status import ExecutionStatus
-from domain.shared.times import read_time_or_none
 
 _LIST_PATHS = ["/executions", "/runtime/executions", "/execution-history"]
 _ITEM_PATHS = [
@@ -57,18 +57,7 @@ class ExecutionQuery:
 
     def to_filter(self, caller: Caller) -> ExecutionFilter:
         """Return the filter: equal in every given parameter, from `since` on and before `until`."""
-        execution_filter = ExecutionFilter(
-            self.status,
-            self.kind,
-            self.agent_id,
-            self.agent_version_id,
-            self.crew_id,
-            self.workflow_id,
-            self.schedule_id,
-            self.parent_id,
-            read_time_or_none("since", self.since),
-            read_time_or_none("until", self.until, is_end=True),
-        )
+        execution_filter = build_filter(ExecutionFilter, self)
         return executions.apply_tenant_filter(caller, execution_filter, self.group_id, self.tenant_id)
 
 

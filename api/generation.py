@@ -13,6 +13,7 @@ from domain.executions import Execution
 from domain.generation import (
     AgentGeneration,
     CrewGeneration,
+    GenerationKind,
     GenerationStart,
     NameGeneration,
     NameGenerationStart,
@@ -34,6 +35,19 @@ class GenerationRunner:
 
     def __init__(self, store: ports.Store, starter: ExecutionStarter, waiter: StatusWaiter) -> None:
         self._store, self._starter, self._waiter = store, starter, waiter
+
+    async def generate_draft(
+        self,
+        request: HttpRequest,
+        caller: Caller,
+        kind: GenerationKind,
+        data: GenerationStart,
+        read_answer: Callable[[Tx, Execution], Awaitable[AnswerT]],
+    ) -> Response[AnswerT]:
+        """Start the generation of an agent, a task or a crew, and answer as for `start_generation`."""
+        return await self.start_generation(
+            request, caller, lambda tx: generation.start_generation(tx, caller, kind, data), read_answer
+        )
 
     async def start_generation(
         self,
@@ -65,12 +79,7 @@ async def generate_agent(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
 ) -> Response[AgentGeneration]:
     """Have a model write an agent. After a minute without a result, poll `/agent-generation/{execution_id}`."""
-    return await generation_runner.start_generation(
-        request,
-        caller,
-        lambda tx: generation.start_generation(tx, caller, "agent", data),
-        generation.get_agent_generation,
-    )
+    return await generation_runner.generate_draft(request, caller, "agent", data, generation.get_agent_generation)
 
 
 @get("/agent-generation/{execution_id:str}", opt=_RESULT_ACCESS)
@@ -86,12 +95,7 @@ async def generate_task(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
 ) -> Response[TaskGeneration]:
     """Have a model write a task. After a minute without a result, poll `/task-generation/{execution_id}`."""
-    return await generation_runner.start_generation(
-        request,
-        caller,
-        lambda tx: generation.start_generation(tx, caller, "task", data),
-        generation.get_task_generation,
-    )
+    return await generation_runner.generate_draft(request, caller, "task", data, generation.get_task_generation)
 
 
 @get("/task-generation/{execution_id:str}", opt=_RESULT_ACCESS)
@@ -107,12 +111,7 @@ async def generate_crew(
     generation_runner: GenerationRunner, request: HttpRequest, caller: Caller, data: GenerationStart
 ) -> Response[CrewGeneration]:
     """Have a model write a crew. After a minute without a result, poll `/crew-generation/{execution_id}`."""
-    return await generation_runner.start_generation(
-        request,
-        caller,
-        lambda tx: generation.start_generation(tx, caller, "crew", data),
-        generation.get_crew_generation,
-    )
+    return await generation_runner.generate_draft(request, caller, "crew", data, generation.get_crew_generation)
 
 
 @get("/crew-generation/{execution_id:str}", opt=_RESULT_ACCESS)

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, InvalidField, NotFound
+from domain.shared.errors import Conflict, InvalidField, require_found
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 
@@ -47,7 +47,7 @@ class ProviderKey(msgspec.Struct, kw_only=True):
 class NewProviderKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Store a key. `service` is the provider whose models use the key, unless they name another one."""
 
-    name: Annotated[Name, Meta(examples=["OpenAI API KeyText"])]
+    name: Annotated[Name, Meta(examples=["OpenAI API Key"])]
     service: ServiceName
     key: KeyText
 
@@ -136,10 +136,7 @@ async def _choose_slug(tx: Tx, name: str, key: ProviderKey | None = None) -> str
 
 async def get_provider_key(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey:
     """Return a key by id, name or slug. Errors: `not_found`."""
-    key = await tx.provider_keys.find(reference, lock)
-    if key is None:
-        raise NotFound("provider key", reference)
-    return key
+    return require_found("provider key", reference, await tx.provider_keys.find(reference, lock))
 
 
 async def list_provider_keys(tx: Tx, page: Page, service: str | None) -> Listing[ProviderKey]:
@@ -157,10 +154,7 @@ async def resolve_key_slug(tx: Tx, reference: str, field: str) -> str:
 
 async def get_sealed_key(tx: Tx, reference: str) -> bytes:
     """Return an encrypted key by its slug. Errors: `not_found`."""
-    sealed_key = await tx.provider_keys.find_sealed(reference)
-    if sealed_key is None:
-        raise NotFound("provider key", reference)
-    return sealed_key
+    return require_found("provider key", reference, await tx.provider_keys.find_sealed(reference))
 
 
 async def patch_provider_key(tx: Tx, reference: str, data: PatchProviderKey, seal: KeySealer) -> ProviderKey:

@@ -11,9 +11,17 @@ from domain.llms import ToolFailed
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
+from domain.shared.errors import (
+    Conflict,
+    FieldError,
+    InvalidField,
+    InvalidFields,
+    collect_invalid_fields,
+    require_found,
+)
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
+from domain.shared.patches import collect_sent_fields, set_fields
 from domain.templates import TemplateValues
 
 MAX_CONTEXT_TASKS: Final = 100
@@ -155,33 +163,21 @@ async def create_task(tx: Tx, caller: Caller, data: NewTask) -> Task:
 async def _validate_task(tx: Tx, task: Task, sent: SentFields) -> None:
     """Validate what was sent, and replace references to tasks by ids. Errors: `invalid_field`, all at once."""
     errors: list[FieldError] = []
-    try:
+    with collect_invalid_fields(errors):
         candidates = names.list_slug_candidates("task", names.check_name(task.name, "task"))
         others = await tx.tasks.list_by_references(candidates)
         holders = {other.slug: other.name for other in others if other.id != task.id}
         task.slug = names.choose_slug("task", task.name, task.slug, holders)
-    except DomainError as error:
-        if error.code != "invalid_field":
-            raise
-        errors += error.errors
-    try:
+    with collect_invalid_fields(errors):
         await _set_description(tx, task, sent)
-    except DomainError as error:
-        errors += error.errors
-    try:
+    with collect_invalid_fields(errors):
         if sent.get("agent") is not None:
             await agents.find_agent(tx, sent["agent"], "agent")
-    except DomainError as error:
-        errors += error.errors
-    try:
+    with collect_invalid_fields(errors):
         await tools.resolve_tools(tx, sent.get("tools") or [])
-    except DomainError as error:
-        errors += error.errors
-    try:
+    with collect_invalid_fields(errors):
         if sent.get("output_file") is not None:
             task.output_file = validate_output_path(sent["output_file"])
-    except DomainError as error:
-        errors += error.errors
     if sent.get("context"):
         errors += await _resolve_context(tx, task, sent["context"])
     if errors:
@@ -268,10 +264,7 @@ async def find_tasks(tx: Tx, references: list[str]) -> list[Task | None]:
 
 async def get_task(tx: Tx, reference: str, lock: bool = False) -> Task:
     """Return a task by id, name or slug. Errors: `not_found`."""
-    task = await tx.tasks.find(reference, lock)
-    if task is None:
-        raise NotFound("task", reference)
-    return task
+    return require_found("task", reference, await tx.tasks.find(reference, lock))
 
 
 async def list_tasks(tx: Tx, page: Page) -> Listing[Task]:
@@ -281,8 +274,7 @@ async def list_tasks(tx: Tx, page: Page) -> Listing[Task]:
 
 async def update_task(tx: Tx, reference: str, data: PatchTask) -> Task:
     """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
-    sent = {name: value for name in PatchTask.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
-    return await _apply_changes(tx, reference, sent)
+    return await _apply_changes(tx, reference, collect_sent_fields(data))
 
 
 async def replace_task(tx: Tx, reference: str, data: NewTask) -> Task:
@@ -295,8 +287,7 @@ async def _apply_changes(tx: Tx, reference: str, sent: SentFields) -> Task:
         # Two tasks that name each other at once would deadlock, or make a cycle that neither transaction sees.
         await tx.tasks.lock_contexts()
     task = await get_task(tx, reference, lock=True)
-    for name, value in sent.items():
-        setattr(task, name, value)
+    set_fields(task, sent)
     await _validate_task(tx, task, sent)
     task.updated_at = tx.now
     if not await tx.tasks.save(task):

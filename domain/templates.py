@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.ports import Tx
 from domain.shared import ids, names, placeholders
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields, NotFound
+from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields, require_found
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 
@@ -162,10 +162,7 @@ async def create_template(tx: Tx, caller: Caller, data: NewTemplate) -> Template
 
 async def get_template(tx: Tx, reference: str, lock: bool = False) -> Template:
     """Return a template by id or name. Errors: `not_found`."""
-    template = await tx.templates.find(reference, lock)
-    if template is None:
-        raise NotFound("template", reference)
-    return template
+    return require_found("template", reference, await tx.templates.find(reference, lock))
 
 
 async def list_templates(tx: Tx, page: Page) -> Listing[Template]:

@@ -75,24 +75,23 @@ def _show_queues(arguments: argparse.Namespace) -> None:
 
 
 def _set_plan(arguments: argparse.Namespace) -> None:
+    from scripts.installation import load_settings
     from scripts.release import set_tenant_plan
-    from scripts.roles import load_settings
 
     settings = load_settings(Path(arguments.data))
     sys.exit(asyncio.run(set_tenant_plan(settings, arguments.tenant, arguments.plan)))
 
 
 def _rotate_keys(arguments: argparse.Namespace) -> None:
+    from scripts.installation import load_settings
     from scripts.key_rotation import rotate_keys
-    from scripts.roles import load_settings
 
     sys.exit(asyncio.run(rotate_keys(load_settings(Path(arguments.data)))))
 
 
 def _print_admin_key(arguments: argparse.Namespace) -> None:
     from scripts.bootstrap import ensure_admin_key
-    from scripts.installation import find_running_installation
-    from scripts.roles import load_settings
+    from scripts.installation import find_running_installation, load_settings
 
     running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running_installation(Path(arguments.data))
     known_key = running.admin_key if running is not None else os.environ.get("PADDOCK_KNOWN_ADMIN_KEY")

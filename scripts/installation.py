@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from infra.embedded import EmbeddedServiceError
-from infra.settings import Settings, read_settings
+from infra.settings import Settings, SettingsError, read_settings
 
 # Variables that a running installation writes down for other commands. Only the file's owner can read them.
 _SETTING_PREFIXES: Final = ("PADDOCK_", "R2_")
@@ -117,6 +117,14 @@ def load_installation_settings(data: Path) -> Settings:
     """
     running = None if "PADDOCK_DATABASE_URL" in os.environ else find_running_installation(data)
     return read_settings(os.environ if running is None else {**os.environ, **running.environment})
+
+
+def load_settings(data: Path | None = None) -> Settings:
+    """Return the settings of this process, or of the `paddock up` on `data`. Bad settings end the process."""
+    try:
+        return read_settings() if data is None else load_installation_settings(data)
+    except SettingsError as error:
+        sys.exit(f"paddock: {error}")
 
 
 def get_command_name() -> str:

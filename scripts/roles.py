@@ -3,23 +3,13 @@
 import asyncio
 import os
 import sys
-from pathlib import Path
 
 import api.app
 import workers.main
 from infra.postgres.session import UnsafeSession
-from infra.settings import Settings, SettingsError, read_settings
 from infra.version import PADDOCK_VERSION
 from scripts import bootstrap, release
-from scripts.installation import load_installation_settings
-
-
-def load_settings(data: Path | None = None) -> Settings:
-    """Return the settings of this process, or of the `paddock up` on `data`. Bad settings end the process."""
-    try:
-        return read_settings() if data is None else load_installation_settings(data)
-    except SettingsError as error:
-        sys.exit(f"paddock: {error}")
+from scripts.installation import load_settings
 
 
 def run_role(role: str, once_idle: float | None = None) -> None:

@@ -125,8 +125,11 @@ SLOW_MARKERS = {*MARKERS_BY_PATH.values(), "installation", "slow"}
 SYSTEM_STARTERS = {"run_system", "System", "run_second_api", "bounded"}
 # The longest files first, so that no process is left alone with one in the end.
 LONGEST_FIRST = (
-    "tests/attacks/test_attacks.py",
+    "tests/attacks/test_forkserver.py",
     "tests/generated_clients/",
+    "tests/attacks/test_bubblewrap.py",
+    "tests/attacks/test_gateway.py",
+    "tests/attacks/test_executions.py",
     "tests/journeys/",
     "tests/contracts/test_local_model.py",
     "tests/workers/",
@@ -145,7 +148,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("installation")
         if SYSTEM_STARTERS & (called | fixtures):
             item.add_marker("own_installation")
-        if {"readable", "sandbox", "warm"} & fixtures:
+        if {"readable_folder", "sandbox", "warm_sandbox"} & fixtures:
             item.add_marker("sandbox")
         for prefix, need in MARKERS_BY_PATH.items():
             if path.startswith(prefix):

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import ALL_SCOPES, SCOPES_BY_ROLE, Caller, Role, limit_scopes
-from domain.shared.errors import Conflict, InvalidField, NotFound
+from domain.shared.errors import Conflict, InvalidField, require_found
 from domain.shared.pages import Listing, Page
 from domain.shared.times import TimeInput, read_time
 
@@ -170,10 +170,7 @@ async def create_api_key(tx: Tx, caller: Caller, data: NewApiKey, key: str, key_
 
 async def get_api_key(tx: Tx, caller: Caller, key_id: str, lock: bool = False) -> ApiKey:
     """Return a key of the caller, or any key of the tenant for an admin. Errors: `not_found`."""
-    api_key = await tx.api_keys.get(key_id, _get_owner_filter(caller), lock)
-    if api_key is None:
-        raise NotFound("API key", key_id)
-    return api_key
+    return require_found("API key", key_id, await tx.api_keys.get(key_id, _get_owner_filter(caller), lock))
 
 
 async def list_api_keys(tx: Tx, caller: Caller, page: Page) -> Listing[ApiKey]:

@@ -17,7 +17,7 @@ from domain.accounts.emails import check_email, normalize_email
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import OPERATOR_TENANT_ID, Caller, Role, limit_scopes
-from domain.shared.errors import Conflict, DomainError, FieldError, Forbidden, InvalidField, NotFound
+from domain.shared.errors import Conflict, DomainError, FieldError, Forbidden, InvalidField, require_found
 from domain.shared.pages import Listing, Page
 
 NO_NUL_PATTERN: Final = r"^[^\x00]*$"
@@ -339,10 +339,7 @@ async def get_own_user(tx: Tx, caller: Caller) -> User:
 
 async def get_user(tx: Tx, user_id: str, lock: bool = False) -> User:
     """Return a user of the bound tenant. Errors: `not_found`."""
-    user = await tx.accounts.get_user(user_id, lock)
-    if user is None:
-        raise NotFound("user", user_id)
-    return user
+    return require_found("user", user_id, await tx.accounts.get_user(user_id, lock))
 
 
 async def patch_own_user(tx: Tx, caller: Caller, data: PatchMe, new_hash: str | None) -> User:

@@ -10,7 +10,7 @@ from domain import egress
 from domain.agents import MaxConcurrency
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import InvalidField, NotFound
+from domain.shared.errors import InvalidField, require_found
 from domain.shared.jobs import Job
 
 RetentionDays = Annotated[int, Meta(ge=1, le=36_500, description="Days.", examples=[90])]
@@ -58,10 +58,7 @@ class Tenants(Protocol):
 
 async def get_tenant(tx: Tx, caller: Caller) -> Tenant:
     """Return the caller's tenant."""
-    tenant = await tx.tenants.get(caller.tenant_id)
-    if tenant is None:
-        raise NotFound("tenant", caller.tenant_id)
-    return tenant
+    return require_found("tenant", caller.tenant_id, await tx.tenants.get(caller.tenant_id))
 
 
 async def patch_tenant(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.shared.pages import Listing, Page
+from domain.shared.patches import collect_sent_fields
 
 AgentStatus = Literal["draft", "building", "ready", "failed", "archived"]
 AgentKind = Literal["code", "llm"]
@@ -157,10 +158,10 @@ class ModelAgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     template: EntityReference | None | UnsetType = UNSET
     parent: EntityReference | None | UnsetType = UNSET
 
-    def collect_sent_fields(self) -> dict[str, Any]:
-        """Return the fields that were sent, by name."""
-        values = {name: getattr(self, name) for name in ModelAgentFields.__struct_fields__}
-        return {name: value for name, value in values.items() if value is not UNSET}
+    def collect_model_fields(self) -> dict[str, Any]:
+        """Return the fields of a model agent that were sent, by name."""
+        sent = collect_sent_fields(self)
+        return {name: value for name, value in sent.items() if name in ModelAgentFields.__struct_fields__}
 
 
 class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):

@@ -19,7 +19,7 @@ from domain.agents.schema import (
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
+from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, require_found
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.variables import check_variables, find_gateway_names
@@ -39,7 +39,7 @@ async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
         id=ids.generate_id("agent"),
         name=check_agent_name(data.name),
         description=data.description,
-        kind="llm" if data.collect_sent_fields() else "code",
+        kind="llm" if data.collect_model_fields() else "code",
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
         status="draft",
@@ -81,7 +81,7 @@ async def _set_env(tx: Tx, agent: Agent, env: dict[str, str] | None) -> None:
 
 async def _set_model_fields(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
     """Set the model fields that were sent. Errors: `invalid_field`."""
-    sent = data.collect_sent_fields()
+    sent = data.collect_model_fields()
     if not sent:
         return
     if agent.kind != "llm":
@@ -138,10 +138,7 @@ async def show_agent(tx: Tx, reference: str, resolve: bool) -> Agent:
 
 async def get_agent(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
     """Return an agent by id or name. Errors: `not_found`."""
-    agent = await tx.agents.find(reference, lock)
-    if agent is None:
-        raise NotFound("agent", reference)
-    return agent
+    return require_found("agent", reference, await tx.agents.find(reference, lock))
 
 
 async def list_agents(tx: Tx, page: Page, status: AgentStatus | None, parent: str | None = None) -> Listing[Agent]:

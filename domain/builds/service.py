@@ -14,7 +14,7 @@ from domain.agents import Agent
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, NotFound
+from domain.shared.errors import Conflict, DomainError, require_found
 from domain.shared.jobs import Job
 from domain.shared.leases import Lease, LostLease
 from domain.shared.pages import Listing, Page
@@ -218,10 +218,7 @@ async def enqueue_build(tx: Tx, caller: Caller, reference: str, upload: ArchiveU
 async def get_version(tx: Tx, agent_reference: str, reference: str) -> AgentVersion:
     """Return a version by its id, its name (`v3`) or its number. Errors: `not_found`."""
     agent = await agents.get_agent(tx, agent_reference)
-    version = await tx.builds.find(agent.id, reference)
-    if version is None:
-        raise NotFound("version", reference)
-    return version
+    return require_found("version", reference, await tx.builds.find(agent.id, reference))
 
 
 async def list_versions(tx: Tx, agent_reference: str, page: Page) -> Listing[AgentVersion]:
@@ -232,10 +229,7 @@ async def list_versions(tx: Tx, agent_reference: str, page: Page) -> Listing[Age
 
 async def get_version_by_path(tx: Tx, path: str) -> AgentVersion:
     """Return the version whose archive has this key. Errors: `not_found`, also for another tenant's key."""
-    version = await tx.builds.find_by_path(path)
-    if version is None:
-        raise NotFound("upload", path)
-    return version
+    return require_found("upload", path, await tx.builds.find_by_path(path))
 
 
 async def activate_version(tx: Tx, agent_reference: str, reference: str) -> AgentVersion:

@@ -14,7 +14,7 @@ from domain.costs.schema import AppliedLimit, Budget, BudgetPeriod, BudgetScope,
 from domain.ports import Tx
 from domain.shared import ids
 from domain.shared.access import Caller
-from domain.shared.errors import InvalidField, NotFound
+from domain.shared.errors import InvalidField, NotFound, require_found
 from domain.shared.pages import Listing, Page
 from domain.stats import StatsQuery
 
@@ -83,10 +83,7 @@ async def create_budget(tx: Tx, caller: Caller, data: NewBudget) -> Budget:
 
 async def get_budget(tx: Tx, budget_id: str, lock: bool = False) -> Budget:
     """Return a budget. Errors: `not_found`."""
-    budget = await tx.budgets.get(budget_id, tx.now, lock)
-    if budget is None:
-        raise NotFound("budget", budget_id)
-    return budget
+    return require_found("budget", budget_id, await tx.budgets.get(budget_id, tx.now, lock))
 
 
 async def list_budgets(tx: Tx, page: Page) -> Listing[Budget]:

@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from msgspec import UNSET
-
 from domain.crews import compiler, renderer, validation
 from domain.crews.roster import CrewRoster
 from domain.crews.schema import (
@@ -21,8 +19,9 @@ from domain.crews.schema import (
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, InvalidFields, NotFound
+from domain.shared.errors import Conflict, InvalidFields, require_found
 from domain.shared.pages import Listing, Page
+from domain.shared.patches import collect_sent_fields, set_fields
 
 
 async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
@@ -55,10 +54,7 @@ async def _resolve_references(tx: Tx, caller: Caller, crew: Crew) -> None:
 
 async def get_crew(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Crew:
     """Return a crew by id or name. Errors: `not_found`."""
-    crew = await tx.crews.find(reference, lock)
-    if crew is None:
-        raise NotFound("crew", reference)
-    return crew
+    return require_found("crew", reference, await tx.crews.find(reference, lock))
 
 
 async def list_crews(tx: Tx, page: Page) -> Listing[Crew]:
@@ -69,11 +65,10 @@ async def list_crews(tx: Tx, page: Page) -> Listing[Crew]:
 async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -> Crew:
     """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     crew = await get_crew(tx, reference, lock=True)
-    sent = {name: value for name in PatchCrew.__struct_fields__ if (value := getattr(data, name)) is not UNSET}
+    sent = collect_sent_fields(data)
     if "name" in sent:
         names.check_name(sent["name"], "crew", RESERVED_CREW_NAMES)
-    for name, value in sent.items():
-        setattr(crew, name, value)
+    set_fields(crew, sent)
     if sent.keys() & set(CREW_SETTING_FIELDS):
         await _resolve_references(tx, caller, crew)
     crew.updated_at = tx.now

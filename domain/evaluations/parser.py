@@ -22,7 +22,7 @@ from domain.shared.errors import (
     InvalidFields,
     field_error_from_msgspec,
 )
-from domain.shared.field_errors import collect_field_errors
+from domain.shared.field_errors import list_field_errors
 from domain.shared.json_limits import JsonTooLarge, check_json, check_json_body
 from domain.shared.times import normalize_times, read_record_time
 
@@ -106,10 +106,9 @@ def _locate_errors(raw: bytes | msgspec.Raw, error: msgspec.ValidationError) -> 
 def _build_field_errors(row: bytes | msgspec.Raw, error: msgspec.ValidationError, within: str = "") -> DomainError:
     """Return every wrong field of a row that was refused for one of them."""
     try:
-        errors = collect_field_errors(msgspec.json.decode(row), NewEvaluation, within)
+        return InvalidFields(list_field_errors(msgspec.json.decode(row), NewEvaluation, error, within))
     except _UNREADABLE_ERRORS:
-        errors = []
-    return InvalidFields(errors or [field_error_from_msgspec(str(error), within)])
+        return InvalidFields([field_error_from_msgspec(str(error), within)])
 
 
 def _build_syntax_error(error: Exception) -> DomainError:

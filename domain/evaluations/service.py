@@ -8,7 +8,7 @@ from domain.evaluations.schema import ClaimedEvaluation, Evaluation, EvaluationB
 from domain.evaluations.scoring import EvaluationScores
 from domain.evaluations.statistics import normalize_filter
 from domain.ports import Tx
-from domain.shared.errors import DomainError, InvalidField, NotFound
+from domain.shared.errors import DomainError, InvalidField, NotFound, require_found
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page
 
@@ -88,10 +88,7 @@ def _check_links(sent: list[Evaluation], batch: bool, executions: set[str], arti
 
 async def get_evaluation(tx: Tx, evaluation_id: str) -> Evaluation:
     """Return an evaluation. Errors: `not_found`."""
-    evaluation = await tx.evaluations.get(evaluation_id)
-    if evaluation is None:
-        raise NotFound("evaluation", evaluation_id)
-    return evaluation
+    return require_found("evaluation", evaluation_id, await tx.evaluations.get(evaluation_id))
 
 
 async def list_evaluations(tx: Tx, filters: EvaluationFilter, page: Page) -> Listing[Evaluation]:

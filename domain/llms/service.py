@@ -14,8 +14,9 @@ from domain.llms.parameters import ModelParameters, check_parameters
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller, require_scope
-from domain.shared.errors import DomainError, Forbidden, InvalidField, NotFound
+from domain.shared.errors import DomainError, Forbidden, InvalidField, require_found
 from domain.shared.pages import Listing, Page
+from domain.shared.patches import collect_sent_fields, set_fields
 
 Provider = Literal["openai", "anthropic", "deepseek", "ollama", "databricks", "openai_compatible", "local"]
 ALL_PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
@@ -209,10 +210,7 @@ async def add_local_model(tx: Tx, tenant_id: str) -> None:
 
 async def get_model(tx: Tx, reference: str, lock: bool = False) -> Model:
     """Return a model by id or name. Errors: `not_found`."""
-    model = await tx.llms.find(reference, lock)
-    if model is None:
-        raise NotFound("model", reference)
-    return model
+    return require_found("model", reference, await tx.llms.find(reference, lock))
 
 
 async def list_models(tx: Tx, page: Page, provider: Provider | None) -> Listing[Model]:
@@ -223,15 +221,13 @@ async def list_models(tx: Tx, page: Page, provider: Provider | None) -> Listing[
 async def patch_model(tx: Tx, caller: Caller, reference: str, data: PatchModel) -> Model:
     """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     model = await get_model(tx, reference, lock=True)
-    for field in PatchModel.__struct_fields__:
-        value = getattr(data, field)
-        if value is not UNSET:
-            setattr(model, field, value)
+    sent = collect_sent_fields(data)
+    set_fields(model, sent)
     _check_model(model)
-    if any(getattr(data, field) is not UNSET for field in ("price", "provider", "model", "base_url")):
+    if sent.keys() & {"price", "provider", "model", "base_url"}:
         # A free model must not become one that costs money.
         _check_price(caller, model)
-    if model.api_key_name is not None and data.api_key_name is not UNSET:
+    if model.api_key_name is not None and "api_key_name" in sent:
         model.api_key_name = await provider_keys.resolve_key_slug(tx, model.api_key_name, "api_key_name")
     model.updated_at = tx.now
     if not await tx.llms.save(model):

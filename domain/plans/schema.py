@@ -79,7 +79,7 @@ StepWork = AgentWork | ToolWork | PlanWork
 class TaskText(msgspec.Struct, kw_only=True, frozen=True):
     """Describe what a crew's task asks for. `{name}` in it stands for the plan's input of that name.
 
-    `context` lists the steps whose answers are add_execution; `planned_by` is the step whose answer plans this task.
+    `context` lists the steps whose answers are added; `planned_by` is the step whose answer plans this task.
     """
 
     description: str
@@ -130,19 +130,11 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     max_rpm: int | None = None
 
 
-class StepRun(msgspec.Struct, kw_only=True):
-    """Track the progress of a step, or of one `item` of a mapped step (`WHOLE_STEP` is the step itself).
-
-    `execution_id` is the child of the current or the last try, `tries` counts them. `due_at` is the time of the next
-    try after a failure.
-    """
+class StepHistory(msgspec.Struct, kw_only=True):
+    """Hold how a step has gone so far: its tries, its last error, a person's decision about it, and its times."""
 
     step: str
-    item: int = WHOLE_STEP
-    status: StepStatus = "pending"
     tries: int = 0
-    execution_id: str | None = None
-    due_at: datetime | None = None
     error_type: str | None = None
     error_message: str | None = None
     approved: bool | None = None
@@ -151,6 +143,19 @@ class StepRun(msgspec.Struct, kw_only=True):
     reason: str | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+class StepRun(StepHistory, kw_only=True):
+    """Track the progress of a step, or of one `item` of a mapped step (`WHOLE_STEP` is the step itself).
+
+    `execution_id` is the child of the current or the last try, `tries` counts them. `due_at` is the time of the next
+    try after a failure.
+    """
+
+    item: int = WHOLE_STEP
+    status: StepStatus = "pending"
+    execution_id: str | None = None
+    due_at: datetime | None = None
 
     @property
     def is_whole_step(self) -> bool:

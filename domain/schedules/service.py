@@ -1,12 +1,9 @@
 """Create, change, list and delete schedules, and run one now."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
 
 import msgspec
-from msgspec import UNSET
 
 from domain import agents, crews, launch, workflows
 from domain.executions import Execution
@@ -33,9 +30,11 @@ from domain.shared.errors import (
     FieldError,
     InvalidField,
     InvalidFields,
-    NotFound,
+    collect_invalid_fields,
+    require_found,
 )
 from domain.shared.pages import Listing, Page
+from domain.shared.patches import collect_sent_fields, set_fields
 
 # The owner of a schedule must be allowed to start its target.
 _REQUIRED_SCOPE: Final = "run:agents"
@@ -71,12 +70,12 @@ async def _validate_schedule(tx: Tx, caller: Caller, schedule: Schedule) -> date
     """
     errors: list[FieldError] = []
     line = zone = due = None
-    with _collect_errors(errors):
+    with collect_invalid_fields(errors):
         names.check_name(schedule.name, "sched")
-    with _collect_errors(errors):
+    with collect_invalid_fields(errors):
         line = cron.parse_cron(schedule.cron_expression)
         cron.refuse_long_steps(schedule.cron_expression)
-    with _collect_errors(errors):
+    with collect_invalid_fields(errors):
         zone = cron.find_timezone(schedule.timezone)
     if line is not None and zone is not None:
         due = line.find_next(tx.now, zone)
@@ -87,21 +86,11 @@ async def _validate_schedule(tx: Tx, caller: Caller, schedule: Schedule) -> date
         errors.append(
             FieldError(field="inputs", message=f"have {size} bytes as JSON; at most {MAX_INPUT_BYTES} are allowed.")
         )
-    with _collect_errors(errors):
+    with collect_invalid_fields(errors):
         await _try_start(tx, caller, schedule)
     if errors:
         raise InvalidFields(errors)
     return due if schedule.enabled else None
-
-
-@contextmanager
-def _collect_errors(errors: list[FieldError]) -> Iterator[None]:
-    try:
-        yield
-    except DomainError as error:
-        if error.code != "invalid_field":
-            raise
-        errors += error.errors
 
 
 async def _try_start(tx: Tx, caller: Caller, schedule: Schedule) -> None:
@@ -145,10 +134,7 @@ async def _resolve_target(tx: Tx, schedule: Schedule, field: str) -> None:
 
 async def get_schedule(tx: Tx, reference: str, lock: bool = False) -> Schedule:
     """Return a schedule by id or name. Errors: `not_found`."""
-    schedule = await tx.schedules.find(reference, lock)
-    if schedule is None:
-        raise NotFound("schedule", reference)
-    return schedule
+    return require_found("schedule", reference, await tx.schedules.find(reference, lock))
 
 
 async def get_schedule_detail(tx: Tx, reference: str) -> ScheduleDetail:
@@ -186,12 +172,11 @@ async def update_schedule(tx: Tx, caller: Caller, reference: str, data: PatchSch
     """
     require_scope(caller, _REQUIRED_SCOPE)
     schedule = await get_schedule(tx, reference, lock=True)
-    sent = {field: value for field in PatchSchedule.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    sent = collect_sent_fields(data)
     before = msgspec.structs.replace(schedule)
     if set(TARGET_FIELDS) & sent.keys():
         sent = dict.fromkeys(TARGET_FIELDS) | sent
-    for field, value in sent.items():
-        setattr(schedule, field, value)
+    set_fields(schedule, sent)
     due = await _validate_schedule(tx, caller, schedule)
     if any(getattr(schedule, field) != getattr(before, field) for field in ("enabled", "cron_expression", "timezone")):
         await _reschedule(tx, before, schedule, due)

@@ -4,10 +4,13 @@ They know nothing of HTTP. `api/errors.py` maps each code to a status; workers m
 """
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
 
 import msgspec
+
+ResourceT = TypeVar("ResourceT")
 
 # Every code the product can answer with. A code outside this set is a programming error.
 ERROR_CODES: Final = frozenset(
@@ -149,6 +152,24 @@ class Forbidden(DomainError):
 
     def __init__(self, detail: str, code: str = "forbidden") -> None:
         super().__init__(code, detail)
+
+
+def require_found(kind: str, reference: str, resource: ResourceT | None) -> ResourceT:
+    """Return what was looked up by a reference. Errors: `not_found` for nothing."""
+    if resource is None:
+        raise NotFound(kind, reference)
+    return resource
+
+
+@contextmanager
+def collect_invalid_fields(errors: list[FieldError]) -> Iterator[None]:
+    """Add the fields of an `invalid_field` error to `errors`, so that a request learns all of them at once."""
+    try:
+        yield
+    except DomainError as error:
+        if error.code != "invalid_field":
+            raise
+        errors += error.errors
 
 
 def field_error_from_msgspec(sentence: str, within: str = "") -> FieldError:

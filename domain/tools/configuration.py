@@ -11,14 +11,14 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 from msgspec import Meta
 
-from domain.shared.errors import InvalidField, InvalidFields, field_error_from_msgspec
-from domain.shared.field_errors import collect_field_errors
+from domain.shared.errors import InvalidField, InvalidFields
+from domain.shared.field_errors import list_field_errors
 
 MAX_TOOL_TIMEOUT_SECONDS: Final = 300
 MAX_TOOL_HEADERS: Final = 64
 MAX_PARAMETER_DEPTH: Final = 32
 MAX_SCHEMA_BYTES: Final = 64 * 1024
-# HeaderValues of the connection or of message framing, which only the HTTP client may set (RFC 9110, 7.6.1).
+# Headers of the connection or of message framing, which only the HTTP client may set (RFC 9110, 7.6.1).
 HOP_BY_HOP_HEADERS: Final = frozenset(
     {"connection", "content-length", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate"}
     | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -163,8 +163,7 @@ def _decode_configuration(configuration: dict[str, Any], kind: type[Any]) -> Any
     try:
         return msgspec.convert(configuration, kind)
     except msgspec.ValidationError as error:
-        errors = collect_field_errors(configuration, kind, "configuration")
-        raise InvalidFields(errors or [field_error_from_msgspec(str(error), "configuration")]) from None
+        raise InvalidFields(list_field_errors(configuration, kind, error, "configuration")) from None
 
 
 def _check_endpoint(field: str, url: str, placeholders: bool) -> list[str]:

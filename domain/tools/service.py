@@ -10,9 +10,10 @@ from domain import provider_keys
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
+from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, require_found
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page, build_listing
+from domain.shared.patches import collect_sent_fields, set_fields
 from domain.shared.status import ExecutionStatus
 from domain.tools import configuration as tool_configuration
 from domain.tools.builtin import BUILT_IN_TOOLS, BuiltInTool
@@ -137,7 +138,7 @@ class Tools(Protocol):
 
     async def add(self, tool: Tool) -> bool: ...
     async def find(self, reference: str, lock: bool = False) -> Tool | None: ...
-    async def list_by_reference(self, references: list[str]) -> list[Tool]:
+    async def list_by_references(self, references: list[str]) -> list[Tool]:
         """List the tools that a reference names by id, name or slug."""
         ...
 
@@ -228,7 +229,7 @@ async def _complete_tool(tx: Tx, tool: Tool) -> None:
     """
     if names.fold_name(names.check_name(tool.name, "tool")) in RESERVED_TOOL_NAMES:
         raise InvalidField("name", f"{tool.name!r} is reserved. Choose another name.")
-    others = await tx.tools.list_by_reference(names.list_slug_candidates("tool", tool.name))
+    others = await tx.tools.list_by_references(names.list_slug_candidates("tool", tool.name))
     holders = {reference: built_in.name for reference, built_in in _BUILT_IN_BY_REFERENCE.items()} | {
         word: word for word in RESERVED_TOOL_NAMES
     }
@@ -257,10 +258,7 @@ async def get_tool(tx: Tx, caller: Caller, reference: str, lock: bool = False) -
     """Return a tool by id, name or slug. Errors: `not_found`."""
     if reference in _BUILT_IN_BY_REFERENCE:
         return _show_built_in(_BUILT_IN_BY_REFERENCE[reference], caller.tenant_id, await tx.tools.get_built_in_state())
-    tool = await tx.tools.find(reference, lock)
-    if tool is None:
-        raise NotFound("tool", reference)
-    return tool
+    return require_found("tool", reference, await tx.tools.find(reference, lock))
 
 
 async def list_tools(tx: Tx, caller: Caller, page: Page, tool_filter: ToolFilter) -> Listing[Tool]:
@@ -277,14 +275,15 @@ async def list_tools(tx: Tx, caller: Caller, page: Page, tool_filter: ToolFilter
 async def patch_tool(tx: Tx, caller: Caller, reference: str, data: PatchTool) -> Tool:
     """Change the fields that were sent, and check the whole tool. Errors: `not_found`, `conflict`, `invalid_field`."""
     tool = await get_tool(tx, caller, reference, lock=True)
-    sent = {field: value for field in PatchTool.__struct_fields__ if (value := getattr(data, field)) is not UNSET}
+    sent = collect_sent_fields(data)
     if tool.tool_type == "builtin":
         if set(sent) - {"enabled"}:
             raise Conflict(f"{tool.name!r} is a built-in tool. Only `enabled` can be changed.")
         return await _switch_built_in(tx, tool, sent.get("enabled", tool.enabled))
     follows_method = "effects" not in sent and tool.effects == _has_effects(tool)
-    for field, value in sent.items():
-        setattr(tool, field, "custom" if value == "http" and field == "tool_type" else value)
+    if sent.get("tool_type") == "http":
+        sent["tool_type"] = "custom"
+    set_fields(tool, sent)
     await _complete_tool(tx, tool)
     if follows_method:
         tool.effects = _has_effects(tool)
@@ -336,7 +335,7 @@ async def resolve_tools(tx: Tx, references: list[str]) -> list[Tool]:
     """
     own = [head for head, _, _ in map(_split_reference, references) if head not in _BUILT_IN_BY_REFERENCE]
     tools_by_reference: dict[str, Tool] = {}
-    for tool in await tx.tools.list_by_reference(own) if own else []:
+    for tool in await tx.tools.list_by_references(own) if own else []:
         tools_by_reference |= dict.fromkeys((tool.id, tool.name, tool.slug), tool)
     state = await tx.tools.get_built_in_state() if len(own) < len(references) else None
     tools: dict[tuple[str, str], Tool] = {}

@@ -1,7 +1,7 @@
 """Build traces: the parts of an execution as a tree of spans, from its records, at each request."""
 
 from domain.ports import Tx
-from domain.shared.errors import NotFound
+from domain.shared.errors import require_found
 from domain.traces.attributes import ERROR_ATTRIBUTE, ERROR_MESSAGE_ATTRIBUTE, OPERATION_ATTRIBUTE
 from domain.traces.schema import (
     MAX_CONTENT_BYTES,
@@ -55,7 +55,4 @@ async def read_trace_sources(tx: Tx, execution_id: str, content: bool = False) -
 
     Errors: `not_found`.
     """
-    sources = await tx.traces.get_sources(execution_id, content, MAX_SPANS)
-    if sources is None:
-        raise NotFound("execution", execution_id)
-    return sources
+    return require_found("execution", execution_id, await tx.traces.get_sources(execution_id, content, MAX_SPANS))

@@ -7,6 +7,7 @@ import msgspec
 
 from domain.executions import ExecutionKind, RunStepStatus
 from domain.llms import ModelToolCall
+from domain.plans import StepHistory
 from domain.plans import StepStatus as StageStatus
 from domain.shared.status import ExecutionStatus
 
@@ -119,23 +120,13 @@ class TracedPlan(msgspec.Struct, kw_only=True, frozen=True):
     steps: list[PlannedStep] | None = None
 
 
-class TracedPlanStep(msgspec.Struct, kw_only=True, frozen=True):
+class TracedPlanStep(StepHistory, kw_only=True):
     """Hold the progress of a plan's step, or of one item of it; `characters` is the length of a crew's answer."""
 
     run_id: str
-    step: str
     item: int
     status: StageStatus
-    tries: int = 0
     child_id: str | None = None
-    error_type: str | None = None
-    error_message: str | None = None
-    approved: bool | None = None
-    decided_by: str | None = None
-    decided_at: datetime | None = None
-    reason: str | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
     characters: int | None = None
 
 

@@ -23,7 +23,7 @@ from domain.plans import (
 )
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, NotFound
+from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, require_found
 from domain.workflows import inputs
 from domain.workflows.schema import WORK_FIELDS, Workflow, WorkflowStep
 from domain.workflows.validation import validate_expressions
@@ -183,10 +183,7 @@ class _WorkflowCompiler:
     async def _find_workflow(self, reference: str) -> Workflow:
         if reference not in self._workflows:
             self._workflows[reference] = await self._tx.workflows.find(reference)
-        workflow = self._workflows[reference]
-        if workflow is None:
-            raise NotFound("workflow", reference)
-        return workflow
+        return require_found("workflow", reference, self._workflows[reference])
 
     def _measure_plan(self, plan: Plan) -> tuple[int, int]:
         """Return the number of steps in a plan with all plans in it, and its levels. Each plan is measured once."""

@@ -1,15 +1,15 @@
 """Create, list, change and delete workflows."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import UNSET
 
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, InvalidFields, NotFound
+from domain.shared.errors import Conflict, InvalidFields, require_found
 from domain.shared.pages import Listing, Page
+from domain.shared.patches import collect_sent_fields
 from domain.workflows.compiler import validate_workflow
 from domain.workflows.parser import ParsedBody
 from domain.workflows.schema import (
@@ -59,10 +59,7 @@ async def _refuse_invalid(tx: Tx, caller: Caller, workflow: Workflow) -> None:
 
 async def get_workflow(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Workflow:
     """Return a workflow by id or name. Errors: `not_found`."""
-    workflow = await tx.workflows.find(reference, lock)
-    if workflow is None:
-        raise NotFound("workflow", reference)
-    return workflow
+    return require_found("workflow", reference, await tx.workflows.find(reference, lock))
 
 
 async def list_workflows(tx: Tx, page: Page, status: WorkflowStatus | None) -> Listing[WorkflowSummary]:
@@ -78,11 +75,7 @@ async def update_workflow(tx: Tx, caller: Caller, reference: str, body: ParsedBo
     with body.add_line_numbers():
         await tx.workflows.lock_writes()
         workflow = await get_workflow(tx, reference, lock=True)
-        changed: dict[str, Any] = {
-            field: value
-            for field in PatchWorkflow.__struct_fields__
-            if (value := getattr(body.data, field)) is not UNSET
-        }
+        changed = collect_sent_fields(body.data)
         if "name" in changed:
             names.check_name(changed["name"], "wf", RESERVED_WORKFLOW_NAMES)
         workflow = msgspec.structs.replace(workflow, **changed, updated_at=tx.now)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EmbeddedServiceError,
         create_parent_bond,
         find_free_ports,
+        is_listening,
     )
     from infra.embedded.dumps import dump_database, load_database
     from infra.embedded.model import MODEL_KEY_VARIABLE, ModelBroker, serve_model
@@ -32,6 +33,7 @@ _MODULE_NAMES = {
     "create_parent_bond": "child_process",
     "dump_database": "dumps",
     "find_free_ports": "child_process",
+    "is_listening": "child_process",
     "load_database": "dumps",
     "serve_model": "model",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "create_parent_bond",
     "dump_database",
     "find_free_ports",
+    "is_listening",
     "load_database",
     "serve_model",
 ]

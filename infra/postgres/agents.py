@@ -4,14 +4,13 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
 from sqlalchemy import ARRAY, ForeignKey, Index, Text, literal_column, select, text, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.agents import MAX_SLUG_MATCHES, Agent, AgentStatus
 from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
+from infra.postgres.catalog import fetch_by_reference, insert_row, update_row
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
 from infra.postgres.pages import fetch_page
@@ -77,7 +76,6 @@ _FIND_SQL = (
     f"SELECT {_ROW_MAPPER.columns}, {_PARENT_NAME_SQL} AS parent, {_TEMPLATE_NAME_SQL} AS template "
     "FROM agents WHERE deleted_at IS NULL AND "
 )
-_LOCK_CLAUSES = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
 # Names of the parent and the template are read beside the row, never written.
 _STORED_COLUMNS = [name for name in Agent.__struct_fields__ if name not in ("parent", "template", "template_text")]
 _MUTABLE_COLUMNS = [
@@ -93,18 +91,10 @@ class PostgresAgents:
 
     async def add(self, agent: Agent) -> bool:
         values = {name: getattr(agent, name) for name in _STORED_COLUMNS}
-        inserted = await self._connection.execute(
-            insert(AgentRow).values(**values).on_conflict_do_nothing().returning(AgentRow.id)
-        )
-        return inserted.first() is not None
+        return await insert_row(self._connection, AgentRow, values)
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Agent | None:
-        row_id = ids.decode_id("agent", reference)
-        if row_id is not None:
-            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{_LOCK_CLAUSES[lock]}", row_id)
-        else:
-            name = reference.replace("\0", "\ufffd")
-            record = await self._connection.fetch_row(f"{_FIND_SQL} name = $1{_LOCK_CLAUSES[lock]}", name)
+        record = await fetch_by_reference(self._connection, _FIND_SQL, "agent", reference, lock)
         return None if record is None else _read_agent(record)
 
     async def list_by_slug(self, slug: str) -> list[Agent]:
@@ -134,16 +124,8 @@ class PostgresAgents:
         return await fetch_page(self._connection, query, AgentRow.id.desc(), page, Agent)
 
     async def save(self, agent: Agent) -> bool:
-        statement = (
-            update(AgentRow)
-            .where(AgentRow.id == agent.id)
-            .values({name: getattr(agent, name) for name in _MUTABLE_COLUMNS})
-        )
-        try:
-            await self._connection.execute(statement)
-        except IntegrityError:
-            return False
-        return True
+        values = {name: getattr(agent, name) for name in _MUTABLE_COLUMNS}
+        return await update_row(self._connection, AgentRow, agent.id, values)
 
     async def delete(self, agent_id: str, now: datetime) -> None:
         await self._connection.execute(update(AgentRow).where(AgentRow.id == agent_id).values(deleted_at=now))

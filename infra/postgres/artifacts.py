@@ -25,12 +25,11 @@ from domain.executions import Execution, RunStep
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
-from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.execution_rows import ExecutionRow
 from infra.postgres.objects import format_artifact_key
 from infra.postgres.record_measures import ARTIFACT_MEASURES
-from infra.postgres.records import RecordPages
+from infra.postgres.records import RecordRepository
 from infra.postgres.steps import StepRow
 
 # A deleted artifact's object is deleted once more when a process that may have been writing it has given up.
@@ -80,8 +79,7 @@ class ArtifactRow(Base):
 
 
 class ArtifactIdRow(Base):
-    """Map a row of `artifact_ids`: which artifact has a `kurral_id`, and the fingerprint by which a "
-    "repetition is known."""
+    """Map a row of `artifact_ids`: which artifact has a `kurral_id`, and the fingerprint that tells a repetition."""
 
     __tablename__ = "artifact_ids"
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
@@ -139,7 +137,6 @@ _FIND_SQL: Final = (
     "FROM artifact_ids i JOIN artifacts a ON a.id = i.id WHERE i.tenant_id = current_setting('paddock.tenant_id') "
     "AND i.kurral_id = ANY ($1)"
 )
-_GET_SQL: Final = f"SELECT {_ROW_MAPPER.columns} FROM artifacts WHERE id = $1"
 _DELETE_SQL: Final = (
     f"WITH gone AS (DELETE FROM artifacts WHERE id = ANY ($1) "
     f"RETURNING id, tenant_id, kurral_id, received_at, {_MEASURED_COLUMNS}, -1 AS sign), "
@@ -184,12 +181,12 @@ def get_body_key(metadata: ArtifactMetadata) -> str:
     return format_artifact_key(metadata.tenant_id, metadata.received_at, metadata.id)
 
 
-class PostgresArtifacts:
+class PostgresArtifacts(RecordRepository[ArtifactMetadata]):
     """Provide `domain.artifacts.service.Artifacts` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-        self._records = RecordPages(connection, ARTIFACT_MEASURES, "art")
+    measures = ARTIFACT_MEASURES
+    prefix = "art"
+    row_mapper = _ROW_MAPPER
 
     async def add(self, stored: list[PackedArtifact]) -> set[str]:
         rows = [entry.record.metadata for entry in stored]
@@ -213,9 +210,7 @@ class PostgresArtifacts:
         result = (await self.find([reference])).get(reference)
         if result is not None:
             return result[0]
-        row_id = ids.decode_id("art", reference)
-        record = await self._connection.fetch_row(_GET_SQL, row_id) if row_id is not None else None
-        return None if record is None else _ROW_MAPPER.to_struct(record)
+        return await self._get_by_id(reference)
 
     async def get_body(self, metadata: ArtifactMetadata) -> ArtifactBody:
         query = "SELECT packed FROM artifact_bodies WHERE id = $1"
@@ -223,15 +218,12 @@ class PostgresArtifacts:
         return ArtifactBody(key=get_body_key(metadata), size=metadata.size_bytes, packed_body=packed)
 
     async def list_page(self, narrowed: ArtifactFilter, page: Page) -> Listing[ArtifactMetadata]:
-        return await self._records.list_page(_ROW_MAPPER, query_from_filter(narrowed), page)
+        return await self._select_page(query_from_filter(narrowed), page)
 
     async def list_after(
         self, narrowed: ArtifactFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[ArtifactMetadata]:
-        return await self._records.list_after(_ROW_MAPPER, query_from_filter(narrowed), place, limit)
-
-    async def list_older(self, before: datetime, limit: int) -> list[str]:
-        return await self._records.list_ids_before(before, limit)
+        return await self._select_after(query_from_filter(narrowed), place, limit)
 
     async def delete(self, artifact_ids: list[str], now: datetime) -> int:
         if not artifact_ids:

@@ -11,10 +11,9 @@ from domain.costs import BilledCall, Cost, CostAttribution, CostListing, nanos_f
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery
-from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.record_measures import COST_MEASURES
-from infra.postgres.records import RecordPages
+from infra.postgres.records import RecordRepository
 from infra.postgres.stats import PostgresStats
 
 
@@ -61,21 +60,14 @@ _ADD_SQL: Final = (
     f"{', '.join(f'${number}' for number in range(1, len(_INPUT_COLUMNS) + 1))}) "
     f"ON CONFLICT DO NOTHING RETURNING {_MEASURED_COLUMNS}, 1 AS sign) {COST_MEASURES.build_delta_insert('added')}"
 )
-_DELETE_SQL: Final = (
-    # In order, so that two that delete the same do not wait for each other.
-    "WITH locked AS (SELECT id FROM costs WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
-    "gone AS (DELETE FROM costs WHERE id IN (SELECT id FROM locked) "
-    f"RETURNING {_MEASURED_COLUMNS}, -1 AS sign), "
-    f"noted AS ({COST_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
-)
 
 
-class PostgresCosts:
+class PostgresCosts(RecordRepository[Cost]):
     """Provide `domain.costs.Costs` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-        self._records = RecordPages(connection, COST_MEASURES, "cost")
+    measures = COST_MEASURES
+    prefix = "cost"
+    row_mapper = _ROW_MAPPER
 
     async def add(self, cost_id: str, attribution: CostAttribution, call: BilledCall, now: datetime) -> bool:
         def get_row_id(prefix: str, value: str | None) -> object:
@@ -100,16 +92,12 @@ class PostgresCosts:
         return status == "INSERT 0 1"
 
     async def list_page(self, question: StatsQuery, page: Page) -> CostListing:
-        result = await self._records.list_page(_ROW_MAPPER, question, page)
+        result = await self._select_page(question, page)
         if page.offset == 0 and not result.has_more:
             total = sum(nanos_from_usd(cost.cost_usd) for cost in result.items)
         else:
             total = await PostgresStats(self._connection).sum_measure(question, "cost_usd")
         return CostListing(**msgspec.structs.asdict(result), total_cost=total / NANOS_PER_UNIT)
 
-    async def list_older(self, before: datetime, limit: int) -> list[str]:
-        return await self._records.list_ids_before(before, limit)
-
     async def delete_many(self, cost_ids: list[str]) -> int:
-        row_ids = [ids.decode_id("cost", entry) for entry in cost_ids]
-        return int(await self._connection.fetch_value(_DELETE_SQL, row_ids)) if row_ids else 0
+        return await self._delete_rows(cost_ids)

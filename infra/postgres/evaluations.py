@@ -19,10 +19,9 @@ from domain.evaluations import (
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from infra.postgres.bulk import BulkColumns
-from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
 from infra.postgres.record_measures import EVALUATION_MEASURES
-from infra.postgres.records import RecordPages
+from infra.postgres.records import RecordRepository
 
 
 class EvaluationRow(Base):
@@ -68,14 +67,6 @@ _ADD_SQL: Final = (
     f"{_BULK_COLUMNS.source} "
     f"RETURNING {_MEASURED_COLUMNS}, 1 AS sign) {EVALUATION_MEASURES.build_delta_insert('added')}"
 )
-_GET_SQL: Final = f"SELECT {_ROW_MAPPER.columns} FROM evaluations WHERE id = $1"
-_DELETE_SQL: Final = (
-    # In the order in which they are locked elsewhere.
-    "WITH locked AS (SELECT id FROM evaluations WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
-    "gone AS (DELETE FROM evaluations WHERE id IN (SELECT id FROM locked) "
-    f"RETURNING {_MEASURED_COLUMNS}, -1 AS sign), "
-    f"noted AS ({EVALUATION_MEASURES.build_delta_insert('gone')}) SELECT count(*) FROM gone"
-)
 _CLAIM_SQL: Final = f"SELECT {_ROW_MAPPER.columns}, attempt FROM claim_evaluations($1, $2, $3, $4)"
 _METRIC_COLUMNS: Final = EvaluationScores.__struct_fields__
 _SCORE_SQL: Final = (
@@ -105,35 +96,29 @@ _RELEASE_SQL: Final = (
 )
 
 
-class PostgresEvaluations:
+class PostgresEvaluations(RecordRepository[Evaluation]):
     """Provide `domain.evaluations.Evaluations` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-        self._records = RecordPages(connection, EVALUATION_MEASURES, "eval")
+    measures = EVALUATION_MEASURES
+    prefix = "eval"
+    row_mapper = _ROW_MAPPER
 
     async def add(self, evaluations: list[Evaluation]) -> None:
         await self._connection.execute_sql(_ADD_SQL, *_BULK_COLUMNS.collect_parameters(evaluations))
 
     async def get(self, evaluation_id: str) -> Evaluation | None:
-        row_id = ids.decode_id("eval", evaluation_id)
-        record = await self._connection.fetch_row(_GET_SQL, row_id) if row_id is not None else None
-        return None if record is None else _ROW_MAPPER.to_struct(record)
+        return await self._get_by_id(evaluation_id)
 
     async def list_page(self, narrowed: EvaluationFilter, page: Page) -> Listing[Evaluation]:
-        return await self._records.list_page(_ROW_MAPPER, query_from_filter(narrowed), page)
+        return await self._select_page(query_from_filter(narrowed), page)
 
     async def list_after(
         self, narrowed: EvaluationFilter, place: tuple[datetime, str] | None, limit: int
     ) -> list[Evaluation]:
-        return await self._records.list_after(_ROW_MAPPER, query_from_filter(narrowed), place, limit)
+        return await self._select_after(query_from_filter(narrowed), place, limit)
 
     async def delete_many(self, evaluation_ids: list[str]) -> int:
-        row_ids = [ids.decode_id("eval", entry) for entry in evaluation_ids]
-        return int(await self._connection.fetch_value(_DELETE_SQL, row_ids)) if row_ids else 0
-
-    async def list_older(self, before: datetime, limit: int) -> list[str]:
-        return await self._records.list_ids_before(before, limit)
+        return await self._delete_rows(evaluation_ids)
 
     async def find_linked(self, executions: set[str], artifacts: set[str]) -> tuple[set[str], set[str]]:
         row_ids = [ids.decode_id("exec", entry) for entry in executions]

@@ -3,16 +3,13 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Text, UniqueConstraint, delete, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Text, UniqueConstraint, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.llms import Model, Provider
-from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.connection import TxConnection
-from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
+from infra.postgres.catalog import CatalogRepository
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp
 from infra.postgres.pages import fetch_page
 
 
@@ -35,42 +32,14 @@ class ModelRow(Base):
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
-_FIXED_COLUMNS = ("id", "tenant_id", "created_at")
-
-
-class PostgresLlms:
+class PostgresLlms(CatalogRepository[Model]):
     """Provide `domain.llms.Llms` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-
-    async def add(self, model: Model) -> bool:
-        values = {name: getattr(model, name) for name in Model.__struct_fields__}
-        inserted = await self._connection.execute(
-            insert(ModelRow).values(**values).on_conflict_do_nothing().returning(ModelRow.id)
-        )
-        return inserted.first() is not None
-
-    async def find(self, reference: str, lock: bool = False) -> Model | None:
-        is_id = ids.decode_id("model", reference) is not None
-        criterion = ModelRow.id == reference if is_id else ModelRow.name == reference.replace("\0", "\ufffd")
-        query = select(ModelRow).where(criterion)
-        row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
-        return None if row is None else struct_from_row(row, Model)
+    row_class = ModelRow
+    resource_class = Model
 
     async def list_page(self, page: Page, provider: Provider | None) -> Listing[Model]:
         query = select(ModelRow)
         if provider is not None:
             query = query.where(ModelRow.provider == provider)
         return await fetch_page(self._connection, query, ModelRow.id.desc(), page, Model)
-
-    async def save(self, model: Model) -> bool:
-        values = {name: getattr(model, name) for name in Model.__struct_fields__ if name not in _FIXED_COLUMNS}
-        try:
-            await self._connection.execute(update(ModelRow).where(ModelRow.id == model.id).values(**values))
-        except IntegrityError:
-            return False
-        return True
-
-    async def delete(self, model_id: str) -> None:
-        await self._connection.execute(delete(ModelRow).where(ModelRow.id == model_id))

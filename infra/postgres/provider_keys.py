@@ -3,14 +3,13 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import LargeBinary, Text, UniqueConstraint, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import LargeBinary, Text, UniqueConstraint, delete, func, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.provider_keys import ProviderKey
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
+from infra.postgres.catalog import LOCK_CLAUSES, insert_row, replace_nul, update_row
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.pages import fetch_page
@@ -35,7 +34,6 @@ class ProviderKeyRow(Base):
 _ROW_MAPPER = RowMapper(ProviderKeyRow, ProviderKey)
 _LISTED_COLUMNS = [column for column in ProviderKeyRow.__table__.columns if column.name != "sealed"]
 _FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM provider_keys WHERE "
-_LOCK_CLAUSES = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
 _USERS_SQL = (
     "SELECT 'model ' || name AS used_by FROM models WHERE api_key_name = $1 "
     "UNION ALL SELECT 'tool ' || name FROM tools WHERE $1 = ANY (key_names) ORDER BY used_by"
@@ -51,26 +49,23 @@ class PostgresProviderKeys:
 
     async def add(self, key: ProviderKey, sealed: bytes) -> bool:
         values = {name: getattr(key, name) for name in ProviderKey.__struct_fields__}
-        inserted = await self._connection.execute(
-            insert(ProviderKeyRow).values(**values, sealed=sealed).on_conflict_do_nothing().returning(ProviderKeyRow.id)
-        )
-        return inserted.first() is not None
+        return await insert_row(self._connection, ProviderKeyRow, {**values, "sealed": sealed})
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> ProviderKey | None:
         row_id = ids.decode_id("pkey", reference)
         if row_id is not None:
-            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{_LOCK_CLAUSES[lock]}", row_id)
+            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{LOCK_CLAUSES[lock]}", row_id)
         else:
-            name = reference.replace("\0", "\ufffd")
+            name = replace_nul(reference)
             record = await self._connection.fetch_row(
-                f"{_FIND_SQL} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{_LOCK_CLAUSES[lock]}", name
+                f"{_FIND_SQL} (name = $1 OR slug = $1) ORDER BY name = $1 DESC LIMIT 1{LOCK_CLAUSES[lock]}", name
             )
         return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def list_page(self, page: Page, service: str | None) -> Listing[ProviderKey]:
         query = select(*_LISTED_COLUMNS)
         if service is not None:
-            query = query.where(func.lower(ProviderKeyRow.service) == service.lower().replace("\0", "\ufffd"))
+            query = query.where(func.lower(ProviderKeyRow.service) == replace_nul(service.lower()))
         return await fetch_page(self._connection, query, ProviderKeyRow.id.desc(), page, ProviderKey)
 
     async def save(self, key: ProviderKey, sealed: bytes | None) -> bool:
@@ -78,11 +73,7 @@ class PostgresProviderKeys:
         values: dict[str, Any] = {name: getattr(key, name) for name in names}
         if sealed is not None:
             values["sealed"] = sealed
-        try:
-            await self._connection.execute(update(ProviderKeyRow).where(ProviderKeyRow.id == key.id).values(**values))
-        except IntegrityError:
-            return False
-        return True
+        return await update_row(self._connection, ProviderKeyRow, key.id, values)
 
     async def delete(self, key_id: str) -> None:
         await self._connection.execute(delete(ProviderKeyRow).where(ProviderKeyRow.id == key_id))

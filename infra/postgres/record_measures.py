@@ -66,6 +66,16 @@ class RecordMeasures(msgspec.Struct, frozen=True, kw_only=True):
             f"FROM ({self.build_sums_query(source)}) AS s"
         )
 
+    def build_delete(self) -> str:
+        """Return a DELETE of the records whose ids are `$1`, which counts them, and what they counted."""
+        return (
+            # In order, so that two that delete the same do not wait for each other.
+            f"WITH locked AS (SELECT id FROM {self.kind} WHERE id = ANY ($1) ORDER BY id FOR UPDATE), "
+            f"gone AS (DELETE FROM {self.kind} WHERE id IN (SELECT id FROM locked) "
+            f"RETURNING {', '.join(self.measured_columns)}, -1 AS sign), "
+            f"noted AS ({self.build_delta_insert('gone')}) SELECT count(*) FROM gone"
+        )
+
     def build_dims_filter(self, filters: dict[str, Any], place: int) -> tuple[str, list[Any]]:
         """Return conditions on the array `dims`, with parameters from `$place` on, and the parameters."""
         conditions, values = list[str](), list[Any]()

@@ -3,15 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Select, Text, UniqueConstraint, delete, exists, func, select, text, update
+from sqlalchemy import ForeignKey, Select, Text, UniqueConstraint, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.schedules import DueSchedule, Schedule, ScheduleOutcome, ScheduleRun, ScheduleTarget
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
-from infra.postgres.connection import TxConnection
+from infra.postgres.catalog import CatalogRepository
 from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.execution_rows import ExecutionRow
 from infra.postgres.pages import fetch_page
@@ -66,41 +65,16 @@ class ScheduleRunRow(Base):
     settled_at: Mapped[datetime] = mapped_column(create_timestamp())
 
 
-_ALL_COLUMNS = [column.name for column in ScheduleRow.__table__.columns]
-_FIXED_COLUMNS = frozenset({"id", "tenant_id", "created_at"})
 _BOUND_TENANT = func.current_setting("paddock.tenant_id")
 # In the words of the index, so that it serves.
 _IS_OPEN_SQL = text("executions.status NOT IN ('completed', 'failed', 'cancelled')")
-_LOCK_SQL = text(
-    "SELECT pg_advisory_xact_lock(hashtextextended('schedules of ' || current_setting('paddock.tenant_id'), 0))"
-)
 
 
-def _select_schedules() -> Select[Any]:
-    last = select(ExecutionRow.status).where(ExecutionRow.id == ScheduleRow.last_execution_id)
-    return select(ScheduleRow, last.scalar_subquery().label("last_status"))
-
-
-class PostgresSchedules:
+class PostgresSchedules(CatalogRepository[Schedule]):
     """Provide `domain.schedules.Schedules` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-
-    async def add(self, schedule: Schedule) -> bool:
-        values = {name: getattr(schedule, name) for name in _ALL_COLUMNS}
-        inserted = await self._connection.execute(
-            insert(ScheduleRow).values(**values).on_conflict_do_nothing().returning(ScheduleRow.id)
-        )
-        return inserted.first() is not None
-
-    async def find(self, reference: str, lock: bool = False) -> Schedule | None:
-        is_id = ids.decode_id("sched", reference) is not None
-        query = _select_schedules().where(
-            ScheduleRow.id == reference if is_id else ScheduleRow.name == reference.replace("\0", "\ufffd")
-        )
-        row = (await self._connection.execute(query.with_for_update(of=ScheduleRow) if lock else query)).first()
-        return None if row is None else struct_from_row(row, Schedule)
+    row_class = ScheduleRow
+    resource_class = Schedule
 
     async def try_lock(self, schedule_id: str) -> Schedule | None:
         query = select(ScheduleRow).where(ScheduleRow.id == schedule_id).with_for_update(skip_locked=True)
@@ -108,23 +82,12 @@ class PostgresSchedules:
         return None if row is None else struct_from_row(row, Schedule)
 
     async def list_page(self, page: Page, enabled: bool | None) -> Listing[Schedule]:
-        query = _select_schedules() if enabled is None else _select_schedules().where(ScheduleRow.enabled == enabled)
+        query = self._select() if enabled is None else self._select().where(ScheduleRow.enabled == enabled)
         return await fetch_page(self._connection, query, ScheduleRow.id.desc(), page, Schedule)
 
-    async def save(self, schedule: Schedule) -> bool:
-        values = {name: getattr(schedule, name) for name in _ALL_COLUMNS if name not in _FIXED_COLUMNS}
-        try:
-            await self._connection.execute(update(ScheduleRow).where(ScheduleRow.id == schedule.id).values(**values))
-        except IntegrityError:
-            return False
-        return True
-
-    async def delete(self, schedule_id: str) -> None:
-        await self._connection.execute(delete(ScheduleRow).where(ScheduleRow.id == schedule_id))
-
     async def count(self) -> int:
-        await self._connection.execute(_LOCK_SQL)
-        return (await self._connection.execute(select(func.count()).select_from(ScheduleRow))).scalar_one()
+        await self._lock_table()
+        return await super().count()
 
     async def list_names_by_target(self, kind: ScheduleTarget, row_id: str) -> list[str]:
         column = {"agent": ScheduleRow.agent_id, "crew": ScheduleRow.crew_id, "workflow": ScheduleRow.workflow_id}[kind]
@@ -179,3 +142,7 @@ class PostgresSchedules:
             else:
                 result.append(DueSchedule(schedule_id=ids.encode_id("sched", row.schedule_id), tenant_id=row.tenant_id))
         return result, soon
+
+    def _select(self) -> Select[Any]:
+        last = select(ExecutionRow.status).where(ExecutionRow.id == ScheduleRow.last_execution_id)
+        return select(ScheduleRow, last.scalar_subquery().label("last_status"))

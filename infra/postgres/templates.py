@@ -1,17 +1,15 @@
 """Prompt templates in Postgres."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
-from sqlalchemy import ARRAY, Text, UniqueConstraint, delete, select, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ARRAY, Text, UniqueConstraint, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.templates import Template
-from infra.postgres.connection import TxConnection
+from infra.postgres.catalog import CatalogRepository, fetch_by_reference
 from infra.postgres.db import Base, Id, RowMapper, create_timestamp
 from infra.postgres.pages import fetch_page
 
@@ -33,51 +31,24 @@ class TemplateRow(Base):
 
 _ROW_MAPPER = RowMapper(TemplateRow, Template)
 _FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM templates WHERE "
-_LOCK_CLAUSES = {False: "", True: " FOR UPDATE", "share": " FOR SHARE"}
-_ALL_FIELDS = Template.__struct_fields__
-_MUTABLE_COLUMNS = [name for name in _ALL_FIELDS if name not in ("id", "tenant_id", "created_at")]
 _USERS_SQL = """
     SELECT 'agent ' || name AS used_by FROM agents WHERE template_id = $1 AND deleted_at IS NULL
     UNION ALL SELECT 'task ' || name FROM tasks WHERE template_id = $1 ORDER BY 1
 """
 
 
-class PostgresTemplates:
+class PostgresTemplates(CatalogRepository[Template]):
     """Provide `domain.templates.Templates` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-
-    async def add(self, template: Template) -> bool:
-        values = {name: getattr(template, name) for name in _ALL_FIELDS}
-        inserted = await self._connection.execute(
-            insert(TemplateRow).values(**values).on_conflict_do_nothing().returning(TemplateRow.id)
-        )
-        return inserted.first() is not None
+    row_class = TemplateRow
+    resource_class = Template
 
     async def find(self, reference: str, lock: bool | Literal["share"] = False) -> Template | None:
-        row_id = ids.decode_id("tpl", reference)
-        if row_id is not None:
-            record = await self._connection.fetch_row(f"{_FIND_SQL} id = $1{_LOCK_CLAUSES[lock]}", row_id)
-        else:
-            record = await self._connection.fetch_row(
-                f"{_FIND_SQL} name = $1{_LOCK_CLAUSES[lock]}", reference.replace("\0", "\ufffd")
-            )
+        record = await fetch_by_reference(self._connection, _FIND_SQL, "tpl", reference, lock)
         return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def list_page(self, page: Page) -> Listing[Template]:
         return await fetch_page(self._connection, select(TemplateRow), TemplateRow.id.desc(), page, Template)
-
-    async def save(self, template: Template) -> bool:
-        values: dict[str, Any] = {name: getattr(template, name) for name in _MUTABLE_COLUMNS}
-        try:
-            await self._connection.execute(update(TemplateRow).where(TemplateRow.id == template.id).values(**values))
-        except IntegrityError:
-            return False
-        return True
-
-    async def delete(self, template_id: str) -> None:
-        await self._connection.execute(delete(TemplateRow).where(TemplateRow.id == template_id))
 
     async def list_users(self, template_id: str) -> list[str]:
         return [

@@ -3,16 +3,14 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Text, UniqueConstraint, any_, delete, func, literal, or_, select, text, update
+from sqlalchemy import Text, UniqueConstraint, any_, delete, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.shared import ids
 from domain.shared.pages import Listing, Page
 from domain.tools import BuiltInToolState, Tool, ToolFilter
 from infra.postgres.accounts import TenantRow
-from infra.postgres.connection import TxConnection
+from infra.postgres.catalog import SluggedRepository, replace_nul
 from infra.postgres.db import Base, Id, create_json_column, create_timestamp, struct_from_row
 from infra.postgres.pages import fetch_page
 
@@ -51,42 +49,13 @@ class DisabledToolRow(Base):
 
 
 _BOUND_TENANT = func.current_setting("paddock.tenant_id")
-_LOCK_SQL = text(
-    "SELECT pg_advisory_xact_lock(hashtextextended('tools of ' || current_setting('paddock.tenant_id'), 0))"
-)
 
 
-def _build_values(tool: Tool) -> dict[str, Any]:
-    values = {column.name: getattr(tool, column.name, None) for column in ToolRow.__table__.columns}
-    return {**values, "key_names": sorted(set(tool.secrets.values()))}
-
-
-class PostgresTools:
+class PostgresTools(SluggedRepository[Tool]):
     """Provide `domain.tools.Tools` on Postgres."""
 
-    def __init__(self, connection: TxConnection) -> None:
-        self._connection = connection
-
-    async def add(self, tool: Tool) -> bool:
-        inserted = await self._connection.execute(
-            insert(ToolRow).values(**_build_values(tool)).on_conflict_do_nothing().returning(ToolRow.id)
-        )
-        return inserted.first() is not None
-
-    async def find(self, reference: str, lock: bool = False) -> Tool | None:
-        name = reference.replace("\0", "\ufffd")
-        is_id = ids.decode_id("tool", reference) is not None
-        criterion = ToolRow.id == reference if is_id else or_(ToolRow.slug == name, ToolRow.name == name)
-        query = select(ToolRow).where(criterion).order_by((ToolRow.name == name).desc())
-        row = (await self._connection.execute(query.with_for_update() if lock else query)).first()
-        return None if row is None else struct_from_row(row, Tool)
-
-    async def list_by_reference(self, references: list[str]) -> list[Tool]:
-        row_ids = [reference for reference in references if ids.decode_id("tool", reference) is not None]
-        named = [reference.replace("\0", "\ufffd") for reference in references]
-        criterion = or_(ToolRow.id.in_(row_ids), ToolRow.slug.in_(named), ToolRow.name.in_(named))
-        result = await self._connection.execute(select(ToolRow).where(criterion))
-        return [struct_from_row(row, Tool) for row in result]
+    row_class = ToolRow
+    resource_class = Tool
 
     async def list_page(self, page: Page, narrowed: ToolFilter) -> Listing[Tool]:
         query = select(ToolRow)
@@ -96,27 +65,12 @@ class PostgresTools:
             (ToolRow.tool_type, narrowed.tool_type),
         ):
             if criterion is not None:
-                query = query.where(
-                    column == (criterion.replace("\0", "\ufffd") if isinstance(criterion, str) else criterion)
-                )
+                query = query.where(column == (replace_nul(criterion) if isinstance(criterion, str) else criterion))
         return await fetch_page(self._connection, query, ToolRow.id.desc(), page, Tool)
 
-    async def save(self, tool: Tool) -> bool:
-        values = _build_values(tool)
-        for fixed in ("id", "tenant_id", "created_at"):
-            del values[fixed]
-        try:
-            await self._connection.execute(update(ToolRow).where(ToolRow.id == tool.id).values(**values))
-        except IntegrityError:
-            return False
-        return True
-
-    async def delete(self, tool_id: str) -> None:
-        await self._connection.execute(delete(ToolRow).where(ToolRow.id == tool_id))
-
     async def count(self) -> int:
-        await self._connection.execute(_LOCK_SQL)
-        return (await self._connection.execute(select(func.count()).select_from(ToolRow))).scalar_one()
+        await self._lock_table()
+        return await super().count()
 
     async def list_by_provider_key(self, key_slug: str) -> list[Tool]:
         query = (
@@ -140,3 +94,6 @@ class PostgresTools:
         off = insert(DisabledToolRow).values(tenant_id=_BOUND_TENANT, tool_id=tool_id, since=now)
         await self._connection.execute(off.on_conflict_do_nothing())
         return False
+
+    def _collect_values(self, resource: Tool) -> dict[str, Any]:
+        return {**super()._collect_values(resource), "key_names": sorted(set(resource.secrets.values()))}

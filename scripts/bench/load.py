@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -12,12 +11,13 @@ import asyncpg
 import msgspec
 import uvicorn
 import uvloop
-from litestar import Litestar, Request, post
+from litestar import Litestar, Request, get, post
 
 from domain import evaluations
 from domain.evaluations import NewEvaluation
 from domain.shared import ids
 from infra.embedded import find_free_ports
+from scripts.bench.environment import run_server
 
 TIMEOUT_SECONDS = 120
 
@@ -150,7 +150,11 @@ def copy_rows(url: str, table: str, columns: list[str], rows: list[tuple[Any, ..
 
 
 def serve_bare_handlers(port: int) -> None:
-    """Serve Litestar handlers that parse the same bodies as the real ones, and store nothing."""
+    """Serve Litestar handlers that do nothing, or parse the same bodies as the real ones, and store nothing."""
+
+    @get("/", sync_to_thread=False)
+    def get_status() -> dict[str, str]:
+        return {"status": "completed"}
 
     @post("/evaluations")
     async def post_evaluation(request: Request[Any, Any, Any]) -> NewEvaluation:
@@ -160,7 +164,7 @@ def serve_bare_handlers(port: int) -> None:
     async def post_artifact(request: Request[Any, Any, Any]) -> dict[str, int]:
         return {"size_bytes": len(await request.body())}
 
-    app = Litestar([post_evaluation, post_artifact], openapi_config=None, logging_config=None)
+    app = Litestar([get_status, post_evaluation, post_artifact], openapi_config=None, logging_config=None)
     uvicorn.run(app, port=port, log_config=None, access_log=False, server_header=False)
 
 
@@ -168,16 +172,5 @@ def serve_bare_handlers(port: int) -> None:
 async def run_bare_handlers() -> AsyncIterator[int]:
     """Run the bare handlers in a process of their own. Yields their port."""
     port = find_free_ports(1)[0]
-    code = f"from scripts.bench.load import serve_bare_handlers as serve; serve({port})"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                break
-            await asyncio.sleep(0.05)
+    async with run_server(port, "-c", f"from scripts.bench.load import serve_bare_handlers as serve; serve({port})"):
         yield port
-    finally:
-        process.terminate()
-        await process.wait()

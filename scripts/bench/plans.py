@@ -1,15 +1,13 @@
 """Measure what a plan adds to its steps: a thousand empty steps, ten wide, against the same runs without a plan."""
 
 import asyncio
-import os
 import statistics
-import tempfile
 import time
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
-from infra.embedded import find_free_ports
+from scripts.bench.environment import run_bench_system
+from scripts.bench.figures import BenchRow, measure_rate, print_rows
 from scripts.bench.soak import BenchClient, pack_agent
 from scripts.system import System
 
@@ -17,8 +15,6 @@ PLAN_STEPS: Final = 1000
 PLAN_WIDTH: Final = 10
 NO_OP_SOURCE: Final = "def handle(payload):\n    return {}\n"
 _PAGE_SIZE: Final = 500
-
-Row = tuple[str, str, str]
 
 
 def _build_workflow(name: str, after_all: bool) -> dict[str, Any]:
@@ -53,20 +49,12 @@ async def _time_plan(client: BenchClient, name: str, after_all: bool) -> tuple[f
 
 async def _time_bare_runs(client: BenchClient, agent_id: str) -> float:
     """Return the seconds of as many runs without a plan, as many in flight."""
-    left = iter(range(PLAN_STEPS))
-
-    async def run_next() -> None:
-        for _ in left:
-            await client.run_agent(agent_id, {})
-
-    began = time.perf_counter()
-    await asyncio.gather(*(run_next() for _ in range(PLAN_WIDTH)))
-    return time.perf_counter() - began
+    return PLAN_STEPS / await measure_rate(lambda: client.run_agent(agent_id, {}), PLAN_STEPS, PLAN_WIDTH)
 
 
-async def measure_plans(system: System) -> list[Row]:
+async def measure_plans(system: System) -> list[BenchRow]:
     """Return every figure: what, the ratio, and what it is a ratio of."""
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
         agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
         await _time_bare_runs(client, agent_id)
@@ -91,13 +79,9 @@ async def measure_plans(system: System) -> list[Row]:
 
 async def main() -> None:
     """Measure on a system of its own, and print."""
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.run():
-            for what, ratio, to in await measure_plans(system):
-                print(f"{what:<64}{ratio:>8}   {to}", flush=True)
+    async with run_bench_system() as system:
+        print_rows(await measure_plans(system))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PADDOCK_LOG_LEVEL", "WARNING")
     asyncio.run(main())

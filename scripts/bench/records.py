@@ -9,16 +9,12 @@ import asyncio
 import contextlib
 import functools
 import multiprocessing
-import os
-import secrets
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import asyncpg
@@ -26,10 +22,11 @@ import msgspec
 
 from domain.shared import ids
 from domain.stats import QUANTILE_FRACTIONS, RecordKind
-from infra.embedded import find_free_ports
 from infra.postgres.connection import AsyncpgConnection, TxConnection
 from infra.postgres.record_measures import MEASURES_BY_KIND
 from infra.postgres.stats import PostgresStats
+from scripts.bench.environment import run_bench_system
+from scripts.bench.figures import BenchRow, print_rows
 from scripts.bench.load import LoadResult, copy_rows, run_bare_handlers, send_load
 from scripts.bench.resources import measure_cpu_seconds, measure_memory_mib
 from scripts.bench.sample_records import (
@@ -39,10 +36,9 @@ from scripts.bench.sample_records import (
     build_row_expressions,
     convert_to_rows,
 )
-from scripts.bench.soak import BenchClient
+from scripts.bench.soak import BenchClient, register_tenant
 from scripts.system import System
 
-Row = tuple[str, str, str]
 FULL_SIZES, SMALL_SIZES = (1_000_000, 10_000_000), (100_000, 1_000_000)
 # Both sides of a ratio in turn, so that what else the machine does falls on both.
 COMPARISON_ROUNDS = 3
@@ -62,7 +58,7 @@ class RecordsBench:
     def __init__(
         self, system: System, owner: AsyncpgConnection, pool: ProcessPoolExecutor, sizes: tuple[int, int]
     ) -> None:
-        self.system, self.rows, self._owner, self._pool, self._sizes = system, list[Row](), owner, pool, sizes
+        self.system, self.rows, self._owner, self._pool, self._sizes = system, list[BenchRow](), owner, pool, sizes
         self._tenant_id = self._user_id = self._key = ""
         # Milliseconds in the ids of rows that are made in SQL.
         self._made = int(time.time() * 1000)
@@ -169,13 +165,7 @@ class RecordsBench:
 
     async def measure_statistics(self) -> None:
         """Measure statistics and lists over many rows of a new tenant."""
-        name = secrets.token_hex(6)
-        account = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"bench-{name}"}
-        async with BenchClient(self.system.url, {}) as anonymous:
-            token = (await anonymous.call_api("POST", "auth/register", account))["access_token"]
-        async with BenchClient(self.system.url, {"Authorization": f"Bearer {token}"}) as admin:
-            self._tenant_id = (await admin.call_api("GET", "auth/me"))["tenant_id"]
-            self._key = (await admin.call_api("POST", "api-keys", {"name": "bench"}))["key"]
+        self._tenant_id, self._key = await register_tenant(self.system.url)
         await self._owner.execute("SELECT set_config('paddock.tenant_id', $1, false)", self._tenant_id)
         first, last = self._sizes
         await self._insert_rows("artifacts", first)
@@ -331,7 +321,7 @@ async def _sample_memory(pid: int, peaks: list[float], stop: asyncio.Event) -> N
             await asyncio.wait_for(stop.wait(), 0.02)
 
 
-async def measure_records(system: System, sizes: tuple[int, int] = FULL_SIZES) -> list[Row]:
+async def measure_records(system: System, sizes: tuple[int, int] = FULL_SIZES) -> list[BenchRow]:
     """Return every figure: what, the ratio, and what it is a ratio of."""
     owner = await asyncpg.connect(system.settings.database_owner_url.reveal(), server_settings={"jit": "off"})
     try:
@@ -345,14 +335,9 @@ async def measure_records(system: System, sizes: tuple[int, int] = FULL_SIZES) -
 
 async def main(sizes: tuple[int, int]) -> None:
     """Measure and print."""
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.run():
-            print(f"{'figure':<58}{'ratio':>8}   to")
-            for what, ratio, to in await measure_records(system, sizes):
-                print(f"{what:<58}{ratio:>8}   {to}", flush=True)
+    async with run_bench_system() as system:
+        print_rows(await measure_records(system, sizes))
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PADDOCK_LOG_LEVEL", "WARNING")
     asyncio.run(main(SMALL_SIZES if "--small" in sys.argv[1:] else FULL_SIZES))

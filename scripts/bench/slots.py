@@ -4,9 +4,8 @@ Prints medians in milliseconds and as multiples of `python -I -S -c pass`, of th
 """
 
 import asyncio
+import functools
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable
@@ -24,6 +23,7 @@ from infra.sandbox import (
     WarmSandbox,
     encode_request,
 )
+from scripts.bench.figures import measure_rate, time_interpreter
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ TIMEOUT_SECONDS = 10.0
 
 async def main() -> None:
     """Measure and print."""
-    floor = _time_interpreter()
+    floor = statistics.median(time_interpreter() for _ in range(STAGE_ROUNDS))
     print(f"{'python -I -S -c pass':<42}{floor:8.2f} ms")
     with tempfile.TemporaryDirectory(prefix="paddock-bench-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
@@ -53,19 +53,11 @@ async def main() -> None:
                     middle = statistics.median(seconds) * 1000
                     print(f"{name + ': ' + what:<42}{middle:8.2f} ms {middle / floor:6.2f} x")
                 print(f"{name + ': memory of its own, waiting':<42}{statistics.median(held_mib) / 1e6:8.2f} MB")
-                rate = await _measure_rate(sandbox, program)
+                run_program = functools.partial(sandbox.run_program, program, b"{}", _ignore_output)
+                rate = await measure_rate(run_program, TOTAL_RUNS, RUNS_IN_FLIGHT)
                 print(f"{name + f': runs per second, {RUNS_IN_FLIGHT} in flight':<42}{rate:8.0f}")
             finally:
                 await sandbox.close()
-
-
-def _time_interpreter() -> float:
-    took = []
-    for _ in range(STAGE_ROUNDS):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
-        took.append((time.perf_counter() - began) * 1000)
-    return statistics.median(took)
 
 
 async def _time_stages(maker: SandboxBackend, program: SandboxProgram) -> tuple[dict[str, list[float]], list[int]]:
@@ -114,16 +106,6 @@ async def _time_stages(maker: SandboxBackend, program: SandboxProgram) -> tuple[
             await time_stage("run in a blank slot", run_program(tree))
         await time_stage("run cold", run_cold())
     return took, held_mib
-
-
-async def _measure_rate(sandbox: WarmSandbox, program: SandboxProgram) -> float:
-    async def run_share() -> None:
-        for _ in range(TOTAL_RUNS // RUNS_IN_FLIGHT):
-            await sandbox.run_program(program, b"{}", _ignore_output)
-
-    began = time.perf_counter()
-    await asyncio.gather(*(run_share() for _ in range(RUNS_IN_FLIGHT)))
-    return TOTAL_RUNS / (time.perf_counter() - began)
 
 
 def _ignore_output(_: OutputStream, __: bytes) -> None:

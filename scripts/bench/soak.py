@@ -115,21 +115,22 @@ class BenchClient:
             await asyncio.sleep(0.1)
 
 
-async def register_tenant(url: str) -> BenchClient:
-    """Register a tenant. Returns its client with an API key."""
+async def register_tenant(url: str) -> tuple[str, str]:
+    """Register a tenant. Returns its id, and an API key."""
     name = secrets.token_hex(6)
     async with BenchClient(url, {}) as anonymous:
-        body = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"soak-{name}"}
+        body = {"email": f"{name}@example.com", "password": secrets.token_hex(8), "tenant_id": f"bench-{name}"}
         token = (await anonymous.call_api("POST", "auth/register", body))["access_token"]
     async with BenchClient(url, {"Authorization": f"Bearer {token}"}) as admin:
-        key = (await admin.call_api("POST", "api-keys", {"name": "soak"}))["key"]
-    return BenchClient(url, {"X-API-Key": key})
+        key = await admin.call_api("POST", "api-keys", {"name": "bench"})
+    return key["tenant_id"], key["key"]
 
 
 async def run_soak(system: System, tenants: int, executions: int, in_flight: int, during: Any = None) -> SoakResult:
     """Run `executions` of `tenants`, so many in flight in all, while `during()` does its worst; then look at each."""
     async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(await register_tenant(system.url)) for _ in range(tenants)]
+        keys = [(await register_tenant(system.url))[1] for _ in range(tenants)]
+        clients = [await stack.enter_async_context(BenchClient(system.url, {"X-API-Key": key})) for key in keys]
         archive = pack_agent()
         agents = await asyncio.gather(*(client.deploy_agent("soak", archive) for client in clients))
         for client, agent_id in zip(clients, agents, strict=True):

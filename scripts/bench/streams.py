@@ -9,13 +9,9 @@ import asyncio
 import functools
 import json
 import os
-import sys
-import tempfile
 import time
-from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +20,8 @@ import uvloop
 from websockets.asyncio.client import connect
 
 from infra.embedded import find_free_ports
+from scripts.bench.environment import run_bench_system, run_server
+from scripts.bench.figures import BenchRow, print_rows
 from scripts.bench.resources import measure_memory_mib
 from scripts.system import System
 
@@ -31,8 +29,6 @@ STREAM_COUNT, TOKENS_PER_STREAM = 200, 500
 # Milliseconds between two tokens, as a model of that size makes them; and none, for the most that goes through.
 TOKEN_PAUSES_MS = (40, 0)
 WARM_UP_STREAMS = 20
-
-Row = tuple[str, str, str]
 
 
 class StreamReading(msgspec.Struct):
@@ -47,22 +43,8 @@ class StreamReading(msgspec.Struct):
 async def run_provider() -> AsyncIterator[str]:
     """Run the scripted provider in a process of its own. Yields its URL."""
     port = find_free_ports(1)[0]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.support.fake_provider", str(port), stdout=DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        async with httpx.AsyncClient() as client:
-            for _ in range(200):
-                try:
-                    await client.get(f"{url}/v1/models")
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-        yield f"{url}/v1"
-    finally:
-        process.terminate()
-        await process.wait()
+    async with run_server(port, "-m", "tests.support.fake_provider", str(port)):
+        yield f"http://127.0.0.1:{port}/v1"
 
 
 async def read_directly(url: str, model: str) -> StreamReading:
@@ -153,9 +135,9 @@ def _collect_delays(reads: list[StreamReading]) -> list[float]:
     return sorted(late for read in reads for late in read.late)
 
 
-async def measure_streams(system: System, url: str) -> list[Row]:
+async def measure_streams(system: System, url: str) -> list[BenchRow]:
     """Measure both ways at each pace."""
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     headers = {"X-API-Key": system.admin_key}
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", headers=headers, timeout=60) as client:
         for pace in TOKEN_PAUSES_MS:
@@ -197,13 +179,8 @@ def _measure_memory(system: System) -> dict[str, int]:
 async def main() -> None:
     """Measure and print."""
     os.environ["PADDOCK_PRIVATE_HOSTS"] = "127.0.0.1"
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.run(), run_provider() as url:
-            rows = await measure_streams(system, url)
-    print(f"{'figure':<76}{'ratio':>7}   to")
-    for what, ratio, to in rows:
-        print(f"{what:<76}{ratio:>7}   {to}", flush=True)
+    async with run_bench_system() as system, run_provider() as url:
+        print_rows(await measure_streams(system, url))
 
 
 if __name__ == "__main__":

@@ -4,24 +4,22 @@
 """
 
 import asyncio
-import contextlib
 import functools
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import uvicorn
-from litestar import Litestar, get
 
 from infra.embedded import find_free_ports
 from scripts.bench import plans, records, streams
+from scripts.bench.environment import run_bench_system
+from scripts.bench.figures import BenchRow, measure_rate, print_rows, time_interpreter
+from scripts.bench.load import run_bare_handlers
 from scripts.bench.resources import measure_cpu_seconds, measure_memory_mib
 from scripts.bench.soak import BenchClient, SoakResult, pack_agent, run_soak
 from scripts.system import System
@@ -38,15 +36,6 @@ SOAK_TENANTS = 20
 SOAK_EXECUTIONS = 5000
 NO_OP_SOURCE = "def handle(payload):\n    return payload\n"
 NUMPY_SOURCE = "import numpy\ndef handle(payload):\n    return {'sum': int(numpy.arange(10).sum())}\n"
-
-Row = tuple[str, str, str]
-
-
-def _time_interpreter() -> float:
-    """Return the milliseconds of one `python -I -S -c pass`."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
-    return (time.perf_counter() - began) * 1000
 
 
 def compute_quantile(values: list[float], share: float) -> float:
@@ -67,57 +56,19 @@ async def _run_agent(client: BenchClient, agent_id: str) -> Any:
     return ended
 
 
-async def _measure_rate(call: Callable[[], Awaitable[Any]], total: int, width: int) -> float:
-    """Calls per second with so many in flight."""
-    left = iter(range(total))
-
-    async def call_next() -> None:
-        for _ in left:
-            await call()
-
-    began = time.perf_counter()
-    await asyncio.gather(*(call_next() for _ in range(width)))
-    return total / (time.perf_counter() - began)
-
-
 def _count_seconds(start: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
-def _serve_bare_handler(port: int) -> None:
-    """Serve a Litestar handler that does nothing."""
-
-    @get("/", sync_to_thread=False)
-    def get_status() -> dict[str, str]:
-        return {"status": "completed"}
-
-    uvicorn.run(
-        Litestar([get_status], openapi_config=None, logging_config=None), port=port, log_config=None, access_log=False
-    )
-
-
 async def _measure_bare_rate() -> float:
-    port = find_free_ports(1)[0]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", f"from scripts.bench.suite import _serve_bare_handler as serve; serve({port})")
-    )
-    try:
-        async with aiohttp.ClientSession() as http:
+    async with run_bare_handlers() as port, aiohttp.ClientSession() as http:
 
-            async def call_handler() -> None:
-                async with http.get(f"http://127.0.0.1:{port}/") as answer:
-                    await answer.read()
+        async def call_handler() -> None:
+            async with http.get(f"http://127.0.0.1:{port}/") as answer:
+                await answer.read()
 
-            for _ in range(200):
-                with contextlib.suppress(aiohttp.ClientConnectionError):
-                    await call_handler()
-                    break
-                await asyncio.sleep(0.05)
-            await _measure_rate(call_handler, 200, RUNS_IN_FLIGHT)
-            return await _measure_rate(call_handler, TIMED_READS, RUNS_IN_FLIGHT)
-    finally:
-        process.terminate()
-        await process.wait()
+        await measure_rate(call_handler, 200, RUNS_IN_FLIGHT)
+        return await measure_rate(call_handler, TIMED_READS, RUNS_IN_FLIGHT)
 
 
 async def _time_single_runs(
@@ -133,11 +84,11 @@ async def _time_single_runs(
         took.append(duration)
         runs.append(ended)
         await asyncio.sleep(pause)
-        floor.append(await asyncio.to_thread(_time_interpreter))
+        floor.append(await asyncio.to_thread(time_interpreter))
     return took, floor, runs
 
 
-async def _measure_latency(client: BenchClient, agent_id: str) -> tuple[list[Row], float, float, str]:
+async def _measure_latency(client: BenchClient, agent_id: str) -> tuple[list[BenchRow], float, float, str]:
     took, floor, runs = await _time_single_runs(client, agent_id, SINGLE_RUNS)
     base, p50, p95 = statistics.median(floor), statistics.median(took), compute_quantile(took, 0.95)
     waits = [_count_seconds(run["created_at"], run["started_at"]) * 1000 for run in runs]
@@ -163,7 +114,7 @@ async def _measure_latency(client: BenchClient, agent_id: str) -> tuple[list[Row
     )
 
 
-async def _measure_numpy_agent(client: BenchClient, no_op: float) -> Row:
+async def _measure_numpy_agent(client: BenchClient, no_op: float) -> BenchRow:
     name = "hot agent that imports numpy, p50"
     try:
         agent_id = await client.deploy_agent("numpy", pack_agent(NUMPY_SOURCE, **{"requirements.txt": "numpy\n"}))
@@ -174,7 +125,7 @@ async def _measure_numpy_agent(client: BenchClient, no_op: float) -> Row:
     return name, f"{statistics.median(took) / statistics.median(floor) / no_op:.2f}", "the no-op's p50"
 
 
-async def _measure_first_runs(client: BenchClient, base: float) -> Row:
+async def _measure_first_runs(client: BenchClient, base: float) -> BenchRow:
     """Measure the first run of a new version."""
     agents = [await client.deploy_agent(f"fresh-{number}", pack_agent(NO_OP_SOURCE)) for number in range(FRESH_AGENTS)]
     await asyncio.sleep(1)
@@ -182,18 +133,18 @@ async def _measure_first_runs(client: BenchClient, base: float) -> Row:
     return "first run of a version, p50", f"{statistics.median(took) / base:.2f}", "python -I -S -c pass"
 
 
-async def measure_system(system: System) -> tuple[list[Row], float]:
+async def measure_system(system: System) -> tuple[list[BenchRow], float]:
     """Return every figure: what, the ratio, and what it is a ratio of; and milliseconds of an interpreter's start."""
     async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
         agent_id = await client.deploy_agent("no-op", pack_agent(NO_OP_SOURCE))
         rows, base, p50, memory_before = await _measure_latency(client, agent_id)
         rows.append(await _measure_numpy_agent(client, p50 / base))
         rows.append(await _measure_first_runs(client, base))
-        await _measure_rate(lambda: _run_agent(client, agent_id), 200, RUNS_IN_FLIGHT)
-        rate = await _measure_rate(lambda: _run_agent(client, agent_id), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
+        await measure_rate(lambda: _run_agent(client, agent_id), 200, RUNS_IN_FLIGHT)
+        rate = await measure_rate(lambda: _run_agent(client, agent_id), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
         rows.append(_format_rate(f"completed runs, {RUNS_IN_FLIGHT} in flight", rate, base))
-        await _measure_rate(lambda: client.call_api("GET", f"executions/{memory_before}"), 200, RUNS_IN_FLIGHT)
-        reads = await _measure_rate(
+        await measure_rate(lambda: client.call_api("GET", f"executions/{memory_before}"), 200, RUNS_IN_FLIGHT)
+        reads = await measure_rate(
             lambda: client.call_api("GET", f"executions/{memory_before}"), TIMED_READS, RUNS_IN_FLIGHT
         )
     rows.append(
@@ -202,11 +153,11 @@ async def measure_system(system: System) -> tuple[list[Row], float]:
     return rows, base
 
 
-def _format_rate(what: str, rate: float, base: float) -> Row:
+def _format_rate(what: str, rate: float, base: float) -> BenchRow:
     return what, f"{rate * base / 1000:.2f}", f"interpreter starts, one after the other ({rate:.0f} runs/s)"
 
 
-def _format_soak(result: SoakResult, base: float) -> list[Row]:
+def _format_soak(result: SoakResult, base: float) -> list[BenchRow]:
     start = "python -I -S -c pass"
     p50 = compute_quantile(result.took, 0.5)
     rows = [
@@ -223,7 +174,7 @@ def _format_soak(result: SoakResult, base: float) -> list[Row]:
     return rows
 
 
-async def _measure_idle() -> list[Row]:
+async def _measure_idle() -> list[BenchRow]:
     """Measure what an idle `paddock up` takes, beginning some time after its start."""
     with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
         process = await asyncio.create_subprocess_exec(
@@ -248,22 +199,14 @@ async def _measure_idle() -> list[Row]:
     ]
 
 
-def _print_rows(rows: list[Row]) -> None:
-    print(f"{'figure':<44}{'ratio':>8}   to")
-    for what, ratio, to in rows:
-        print(f"{what:<44}{ratio:>8}   {to}", flush=True)
-
-
 async def main() -> None:
     """Measure, soak and print."""
     idle = await _measure_idle()
-    with tempfile.TemporaryDirectory(prefix="paddock-bench-") as folder:
-        system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lambda _: None)
-        async with system.run():
-            rows, base = await measure_system(system)
-            _print_rows([*idle, *rows])
-            print(f"\nsoak: {SOAK_EXECUTIONS} executions of {SOAK_TENANTS} tenants, {RUNS_IN_FLIGHT} in flight")
-            _print_rows(_format_soak(await run_soak(system, SOAK_TENANTS, SOAK_EXECUTIONS, RUNS_IN_FLIGHT), base))
+    async with run_bench_system() as system:
+        rows, base = await measure_system(system)
+        print_rows([*idle, *rows])
+        print(f"\nsoak: {SOAK_EXECUTIONS} executions of {SOAK_TENANTS} tenants, {RUNS_IN_FLIGHT} in flight")
+        print_rows(_format_soak(await run_soak(system, SOAK_TENANTS, SOAK_EXECUTIONS, RUNS_IN_FLIGHT), base))
     print("\nplans")
     await plans.main()
     print("\nstreams of models")

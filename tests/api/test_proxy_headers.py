@@ -16,7 +16,7 @@ from api.proxy_logins import ProxyHeaders, read_login, remove_credential, select
 from domain.accounts import ProxyLogin, ProxyUser, has_login_changed, select_proxy_user
 from domain.shared.errors import DomainError
 from infra.settings import Settings, SettingsError, parse_networks, read_settings
-from tests.journeys.test_settings_of_the_documents import MINIMAL
+from tests.journeys.test_documented_settings import MINIMAL_SETTINGS
 
 TRUSTED_PROXIES = ("10.0.0.0/8", "fd00::7")
 WORKSPACE_HEADER = ("X-Databricks-Org-Id", "1653573648247579")
@@ -24,7 +24,7 @@ WORKSPACE_HEADER = ("X-Databricks-Org-Id", "1653573648247579")
 
 def build_settings(**values: str) -> Settings:
     proxy_settings = {"PADDOCK_PROXY_LOGIN": "databricks", "PADDOCK_TRUSTED_PROXIES": ",".join(TRUSTED_PROXIES)}
-    return read_settings({**MINIMAL, **proxy_settings, **values})
+    return read_settings({**MINIMAL_SETTINGS, **proxy_settings, **values})
 
 
 def build_headers(*pairs: tuple[str, str | bytes]) -> ProxyHeaders:
@@ -187,7 +187,7 @@ def test_proxy_login_settings_are_validated() -> None:
     with pytest.raises(SettingsError, match="PADDOCK_PROXY_WORKSPACE must be 1 to 53"):
         build_settings(PADDOCK_PROXY_WORKSPACE="My Workspace")
     # Settings of another system do not matter while sign-in is off.
-    assert read_settings({**MINIMAL, "DATABRICKS_WORKSPACE_ID": "My Workspace"}).proxy_login == "off"
+    assert read_settings({**MINIMAL_SETTINGS, "DATABRICKS_WORKSPACE_ID": "My Workspace"}).proxy_login == "off"
 
 
 def build_user(**fields: Any) -> ProxyUser:

@@ -12,8 +12,8 @@ from api import middleware
 from api.addresses import find_caller_address, group_address, normalize_address
 from api.connections import ConnectionBounds
 from infra.settings import SettingsError, parse_networks, read_settings
-from tests.journeys.test_agentops import judged
-from tests.journeys.test_settings_of_the_documents import MINIMAL
+from tests.journeys.test_documented_settings import MINIMAL_SETTINGS
+from tests.journeys.test_evaluations import wait_for_metrics
 from tests.support.case_inputs import find_case_folder
 from tests.support.clients import TenantClient, run_second_api
 
@@ -83,7 +83,7 @@ async def test_csv_export_is_safe_in_a_spreadsheet(acme: TenantClient) -> None:
         return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
 
     for evaluation_id in answer.json()["ids"]:
-        await judged(acme, evaluation_id)
+        await wait_for_metrics(acme, evaluation_id)
     plain = await export()
     assert not plain.startswith(b"\xef\xbb\xbf")
     assert {row[name] for row in read_rows(plain) for name in fields} == texts
@@ -159,7 +159,7 @@ def test_public_ipv6_addresses_are_grouped_by_network(address: str, group: str) 
 
 
 def test_connection_limit_of_an_address_covers_its_network() -> None:
-    settings = read_settings({**MINIMAL, "PADDOCK_CONNECTIONS_PER_ADDRESS": "2"})
+    settings = read_settings({**MINIMAL_SETTINGS, "PADDOCK_CONNECTIONS_PER_ADDRESS": "2"})
     bounds = ConnectionBounds(settings, ())
     opened = [bounds.open_connection((f"2a00:1450:4001:81b::{number}", 1, 0, 0)) for number in range(3)]
     assert opened[2] is None
@@ -187,7 +187,7 @@ def test_invalid_trusted_proxies_are_refused_at_start(entry: str) -> None:
 @pytest.mark.parametrize("entry", ["foo bar:x", "ollama:0", "10.0.0.0/33", "http://ollama:11434"])
 def test_invalid_private_hosts_are_refused_at_start(entry: str) -> None:
     with pytest.raises(SettingsError, match="PADDOCK_PRIVATE_HOSTS: "):
-        read_settings({**MINIMAL, "PADDOCK_PRIVATE_HOSTS": f"ollama:11434,{entry}"})
+        read_settings({**MINIMAL_SETTINGS, "PADDOCK_PRIVATE_HOSTS": f"ollama:11434,{entry}"})
 
 
 async def test_rate_limit_works_behind_a_proxy_that_writes_ports(system) -> None:

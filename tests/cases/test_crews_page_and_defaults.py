@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.test_kasal_crews import made
+from tests.journeys.test_crews import create_object
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, generate_name
@@ -78,7 +78,7 @@ async def test_examples_of_the_crews_page_work(acme: TenantClient, provider: Fak
         debug_result
     )
     name = await create_model(acme, provider, generate_name())
-    crew = await made(acme, "/crews", name="newsroom", **documents)
+    crew = await create_object(acme, "/crews", name="newsroom", **documents)
     provider.queue_text("Three facts.", to=name)
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"topic": "horses"}, "model": name})
     ended = await acme.wait_for_end(answer.json()["id"])

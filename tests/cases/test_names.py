@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.cases.test_placeholders_and_output_files import read_crew_documents
-from tests.journeys.test_kasal_crews import fields, made
+from tests.journeys.test_crews import create_object, list_refused_fields
 from tests.support.case_inputs import find_case_folder
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
@@ -55,7 +55,7 @@ def build_bodies(name: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", NAMES_OF_MANY_SCRIPTS)
 async def test_any_name_works_on_every_route(acme: TenantClient, name: str) -> None:
     for path, body in build_bodies(name).items():
-        created = await made(acme, path, **body)
+        created = await create_object(acme, path, **body)
         assert created["name"] == body["name"]
         if path != "/api-keys":
             answer = await acme.http.get(f"{path}/{quote(created['name'], safe='')}")
@@ -70,7 +70,7 @@ async def test_crew_keys_accept_any_script(acme: TenantClient, provider: FakePro
     name = await create_model(acme, provider, generate_name())
     debug_result = (await acme.http.post("/crews/debug", json=read_crew_documents(SCRIPTS_FOLDER))).json()
     assert debug_result["valid"], debug_result["errors"]
-    crew = await made(acme, "/crews", name="报告", **read_crew_documents(SCRIPTS_FOLDER))
+    crew = await create_object(acme, "/crews", name="报告", **read_crew_documents(SCRIPTS_FOLDER))
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"topic": "马"}, "model": name})
     ended = await acme.wait_for_end(answer.json()["id"])
     assert (ended["status"], set(ended["results"])) == ("completed", {"研究", "Write it up"}), ended
@@ -88,7 +88,7 @@ async def test_similar_names_get_different_slugs_and_equivalent_names_conflict(a
     slugs_by_path: dict[str, list[str]] = {}
     for path in ("/tools", "/tasks", "/provider-keys"):
         for name in ("C++", "C#", "C", "Ünal", "Unal", "搜索工具", "查询工具"):
-            created = await made(acme, path, **build_bodies(name)[path])
+            created = await create_object(acme, path, **build_bodies(name)[path])
             slugs_by_path.setdefault(path, []).append(created["slug"])
         assert len(set(slugs_by_path[path])) == 7
         for name, conflicting_name in (("c++", "C++"), ("c", "C"), ("unal", "Unal"), ("C ", None)):
@@ -100,7 +100,7 @@ async def test_similar_names_get_different_slugs_and_equivalent_names_conflict(a
         assert renamed.json()["slug"] == slugs_by_path[path][0]
         assert (await acme.http.patch(f"{path}/C%23", json={"name": "c ++"})).status_code in (200, 409)
     # A name is preferred to the slug of another tool.
-    second_tool = await made(acme, "/tools", **build_bodies(slugs_by_path["/tools"][1])["/tools"])
+    second_tool = await create_object(acme, "/tools", **build_bodies(slugs_by_path["/tools"][1])["/tools"])
     assert (await acme.http.get(f"/tools/{second_tool['name']}")).json()["id"] == second_tool["id"]
 
 
@@ -109,8 +109,8 @@ async def test_unknown_reference_without_a_slug_matches_no_agent(acme: TenantCli
     await create_model_agent(acme, "smollm2", name="C")
     for reference in ("不存在", "C#", "🔎"):
         refused = await acme.http.post("/tasks", json={"name": "t", "description": "d", "agent": reference})
-        assert (refused.status_code, fields(refused)) == (422, ["agent"]), reference
-    assert (await made(acme, "/tasks", name="t", description="d", agent="c"))["agent"] == "c"
+        assert (refused.status_code, list_refused_fields(refused)) == (422, ["agent"]), reference
+    assert (await create_object(acme, "/tasks", name="t", description="d", agent="c"))["agent"] == "c"
 
 
 async def test_step_ids_and_inputs_accept_any_script(acme: TenantClient, provider: FakeProvider) -> None:
@@ -126,7 +126,7 @@ async def test_step_ids_and_inputs_accept_any_script(acme: TenantClient, provide
         },
     ]
     outputs = {"all": '{{ steps["Write it up"].outputs.content }}'}
-    await made(acme, "/workflows", name="报告", steps=steps, outputs=outputs)
+    await create_object(acme, "/workflows", name="报告", steps=steps, outputs=outputs)
     provider.queue_text("马", to=name)
     provider.queue_text("a page", to=name)
     answer = await acme.http.post("/workflows/报告/execute", json={"inputs": {"слово": "馬"}})
@@ -136,7 +136,7 @@ async def test_step_ids_and_inputs_accept_any_script(acme: TenantClient, provide
     assert prompts == ["Say 馬", "From 马"]
     for invalid_id in ("", "a ", "a\n", "x" * 65, "a[0]"):
         refused = await acme.http.post("/workflows", json={"name": "x", "steps": [{**steps[0], "id": invalid_id}]})
-        assert fields(refused) == ["steps[0].id"]
+        assert list_refused_fields(refused) == ["steps[0].id"]
         assert ("length <= 64" if len(invalid_id) > 64 else "64 characters") in refused.json()["detail"]
 
 
@@ -159,7 +159,7 @@ async def test_models_accept_names_with_slashes_and_colons(
 ) -> None:
     upstream_model = generate_name()
     body = {"name": name, "provider": "openai_compatible", "model": upstream_model, "base_url": provider.url}
-    created_model = await made(acme, "/models", **body)
+    created_model = await create_object(acme, "/models", **body)
     path = f"/models/{quote(name, safe='')}"
     assert (await acme.http.get(path)).json()["id"] == created_model["id"]
     price = {"input": 1, "output": 1}
@@ -181,7 +181,7 @@ async def test_models_accept_names_with_slashes_and_colons(
 @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "a\nb", " a", "..", "x" * 257])
 async def test_model_names_that_break_a_path_are_refused(acme: TenantClient, name: str) -> None:
     refused = await acme.http.post("/models", json={"name": name, "provider": "openai", "model": "m"})
-    assert (refused.status_code, fields(refused)) == (422, ["name"])
+    assert (refused.status_code, list_refused_fields(refused)) == (422, ["name"])
 
 
 async def test_crew_models_resolve_once_registered(acme: TenantClient, provider: FakeProvider) -> None:
@@ -208,4 +208,4 @@ async def test_agents_accept_provider_and_model_references(acme: TenantClient) -
         assert (await create_model_agent(acme, reference))["model"] == reference
     for reference in ("unknown/gpt", "databricks/x", "openai/", "/gpt-4o", "openai/smollm2"):
         refused = await acme.http.post("/agents", json={"name": generate_name(), "model": reference})
-        assert (refused.status_code, fields(refused)) == (422, ["model"]), reference
+        assert (refused.status_code, list_refused_fields(refused)) == (422, ["model"]), reference

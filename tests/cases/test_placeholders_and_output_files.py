@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.journeys.test_kasal_crews import fields, made
+from tests.journeys.test_crews import create_object, list_refused_fields
 from tests.support.case_inputs import find_case_folder
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
@@ -29,7 +29,7 @@ async def test_inputs_fill_output_file_names(acme: TenantClient, provider: FakeP
     debug_result = (await acme.http.post("/crews/debug", json=read_crew_documents(OUTPUT_FILES_CASE))).json()
     assert debug_result["valid"], debug_result["errors"]
     assert debug_result["inputs"] == ["requirements", "module_name", "class_name", "kind"]
-    crew = await made(acme, "/crews", name="small-team", **read_crew_documents(OUTPUT_FILES_CASE))
+    crew = await create_object(acme, "/crews", name="small-team", **read_crew_documents(OUTPUT_FILES_CASE))
     for text in ("# A design", "class Ledger: pass"):
         provider.queue_text(text, to=name)
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": EXAMPLE_INPUTS, "model": name})
@@ -41,11 +41,11 @@ async def test_inputs_fill_output_file_names(acme: TenantClient, provider: FakeP
 
 @pytest.mark.parametrize("value", ["../../x", "a/../../x", "a\0b", "\n"])
 async def test_input_that_leaves_the_workspace_is_refused_at_the_start(acme: TenantClient, value: str) -> None:
-    await made(acme, "/crews", name="small-team", **read_crew_documents(OUTPUT_FILES_CASE))
+    await create_object(acme, "/crews", name="small-team", **read_crew_documents(OUTPUT_FILES_CASE))
     refused = await acme.http.post(
         "/crews/small-team/execute", json={"inputs": {**EXAMPLE_INPUTS, "module_name": value}}
     )
-    assert (refused.status_code, fields(refused)) == (422, ["inputs.module_name"] * 2), refused.text
+    assert (refused.status_code, list_refused_fields(refused)) == (422, ["inputs.module_name"] * 2), refused.text
     assert "output_file" in refused.json()["errors"][0]["message"]
     documents = {
         **read_crew_documents(OUTPUT_FILES_CASE),
@@ -53,23 +53,23 @@ async def test_input_that_leaves_the_workspace_is_refused_at_the_start(acme: Ten
             "output/{module_name}.py", "'{out}'"
         ),
     }
-    await made(acme, "/crews", name="lonely", **documents)
+    await create_object(acme, "/crews", name="lonely", **documents)
     for path in ("", "/etc/passwd", "..", "."):
         refused = await acme.http.post("/crews/lonely/execute", json={"inputs": {**EXAMPLE_INPUTS, "out": path}})
-        assert (refused.status_code, fields(refused)) == (422, ["inputs.out"]), refused.text
+        assert (refused.status_code, list_refused_fields(refused)) == (422, ["inputs.out"]), refused.text
 
 
 async def test_crew_requires_the_inputs_of_its_tasks(acme: TenantClient) -> None:
     await create_model_agent(acme, "smollm2", name="writer")
-    task = await made(
+    task = await create_object(
         acme, "/tasks", name="报告", description="Write about {topic}", agent="writer", output_file="{topic}/out.md"
     )
-    crew = await made(acme, "/crews", name="one", tasks=[task["id"]])
+    crew = await create_object(acme, "/crews", name="one", tasks=[task["id"]])
     refused = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"topic": ".."}})
-    assert fields(refused) == ["inputs.topic"]
+    assert list_refused_fields(refused) == ["inputs.topic"]
     for path in ("../{topic}", "/{topic}", "{topic}/../../x"):
         body = {"name": "out", "description": "d", "agent": "writer", "output_file": path}
-        assert fields(await acme.http.post("/tasks", json=body)) == ["output_file"]
+        assert list_refused_fields(await acme.http.post("/tasks", json=body)) == ["output_file"]
         tasks = json.dumps({"out": {key: value for key, value in body.items() if key != "name"}})
         errors = (await acme.http.post("/crews/debug", json={"tasks_yaml": tasks})).json()["errors"]
         assert [error["field"] for error in errors] == ["tasks_yaml.out.output_file"]
@@ -85,9 +85,9 @@ async def test_placeholders_of_a_crew_are_its_inputs(acme: TenantClient) -> None
     assert sorted(debug_result["inputs"]) == ["target-audience", "topic"], debug_result
     warnings = {warning["field"]: warning["message"] for warning in debug_result["warnings"]}
     assert "{{literal}} is left as it stands" in warnings["tasks_yaml.write.description"]
-    await made(acme, "/crews", name="places", **body)
+    await create_object(acme, "/crews", name="places", **body)
     missing = await acme.http.post("/crews/places/execute", json={"inputs": {"topic": "bees"}, "model": "smollm2"})
-    assert fields(missing) == ["inputs.target-audience"]
+    assert list_refused_fields(missing) == ["inputs.target-audience"]
 
 
 async def test_crew_prompts_are_filled_once_and_escapes_kept(acme: TenantClient, provider: FakeProvider) -> None:
@@ -95,7 +95,7 @@ async def test_crew_prompts_are_filled_once_and_escapes_kept(acme: TenantClient,
     agents = {"имя": {"role": "For {аудитория}", "goal": r"{{goal}} \{goal} ${HOME} {task}", "llm": name}}
     tasks = {"one": {"description": r'{topic}, \{topic}, {"a": {topic}}', "expected_output": "e", "agent": "имя"}}
     body = {"agents_yaml": json.dumps(agents), "tasks_yaml": json.dumps(tasks)}
-    crew = await made(acme, "/crews", name="asked", **body)
+    crew = await create_object(acme, "/crews", name="asked", **body)
     inputs = {"topic": r"see {task} and \{topic} of {аудитория}", "аудитория": "{task}"}
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": inputs})
     ended = await acme.wait_for_end(answer.json()["id"])
@@ -109,14 +109,14 @@ async def test_crew_prompts_are_filled_once_and_escapes_kept(acme: TenantClient,
 
 async def test_template_errors_explain_placeholder_syntax(acme: TenantClient) -> None:
     text = 'Dear {{name}}, you are {age}. {"a": {age}} \\{age} ${HOME} {имя}'
-    created = await made(acme, "/templates", name="letter", template=text)
+    created = await create_object(acme, "/templates", name="letter", template=text)
     assert created["variables"] == ["age", "имя"]
     values: dict[str, Any] = {"age": 36, "имя": "Ada"}
     render = "/templates/letter/render"
     rendered = (await acme.http.post(render, json={"variables": values})).json()["rendered"]
     assert rendered == 'Dear {{name}}, you are 36. {"a": 36} {age} ${HOME} Ada'
     refused = await acme.http.post(render, json={"variables": {**values, "name": "Ada"}})
-    assert fields(refused) == ["variables.name"]
+    assert list_refused_fields(refused) == ["variables.name"]
     assert "{{name}} is left as it stands; write {name}" in refused.json()["detail"]
     body = {"name": "other", "template": text, "variables": ["age", "имя", "name"]}
     assert "write {name}" in (await acme.http.post("/templates", json=body)).json()["detail"]
@@ -125,11 +125,11 @@ async def test_template_errors_explain_placeholder_syntax(acme: TenantClient) ->
 async def test_task_template_keeps_escapes_for_the_crew(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
     await create_model_agent(acme, name, name="writer")
-    await made(acme, "/templates", name="letter", template=r"To {who}: \{who} as it stands")
+    await create_object(acme, "/templates", name="letter", template=r"To {who}: \{who} as it stands")
     variables = {"who": "{audience}"}
-    task = await made(acme, "/tasks", name="t", template="letter", variables=variables, agent="writer")
+    task = await create_object(acme, "/tasks", name="t", template="letter", variables=variables, agent="writer")
     assert task["description"] == r"To {audience}: \{who} as it stands"
-    crew = await made(acme, "/crews", name="c", tasks=[task["id"]])
+    crew = await create_object(acme, "/crews", name="c", tasks=[task["id"]])
     answer = await acme.http.post(f"/crews/{crew['id']}/execute", json={"inputs": {"audience": "kids"}})
     assert (await acme.wait_for_end(answer.json()["id"]))["status"] == "completed"
     (request,) = [sent_request for sent_request in provider.requests if sent_request.model == name]

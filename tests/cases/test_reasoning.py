@@ -20,8 +20,7 @@ from domain.llms import (
 from infra.http import Outbound
 from infra.llm import PydanticLlm
 from tests.cases.test_model_streams import DONE_EVENT, format_chunk
-from tests.contracts.test_llm import Here
-from tests.journeys.test_model_failures import kill_worker
+from tests.journeys.test_model_failures import kill_model_worker
 from tests.support.case_inputs import find_case_folder
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider, ProviderRequest, ScriptedAnswer, build_call, run_fake_provider
@@ -33,6 +32,7 @@ from tests.support.model_agents import (
     stream_events,
     wait_for_status,
 )
+from tests.support.model_calls import FakeLocalModel
 from tests.support.scripted_model import call_model, serve_body
 
 LIST_TOOL = ToolSpec(name="filesystem_list", description="Lists.", parameters={"type": "object", "properties": {}})
@@ -69,7 +69,7 @@ async def run_conversation(
     fake_provider: FakeProvider, provider: str, model: str, parameters: dict[str, Any], steps: int
 ) -> list[ChatMessage]:
     """Run the steps of a conversation with one tool; return its messages."""
-    llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
+    llm = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
     target = ModelTarget(name="m", provider=provider, model=model, base_url=fake_provider.url, parameters=parameters)
     messages = [ChatMessage(role="user", content="go")]
     try:
@@ -134,7 +134,7 @@ async def send_conversation(
     fake_provider: FakeProvider, messages: list[ChatMessage], provider: str, model: str, **parameters: Any
 ) -> dict[str, Any]:
     """Send a conversation to another provider; return the body of its request."""
-    llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
+    llm = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
     target = ModelTarget(name="n", provider=provider, model=model, base_url=fake_provider.url, parameters=parameters)
     try:
         async for _ in llm.stream(ModelCall(target=target, messages=tuple(messages), tools=(LIST_TOOL,))):
@@ -182,7 +182,7 @@ async def test_thinking_is_disabled_after_tool_calls_of_another_model(strict_pro
 
 
 async def test_thinking_budget_stays_below_max_tokens(strict_provider: FakeProvider):
-    llm = PydanticLlm(Outbound(("127.0.0.1",)), Here())
+    llm = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
     parameters = {"thinking": {"type": "enabled", "budget_tokens": 8000}, "max_tokens": 16000}
     target = ModelTarget(
         name="m", provider="anthropic", model="claude-x", base_url=strict_provider.url, parameters=parameters
@@ -279,7 +279,7 @@ async def test_reasoning_survives_a_killed_worker(system, acme: TenantClient, st
     created_agent = await create_model_agent(acme, name, tools=["filesystem_list"])
     execution_id = await start_execution(acme, created_agent["id"], task="go", mode="yolo")
     await asyncio.wait_for(is_waiting.wait(), 60)
-    kill_worker(system)
+    kill_model_worker(system)
     ended = await wait_for_status(acme, execution_id, "completed", 90)
     assert (ended["status"], ended["output_data"]) == ("completed", {"content": "Done."}), ended
     assert ended["attempt"] > 1

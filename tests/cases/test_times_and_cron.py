@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from domain.shared.errors import TIME_RULE
-from tests.journeys.test_kasal_crews import fields, made
+from tests.journeys.test_crews import create_object, list_refused_fields
 from tests.support.clients import TenantClient
 from tests.support.model_agents import create_model_agent
 
@@ -35,14 +35,18 @@ async def test_every_time_filter_accepts_the_same_forms(acme: TenantClient, path
     for invalid_time in ("yesterday", "2026-13-01", "", "2026-02"):
         for name in (since, until):
             refused = await acme.http.get(f"{path}?{name}={invalid_time}")
-            assert (refused.status_code, fields(refused)) == (422, [name]), (path, invalid_time, refused.text)
+            assert (refused.status_code, list_refused_fields(refused)) == (422, [name]), (
+                path,
+                invalid_time,
+                refused.text,
+            )
             assert refused.json()["errors"][0]["message"] == TIME_RULE
 
 
 async def test_date_as_end_includes_its_whole_day(acme: TenantClient) -> None:
     for at in ("2026-02-01T23:59:59Z", "2026-02-02T00:00:00Z"):
-        await made(acme, "/evaluations", prompt="p", response="r", created_at=at)
-        await made(acme, "/artifacts/upload", run_id="r", created_at=at)
+        await create_object(acme, "/evaluations", prompt="p", response="r", created_at=at)
+        await create_object(acme, "/artifacts/upload", run_id="r", created_at=at)
     for path, since, until, count in (
         ("/evaluations", "since", "until", "total"),
         ("/evaluations/stats", "since", "until", "total_evaluations"),
@@ -62,13 +66,13 @@ async def test_date_as_end_includes_its_whole_day(acme: TenantClient) -> None:
 
 async def test_times_in_bodies_are_parsed(acme: TenantClient) -> None:
     for sent in ("2026-02-01T12:00Z", "2026-02-01 12:00", "2026-02-01T13:00 01:00", 1769947200, 1769947200000):
-        created = await made(acme, "/evaluations", prompt="p", response="r", created_at=sent)
+        created = await create_object(acme, "/evaluations", prompt="p", response="r", created_at=sent)
         assert created["created_at"] == "2026-02-01T12:00:00Z"
         call = {"tool_name": "t", "start_time": sent, "end_time": sent}
         body: dict[str, Any] = {"created_at": sent, "tool_calls": [call], "time_env": {"timestamp": sent}}
-        artifact = await made(acme, "/artifacts/upload", **body)
+        artifact = await create_object(acme, "/artifacts/upload", **body)
         assert artifact["created_at"] == "2026-02-01T12:00:00Z"
-    key = await made(acme, "/api-keys", name="dated", expires_at="2099-02-01")
+    key = await create_object(acme, "/api-keys", name="dated", expires_at="2099-02-01")
     assert key["expires_at"] == "2099-02-02T00:00:00Z"
     patched = await acme.http.patch(f"/api-keys/{key['id']}", json={"expires_at": 4073630400})
     assert patched.json()["expires_at"] == "2099-02-01T12:00:00Z"
@@ -77,9 +81,9 @@ async def test_times_in_bodies_are_parsed(acme: TenantClient) -> None:
         ("/artifacts/upload", {"created_at": "soon"}),
     ):
         refused = await acme.http.post(path, json=body_sent)
-        assert (fields(refused), refused.json()["errors"][0]["message"]) == (["created_at"], TIME_RULE)
+        assert (list_refused_fields(refused), refused.json()["errors"][0]["message"]) == (["created_at"], TIME_RULE)
     refused = await acme.http.post("/api-keys", json={"name": "x", "expires_at": "soon"})
-    assert (fields(refused), refused.json()["errors"][0]["message"]) == (["expires_at"], TIME_RULE)
+    assert (list_refused_fields(refused), refused.json()["errors"][0]["message"]) == (["expires_at"], TIME_RULE)
 
 
 async def test_cron_lines_and_upcoming_times(acme: TenantClient) -> None:
@@ -116,13 +120,13 @@ async def test_cron_lines_and_upcoming_times(acme: TenantClient) -> None:
     messages = ("at most 60", "'L-3'", "'15W'", "'?'", "seconds", "'@reboot'", "'MONTAG'")
     for number, (line, message) in enumerate(zip(invalid_lines, messages, strict=True), 10):
         refused = await create_schedule(line, number)
-        assert (refused.status_code, fields(refused)) == (422, ["cron_expression"])
+        assert (refused.status_code, list_refused_fields(refused)) == (422, ["cron_expression"])
         assert message in refused.json()["detail"]
 
 
 async def test_every_list_has_the_page_envelope(acme: TenantClient) -> None:
     calls = [{"id": f"c{n}", "tool_name": "t"} for n in range(3)]
-    artifact = await made(acme, "/artifacts/upload", tool_calls=calls)
+    artifact = await create_object(acme, "/artifacts/upload", tool_calls=calls)
     series = ("/stats/timeseries?days=3", "/evaluations/timeseries?days=3&bucket=hour")
     for path, count in ((series[0], 3), (series[1], 72), ("/queues", 5)):
         body = (await acme.http.get(path)).json()

@@ -22,7 +22,7 @@ from infra.http import Outbound
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
-from tests.contracts.test_sandbox import _ignore
+from tests.support.sandbox_runs import ignore_output
 from workers.run.egress import (
     EgressAccess,
     EgressConnection,
@@ -130,7 +130,7 @@ class Network:
         )
         record = EgressRecord(self.events.append, self._access.limits.max_events)
         serve = serve_egress(self._access, "acme", entries, record)
-        return await sandbox.run_program(program, b"{}", _ignore, ProgramHooks(serve=serve))
+        return await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=serve))
 
 
 CLIENTS = {
@@ -156,15 +156,17 @@ CLIENTS = {
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_every_client_reaches_a_declared_host_and_a_proxied_one(sandbox, readable: Path, client: str) -> None:
+async def test_every_client_reaches_a_declared_host_and_a_proxied_one(
+    sandbox, readable_folder: Path, client: str
+) -> None:
     network = Network()
-    async with https_server(write_certificate(readable, [NAME, WILD])) as port:
+    async with https_server(write_certificate(readable_folder, [NAME, WILD])) as port:
         source = CLIENTS[client] + (
             f"def handle(p):\n    h = {{'Authorization': 'Bearer token-1'}}\n"
             f"    return [ask('https://{NAME}:{port}/a', h), ask('https://{WILD}:{port}/b', h)]\n"
         )
         declared = [f"{NAME}:{port}", f"*.cloud.example:{port}"]
-        outcome = await network.run(sandbox, readable, source, declared, environment=PACKAGES)
+        outcome = await network.run(sandbox, readable_folder, source, declared, environment=PACKAGES)
     assert outcome.output is not None, outcome
     assert msgspec.json.decode(outcome.output) == ["Bearer token-1"] * 2
     direct, proxied = network.events
@@ -186,7 +188,7 @@ def attempt(host, port):
 """
 
 
-async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable: Path) -> None:
+async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable_folder: Path) -> None:
     """A name that is public first and then leads to this host is refused from then on."""
     network = Network(allowed=())
     network.addresses = {
@@ -196,7 +198,7 @@ async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable:
     }
     source = RAW + "def handle(p): return [attempt(f'{n}.example', 7777) for n in ('first', 'meta', 'both', 'none')]\n"
     declared = [f"{name}.example:7777" for name in ("first", "meta", "both")]
-    outcome = await network.run(sandbox, readable, source, declared)
+    outcome = await network.run(sandbox, readable_folder, source, declared)
     assert msgspec.json.decode(outcome.output or b"") == ["ConnectionResetError"] * 3 + ["gaierror"]
     assert [event["outcome"] for event in network.events] == ["refused"] * 3
     # The owner of the run does not learn which private addresses exist.
@@ -204,7 +206,7 @@ async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable:
     assert network.asked == ["first.example", "meta.example", "both.example"]
 
 
-async def test_a_name_that_is_bound_anew_is_refused(sandbox, readable: Path) -> None:
+async def test_a_name_that_is_bound_anew_is_refused(sandbox, readable_folder: Path) -> None:
     async with https_server(None) as port:
         network = Network(allowed=(f"127.0.0.1:{port}",))
         answers = iter([["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"]])
@@ -215,14 +217,14 @@ async def test_a_name_that_is_bound_anew_is_refused(sandbox, readable: Path) -> 
         network._access.lookups._outbound._resolve = resolve
         source = RAW.replace('b"hello"', "b'GET / HTTP/1.1\\r\\nAuthorization: yes\\r\\n\\r\\n'")
         source += f"def handle(p): return [attempt('{NAME}', {port})[-3:] for _ in range(3)]\n"
-        outcome = await network.run(sandbox, readable, source, [f"{NAME}:{port}"])
+        outcome = await network.run(sandbox, readable_folder, source, [f"{NAME}:{port}"])
     assert msgspec.json.decode(outcome.output or b"") == ["yes", "ror", "yes"], outcome
     assert [event["outcome"] for event in network.events] == [
         "broken" if False else e for e in ["closed", "refused", "closed"]
     ]
 
 
-async def test_what_is_open_at_the_end_is_closed_and_recorded(sandbox, readable: Path) -> None:
+async def test_what_is_open_at_the_end_is_closed_and_recorded(sandbox, readable_folder: Path) -> None:
     connected = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -238,7 +240,7 @@ async def test_what_is_open_at_the_end_is_closed_and_recorded(sandbox, readable:
         source = f"import socket\ndef handle(p):\n    global s\n    s = socket.create_connection(('{NAME}', {port}))\n"
         source += "    s.sendall(b'x' * 10)\n    return s.recv(10).decode()\n"
         network = Network()
-        outcome = await network.run(sandbox, readable, source, [f"{NAME}:{port}"])
+        outcome = await network.run(sandbox, readable_folder, source, [f"{NAME}:{port}"])
     assert outcome.output == b'"seen"', outcome
     (event,) = network.events
     assert (event["sent_bytes"], event["received_bytes"]) == (10, 4)

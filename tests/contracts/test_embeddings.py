@@ -10,8 +10,8 @@ from domain.llms import EmbeddingCall, ModelError, ModelTarget
 from domain.shared.secrets import Secret
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from tests.contracts.test_llm import Here
 from tests.support.fake_provider import FakeProvider, run_fake_provider
+from tests.support.model_calls import FakeLocalModel
 from tests.support.scripted_model import serve_body
 
 KEY = "sk-the-provider-s-own-key"
@@ -19,7 +19,7 @@ KEY = "sk-the-provider-s-own-key"
 
 @pytest.fixture
 async def llm() -> AsyncIterator[PydanticLlm]:
-    port = PydanticLlm(Outbound(("127.0.0.1",)), Here())
+    port = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
     yield port
     await port.close()
 

@@ -1,4 +1,4 @@
-"""MCP servers: the package's own under uvicorn, and those that do not keep to the protocol."""
+"""Use MCP servers: the library's own under uvicorn, and servers that break the protocol."""
 
 import asyncio
 import base64
@@ -27,12 +27,12 @@ SECRET = "sk-very-secret-0123456789"
 
 
 @pytest.fixture
-async def here() -> AsyncIterator[RecordingServer]:
-    async with run_server() as one:
-        yield one
+async def server() -> AsyncIterator[RecordingServer]:
+    async with run_server() as server:
+        yield server
 
 
-def offered() -> MCPServer:
+def build_mcp_server() -> MCPServer:
     server = MCPServer("things")
 
     @server.tool(description="Adds numbers")
@@ -62,7 +62,7 @@ def offered() -> MCPServer:
         return {SECRET: f"x {SECRET} y"}
 
     @server.tool(description=f"knows {SECRET}")
-    def told() -> str:
+    def explain() -> str:
         raise ToolError(f"not {SECRET}")
 
     @server.tool(name="with.dots")
@@ -73,17 +73,17 @@ def offered() -> MCPServer:
 
 
 @asynccontextmanager
-async def mcp_server(**how: Any) -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]:
-    """The package's own server under uvicorn: its URL, the headers and the methods it was asked with."""
-    heard: list[dict[str, str]] = []
+async def run_mcp_server(**options: Any) -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]:
+    """Run the library's own server under uvicorn; yields its URL, and the headers and methods of its requests."""
+    request_headers: list[dict[str, str]] = []
     methods: list[str] = []
-    inner = offered().streamable_http_app(**how)
+    mcp_app = build_mcp_server().streamable_http_app(**options)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            heard.append({name.decode(): value.decode() for name, value in scope["headers"]})
+            request_headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
             methods.append(scope["method"])
-        await inner(scope, receive, send)
+        await mcp_app(scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=1))
     running = asyncio.create_task(server.serve())
@@ -91,113 +91,119 @@ async def mcp_server(**how: Any) -> AsyncIterator[tuple[str, list[dict[str, str]
         while not server.started:
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}/mcp", heard, methods
+        yield f"http://127.0.0.1:{port}/mcp", request_headers, methods
     finally:
         server.should_exit = True
         await running
 
 
 @pytest.fixture(scope="module")
-async def things() -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]:
-    async with mcp_server() as served:
-        yield served
+async def mcp_server() -> AsyncIterator[tuple[str, list[dict[str, str]], list[str]]]:
+    async with run_mcp_server() as mcp_server:
+        yield mcp_server
 
 
-def mcp(url: str, **more: Any) -> dict[str, Any]:
+def build_configuration(url: str, **more: Any) -> dict[str, Any]:
     return check_mcp_configuration({"url": url, "timeout": 10, **more})
 
 
-LET = Outbound(("127.0.0.1",))
+OUTBOUND = Outbound(("127.0.0.1",))
 
 
-async def test_tools_of_a_server(things: Any):
-    tools = {tool.name: tool for tool in await list_mcp_tools(LET, mcp(things[0]), {})}
-    assert set(tools) == {"add", "several", "fail", "big", "slow", "repeat", "told", "with.dots"}
+async def test_tools_of_a_server_are_listed(mcp_server: Any):
+    tools = {tool.name: tool for tool in await list_mcp_tools(OUTBOUND, build_configuration(mcp_server[0]), {})}
+    assert set(tools) == {"add", "several", "fail", "big", "slow", "repeat", "explain", "with.dots"}
     assert tools["add"].description == "Adds numbers"
     assert set(tools["add"].parameters["properties"]) == {"a", "b"}
     assert tools["add"].parameters["type"] == "object"
 
 
-async def test_calls(things: Any):
-    configuration = mcp(things[0])
-    assert await call_mcp_tool(LET, configuration, {}, "add", {"a": 1, "b": 2}) == {
+async def test_tools_are_called(mcp_server: Any):
+    configuration = build_configuration(mcp_server[0])
+    assert await call_mcp_tool(OUTBOUND, configuration, {}, "add", {"a": 1, "b": 2}) == {
         "content": "3", "structured_content": {"result": 3},
     }  # fmt: skip
-    assert (await call_mcp_tool(LET, configuration, {}, "several", {}))["content"] == "one\n[image/png]\ntwo"
-    assert (await call_mcp_tool(LET, configuration, {}, "with.dots", {}))["content"] == "dotted"
+    assert (await call_mcp_tool(OUTBOUND, configuration, {}, "several", {}))["content"] == "one\n[image/png]\ntwo"
+    assert (await call_mcp_tool(OUTBOUND, configuration, {}, "with.dots", {}))["content"] == "dotted"
 
 
 @pytest.mark.parametrize(
-    "how", [{"json_response": True}, {"stateless_http": True}, {"json_response": True, "stateless_http": True}]
+    "options", [{"json_response": True}, {"stateless_http": True}, {"json_response": True, "stateless_http": True}]
 )
-async def test_servers_of_every_kind(how: dict[str, Any]):
-    async with mcp_server(**how) as (url, _, _):
-        assert len(await list_mcp_tools(LET, mcp(url), {})) == 8
-        assert (await call_mcp_tool(LET, mcp(url), {}, "add", {"a": 1, "b": 2}))["content"] == "3"
+async def test_every_transport_option_works(options: dict[str, Any]):
+    async with run_mcp_server(**options) as (url, _, _):
+        assert len(await list_mcp_tools(OUTBOUND, build_configuration(url), {})) == 8
+        assert (await call_mcp_tool(OUTBOUND, build_configuration(url), {}, "add", {"a": 1, "b": 2}))["content"] == "3"
 
 
-async def test_failures_of_tools(things: Any):
-    for name, args, says in [
+async def test_failing_tools_are_reported(mcp_server: Any):
+    for name, args, message in [
         ("fail", {}, "it broke"),
         ("add", {"a": "x"}, "add"),
         ("nothing", {}, "nothing"),
     ]:
-        with pytest.raises(ToolFailed, match=says):
-            await call_mcp_tool(LET, mcp(things[0]), {}, name, args)
+        with pytest.raises(ToolFailed, match=message):
+            await call_mcp_tool(OUTBOUND, build_configuration(mcp_server[0]), {}, name, args)
 
 
-async def test_long_answers_of_tools_are_cut(things: Any):
-    told = await call_mcp_tool(LET, mcp(things[0]), {}, "big", {"size": 300_000})
-    assert (len(told["content"]), told["truncated"]) == (256 * 1024, True)
-    assert "structured_content" not in told
+async def test_long_answers_are_truncated(mcp_server: Any):
+    result = await call_mcp_tool(OUTBOUND, build_configuration(mcp_server[0]), {}, "big", {"size": 300_000})
+    assert (len(result["content"]), result["truncated"]) == (256 * 1024, True)
+    assert "structured_content" not in result
     with pytest.raises(ToolFailed):
-        await call_mcp_tool(LET, mcp(things[0]), {}, "big", {"size": 8_000_000})
+        await call_mcp_tool(OUTBOUND, build_configuration(mcp_server[0]), {}, "big", {"size": 8_000_000})
 
 
-async def test_headers_and_secrets(things: Any, caplog: pytest.LogCaptureFixture):
+async def test_headers_and_secrets_are_sent_and_masked(mcp_server: Any, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
-    url, heard, _ = things
-    heard.clear()
-    configuration = mcp(url, headers={"X-Plain": "1"}, secrets={"X-Key": "one", "Authorization": "two"})
+    url, request_headers, _ = mcp_server
+    request_headers.clear()
+    configuration = build_configuration(url, headers={"X-Plain": "1"}, secrets={"X-Key": "one", "Authorization": "two"})
     secrets = {"X-Key": SECRET, "Authorization": "abcdefgh-token"}
-    assert (await call_mcp_tool(LET, configuration, secrets, "repeat", {}))["structured_content"] == {"***": "x *** y"}
-    with pytest.raises(ToolFailed) as failed:
-        await call_mcp_tool(LET, configuration, secrets, "told", {})
-    assert SECRET not in str(failed.value)
-    assert "***" in str(failed.value)
-    assert "knows ***" in {tool.description for tool in await list_mcp_tools(LET, configuration, secrets)}
-    assert heard
-    for one in heard:
-        assert (one["x-plain"], one["x-key"], one["authorization"]) == ("1", SECRET, "Bearer abcdefgh-token")
+    assert (await call_mcp_tool(OUTBOUND, configuration, secrets, "repeat", {}))["structured_content"] == {
+        "***": "x *** y"
+    }
+    with pytest.raises(ToolFailed) as error:
+        await call_mcp_tool(OUTBOUND, configuration, secrets, "explain", {})
+    assert SECRET not in str(error.value)
+    assert "***" in str(error.value)
+    assert "knows ***" in {tool.description for tool in await list_mcp_tools(OUTBOUND, configuration, secrets)}
+    assert request_headers
+    for headers in request_headers:
+        assert (headers["x-plain"], headers["x-key"], headers["authorization"]) == (
+            "1",
+            SECRET,
+            "Bearer abcdefgh-token",
+        )
     assert SECRET not in caplog.text
     with pytest.raises(ToolFailed, match="X-Key"):
-        await call_mcp_tool(LET, configuration, {}, "repeat", {})
+        await call_mcp_tool(OUTBOUND, configuration, {}, "repeat", {})
 
 
-async def test_an_mcp_server_is_guarded(here: RecordingServer):
+async def test_mcp_server_respects_the_outbound_guard(server: RecordingServer):
     for outbound in (Outbound(), Outbound(("127.0.0.1:1",)), Outbound(resolve=build_resolver(inner_test="127.0.0.1"))):
         host = "inner.test" if outbound._resolve.__name__ == "resolve" else "127.0.0.1"
-        for work in (list_mcp_tools, lambda *given: call_mcp_tool(*given, "add", {})):
-            began = time.monotonic()
+        for work in (list_mcp_tools, lambda *arguments: call_mcp_tool(*arguments, "add", {})):
+            start = time.monotonic()
             with pytest.raises(ToolFailed, match="refused"):
-                await work(outbound, mcp(f"http://{host}:{here.port}/mcp"), {})
-            assert time.monotonic() - began < 5
-    assert here.connection_count == 0
+                await work(outbound, build_configuration(f"http://{host}:{server.port}/mcp"), {})
+            assert time.monotonic() - start < 5
+    assert server.connection_count == 0
 
 
-async def test_a_redirect_to_elsewhere_is_not_followed(here: RecordingServer):
-    async with run_server() as other:
-        here.answer = lambda request: build_reply(status=307, location=f"{other.url}/mcp")
+async def test_redirect_to_another_host_is_not_followed(server: RecordingServer):
+    async with run_server() as other_server:
+        server.answer = lambda request: build_reply(status=307, location=f"{other_server.url}/mcp")
         with pytest.raises(ToolFailed):
-            await list_mcp_tools(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET})
-        assert other.connection_count == 0
+            await list_mcp_tools(OUTBOUND, build_configuration(server.url, secrets={"X-Key": "a"}), {"X-Key": SECRET})
+        assert other_server.connection_count == 0
 
 
-async def silent(writer: asyncio.StreamWriter) -> None:
+async def send_nothing(writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(60)
 
 
-async def dripping(writer: asyncio.StreamWriter) -> None:
+async def send_keep_alives(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
     while not writer.is_closing():
         writer.write(b": still here\n\n")
@@ -205,28 +211,28 @@ async def dripping(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
-def flood(kind: bytes, piece: bytes) -> Callable[[asyncio.StreamWriter], Any]:
-    async def flooding(writer: asyncio.StreamWriter) -> None:
+def build_flood(kind: bytes, piece: bytes) -> Callable[[asyncio.StreamWriter], Any]:
+    async def send_flood(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: " + kind + b"\r\n\r\n")
         while not writer.is_closing():
             writer.write(piece * 1000)
             await writer.drain()
 
-    return flooding
+    return send_flood
 
 
-EVENT = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message","params":{}}\n\n'
+NOTIFICATION_EVENT = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message","params":{}}\n\n'
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        silent,
-        dripping,
-        flood(b"application/json", b"          "),
-        flood(b"text/event-stream", EVENT),
-        flood(b"text/event-stream", b"data: aaaaaaaaaaaaaaaaaa"),
-        flood(b"text/event-stream", b"id: 1\nretry: 1\ndata:\n\n"),
+        send_nothing,
+        send_keep_alives,
+        build_flood(b"application/json", b"          "),
+        build_flood(b"text/event-stream", NOTIFICATION_EVENT),
+        build_flood(b"text/event-stream", b"data: aaaaaaaaaaaaaaaaaa"),
+        build_flood(b"text/event-stream", b"id: 1\nretry: 1\ndata:\n\n"),
         b"",
         b"\x00\x01garbage",
         build_reply(b"not json", content_type="application/json"),
@@ -242,63 +248,63 @@ EVENT = b'event: message\ndata: {"jsonrpc":"2.0","method":"notifications/message
         build_reply(gzip.compress(bytes(64 * 1024 * 1024)), content_type="application/json", content_encoding="gzip"),
     ],
 )
-async def test_servers_that_misbehave(here: RecordingServer, answer: Any):
-    """Each ends in `ToolFailed` within the timeout, and with every connection closed."""
-    here.answer = lambda request: answer
-    began = time.monotonic()
+async def test_misbehaving_servers_fail_the_call(server: RecordingServer, answer: Any):
+    """End each call in `ToolFailed` within the timeout, with every connection closed."""
+    server.answer = lambda request: answer
+    start = time.monotonic()
     with pytest.raises(ToolFailed):
-        await call_mcp_tool(LET, mcp(here.url, timeout=1.5), {}, "add", {})
-    assert time.monotonic() - began < 3
-    await here.wait_until_closed()
+        await call_mcp_tool(OUTBOUND, build_configuration(server.url, timeout=1.5), {}, "add", {})
+    assert time.monotonic() - start < 3
+    await server.wait_until_closed()
 
 
-def scripted(here: RecordingServer, results: Callable[[str, dict[str, Any]], Any]) -> None:
-    """A legacy server written by hand: `results(method, params)`; bytes are sent as they are."""
+def answer_as_server(server: RecordingServer, results: Callable[[str, dict[str, Any]], Any]) -> None:
+    """Answer as a server of the older protocol with `results(method, params)`; bytes are sent unchanged."""
 
     def answer(request: Any) -> Any:
         if request.method != "POST":
             return results(request.method, {}) or build_reply(b"", 405)
-        asked = json.loads(request.body)
-        if "id" not in asked:
+        message = json.loads(request.body)
+        if "id" not in message:
             return build_reply(b"", 202)
-        if asked["method"] == "initialize":
-            told: Any = {
-                "protocolVersion": asked["params"]["protocolVersion"], "capabilities": {"tools": {}},
+        if message["method"] == "initialize":
+            result: Any = {
+                "protocolVersion": message["params"]["protocolVersion"], "capabilities": {"tools": {}},
                 "serverInfo": {"name": "x", "version": "1"},
             }  # fmt: skip
         else:
-            told = results(asked["method"], asked.get("params") or {})
-        if told is None:
-            error = {"jsonrpc": "2.0", "id": asked["id"], "error": {"code": -32601, "message": f"no {SECRET}"}}
+            result = results(message["method"], message.get("params") or {})
+        if result is None:
+            error = {"jsonrpc": "2.0", "id": message["id"], "error": {"code": -32601, "message": f"no {SECRET}"}}
             return build_reply(json.dumps(error).encode(), content_type="application/json")
-        if not isinstance(told, dict):
-            return told
-        body = json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": told}).encode()
+        if not isinstance(result, dict):
+            return result
+        body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
         return build_reply(body, content_type="application/json", mcp_session_id="s1")
 
-    here.answer = answer
+    server.answer = answer
 
 
-def page(params: dict[str, Any], size: int = 30, last: int = 10**9) -> dict[str, Any]:
-    at = int(params.get("cursor") or 0)
-    tools = [{"name": f"t{at}-{n}", "inputSchema": {"type": "object"}} for n in range(size)]
-    return {"tools": tools, **({"nextCursor": str(at + 1)} if at < last else {})}
+def build_page(params: dict[str, Any], size: int = 30, last: int = 10**9) -> dict[str, Any]:
+    page_number = int(params.get("cursor") or 0)
+    tools = [{"name": f"t{page_number}-{n}", "inputSchema": {"type": "object"}} for n in range(size)]
+    return {"tools": tools, **({"nextCursor": str(page_number + 1)} if page_number < last else {})}
 
 
-async def test_pages_of_tools(here: RecordingServer):
-    scripted(here, lambda method, params: page(params, last=2) if method == "tools/list" else None)
-    assert len(await list_mcp_tools(LET, mcp(here.url), {})) == 90
-    scripted(here, lambda method, params: page(params) if method == "tools/list" else None)
-    here.requests.clear()
-    assert len(await list_mcp_tools(LET, mcp(here.url), {})) == 200
-    assert sum(b"tools/list" in one.body for one in here.requests) == 7
-    here.requests.clear()
-    scripted(here, lambda method, params: page(params, size=0) if method == "tools/list" else None)
-    assert await list_mcp_tools(LET, mcp(here.url), {}) == []
-    assert len(here.requests) < 110
+async def test_pages_of_tools_are_read_up_to_a_limit(server: RecordingServer):
+    answer_as_server(server, lambda method, params: build_page(params, last=2) if method == "tools/list" else None)
+    assert len(await list_mcp_tools(OUTBOUND, build_configuration(server.url), {})) == 90
+    answer_as_server(server, lambda method, params: build_page(params) if method == "tools/list" else None)
+    server.requests.clear()
+    assert len(await list_mcp_tools(OUTBOUND, build_configuration(server.url), {})) == 200
+    assert sum(b"tools/list" in request.body for request in server.requests) == 7
+    server.requests.clear()
+    answer_as_server(server, lambda method, params: build_page(params, size=0) if method == "tools/list" else None)
+    assert await list_mcp_tools(OUTBOUND, build_configuration(server.url), {}) == []
+    assert len(server.requests) < 110
 
 
-async def test_a_bad_entry_costs_that_entry(here: RecordingServer):
+async def test_invalid_tool_entry_is_skipped_alone(server: RecordingServer):
     plain = {"type": "object"}
     tools = [
         {"name": "", "inputSchema": plain},
@@ -311,7 +317,7 @@ async def test_a_bad_entry_costs_that_entry(here: RecordingServer):
         None,
         {"name": "twice", "inputSchema": plain},
         {"name": "twice", "inputSchema": plain},
-        # These are taken.
+        # These are accepted.
         {"name": "leads-out", "inputSchema": {**plain, "properties": {"a": {"$ref": "http://127.0.0.1/"}}}},
         {"name": "odd", "description": 5, "outputSchema": "x", "annotations": [], "icons": 1, "inputSchema": plain},
         {"name": "bare", "inputSchema": {"properties": {"a": {"type": "string"}}}},
@@ -322,21 +328,26 @@ async def test_a_bad_entry_costs_that_entry(here: RecordingServer):
         {"name": "half", "description": "half \ud83d", "inputSchema": {**plain, "title": "\ud83d\ude00"}},
         {"name": "good", "description": "a\x00", "inputSchema": plain},
     ]
-    told: list[tuple[str, str]] = []
-    scripted(
-        here, lambda method, params: {"tools": tools, "_meta": 5, "nextCursor": 5} if method == "tools/list" else None
+    warnings: list[tuple[str, str]] = []
+    answer_as_server(
+        server, lambda method, params: {"tools": tools, "_meta": 5, "nextCursor": 5} if method == "tools/list" else None
     )
-    found = {tool.name: tool for tool in await list_mcp_tools(LET, mcp(here.url), {}, lambda *one: told.append(one))}
-    assert list(found) == [
+    tool_by_name = {
+        tool.name: tool
+        for tool in await list_mcp_tools(
+            OUTBOUND, build_configuration(server.url), {}, lambda *warning: warnings.append(warning)
+        )
+    }
+    assert list(tool_by_name) == [
         "twice", "leads-out", "odd", "bare", "empty", "none", "upper", "refers", "half", "good"
     ]  # fmt: skip
-    assert all(tool.parameters["type"] == "object" for tool in found.values())
-    assert (found["good"].description, found["good"].parameters) == ("a\ufffd", plain)
-    assert (found["half"].description, found["half"].parameters["title"]) == ("half \ufffd", "😀")
-    assert found["leads-out"].parameters == {**plain, "properties": {"a": {}}}
-    assert found["bare"].parameters["properties"] == {"a": {"type": "string"}}
-    left_out = {name for name, message in told if "left out" in message}
-    assert left_out == {
+    assert all(tool.parameters["type"] == "object" for tool in tool_by_name.values())
+    assert (tool_by_name["good"].description, tool_by_name["good"].parameters) == ("a\ufffd", plain)
+    assert (tool_by_name["half"].description, tool_by_name["half"].parameters["title"]) == ("half \ufffd", "😀")
+    assert tool_by_name["leads-out"].parameters == {**plain, "properties": {"a": {}}}
+    assert tool_by_name["bare"].parameters["properties"] == {"a": {"type": "string"}}
+    skipped = {name for name, message in warnings if "left out" in message}
+    assert skipped == {
         "number 1",
         repr("a" * 128),
         "'a\\nb'",
@@ -346,11 +357,14 @@ async def test_a_bad_entry_costs_that_entry(here: RecordingServer):
         "number 7",
         "number 8",
     }
-    assert {name for name, _ in told} - left_out == {"'twice'", "'bare'", "'empty'", "'none'", "'refers'"}
-    scripted(here, lambda method, params: {"tools": [5] * 500} if method == "tools/list" else None)
-    told.clear()
-    assert await list_mcp_tools(LET, mcp(here.url), {}, lambda *one: told.append(one)) == []
-    assert 0 < len(told) <= 20
+    assert {name for name, _ in warnings} - skipped == {"'twice'", "'bare'", "'empty'", "'none'", "'refers'"}
+    answer_as_server(server, lambda method, params: {"tools": [5] * 500} if method == "tools/list" else None)
+    warnings.clear()
+    assert (
+        await list_mcp_tools(OUTBOUND, build_configuration(server.url), {}, lambda *warning: warnings.append(warning))
+        == []
+    )
+    assert 0 < len(warnings) <= 20
 
 
 @pytest.mark.parametrize(
@@ -368,13 +382,13 @@ async def test_a_bad_entry_costs_that_entry(here: RecordingServer):
         ({"content": [{"type": "text", "text": "a"}], "isError": None, "_meta": 5}, "a"),
     ],
 )
-async def test_odd_content_costs_no_answer(here: RecordingServer, result: dict[str, Any], content: str):
-    scripted(here, lambda method, params: result if method == "tools/call" else None)
-    assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == content
+async def test_unusual_content_is_accepted(server: RecordingServer, result: dict[str, Any], content: str):
+    answer_as_server(server, lambda method, params: result if method == "tools/call" else None)
+    assert (await call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "t", {}))["content"] == content
 
 
-async def test_halves_of_characters_in_streams(here: RecordingServer):
-    """As escapes and as bytes, in an event stream that comes in pieces."""
+async def test_unpaired_surrogates_in_streams_are_replaced(server: RecordingServer):
+    """Replace them as escapes and as bytes, in an event stream that arrives in pieces."""
     body = (
         b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"\\ud83d \xed\xa0\xbd \\ud83d\\ude00"}]}}'
     )
@@ -382,9 +396,9 @@ async def test_halves_of_characters_in_streams(here: RecordingServer):
     def results(method: str, params: Any) -> Any:
         if method != "tools/call":
             return None
-        number = json.loads(here.requests[-1].body)["id"]
+        number = json.loads(server.requests[-1].body)["id"]
 
-        async def pieces(writer: asyncio.StreamWriter) -> None:
+        async def send_pieces(writer: asyncio.StreamWriter) -> None:
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
             data = b"event: message\ndata: " + body % number + b"\n\n"
             for at in range(0, len(data), 7):
@@ -393,10 +407,12 @@ async def test_halves_of_characters_in_streams(here: RecordingServer):
                 await asyncio.sleep(0)
             writer.close()
 
-        return pieces
+        return send_pieces
 
-    scripted(here, results)
-    assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == "\ufffd \ufffd 😀"
+    answer_as_server(server, results)
+    assert (await call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "t", {}))[
+        "content"
+    ] == "\ufffd \ufffd 😀"
 
 
 @pytest.mark.parametrize(
@@ -410,122 +426,133 @@ async def test_halves_of_characters_in_streams(here: RecordingServer):
         b"[" * 5000,
     ],
 )
-async def test_failures_tell_nothing_of_the_library(here: RecordingServer, body: bytes):
+async def test_errors_hide_the_library(server: RecordingServer, body: bytes):
     def results(method: str, params: Any) -> Any:
         return build_reply(body, content_type="application/json") if method.startswith("tools/") else None
 
-    scripted(here, results)
-    for work in (list_mcp_tools(LET, mcp(here.url), {}), call_mcp_tool(LET, mcp(here.url), {}, "t", {})):
-        with pytest.raises(ToolFailed) as failed:
+    answer_as_server(server, results)
+    for work in (
+        list_mcp_tools(OUTBOUND, build_configuration(server.url), {}),
+        call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "t", {}),
+    ):
+        with pytest.raises(ToolFailed) as error:
             await work
-        assert not any(word in str(failed.value) for word in ("pydantic", "validation error", "union["))
+        assert not any(word in str(error.value) for word in ("pydantic", "validation error", "union["))
 
 
 @pytest.mark.parametrize("value", [b"[" * 200 + b"]" * 200, b"[" + b"0," * 400_000 + b"0]"])
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
-async def test_answers_that_would_keep_their_reader_busy(here: RecordingServer, value: bytes, kind: str):
+async def test_answers_that_would_block_the_reader_are_refused(server: RecordingServer, value: bytes, kind: str):
     def results(method: str, params: Any) -> Any:
         if method != "tools/call":
             return None
-        number = json.loads(here.requests[-1].body)["id"]
+        number = json.loads(server.requests[-1].body)["id"]
         body = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[],"structuredContent":{"a":%s}}}' % (number, value)
         return build_reply(body if kind.endswith("json") else b"data: " + body + b"\n\n", content_type=kind)
 
-    scripted(here, results)
+    answer_as_server(server, results)
     with pytest.raises(ToolFailed, match="sends too much"):
-        await call_mcp_tool(LET, mcp(here.url), {}, "t", {})
+        await call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "t", {})
 
 
-async def test_failures_of_servers_come_without_advertisements(here: RecordingServer):
-    told = "1 validation error for addArguments\na\n  Input should be a number\n    For further information visit "
-    told += "https://errors.pydantic.dev/2.11/v/int_parsing"
-    failing = {"content": [{"type": "text", "text": told}], "isError": True}
-    scripted(here, lambda method, params: failing if method == "tools/call" else None)
+async def test_errors_of_servers_are_shortened(server: RecordingServer):
+    error_text = (
+        "1 validation error for addArguments\na\n  Input should be a number\n    For further information visit "
+    )
+    error_text += "https://errors.pydantic.dev/2.11/v/int_parsing"
+    failing = {"content": [{"type": "text", "text": error_text}], "isError": True}
+    answer_as_server(server, lambda method, params: failing if method == "tools/call" else None)
     with pytest.raises(ToolFailed, match="Input should be a number$"):
-        await call_mcp_tool(LET, mcp(here.url), {}, "t", {})
+        await call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "t", {})
 
 
-async def test_packed_answers_are_not_unpacked(here: RecordingServer):
-    """Nobody asked for them, and what comes out of them is not counted."""
-    scripted(here, lambda method, params: {**page(params, last=0), "padding": "a" * 64_000_000})
-    plain = here.answer
+async def test_compressed_answers_are_refused(server: RecordingServer):
+    """Refuse them, as they were not requested and their decompressed size is not counted."""
+    answer_as_server(server, lambda method, params: {**build_page(params, last=0), "padding": "a" * 64_000_000})
+    answer_plainly = server.answer
 
-    def packed(request: Any) -> Any:
-        told = plain(request)
-        if isinstance(told, bytes) and b"padding" in told:
+    def answer_compressed(request: Any) -> Any:
+        answer = answer_plainly(request)
+        if isinstance(answer, bytes) and b"padding" in answer:
             return build_reply(
-                gzip.compress(told.split(b"\r\n\r\n", 1)[1], 1),
+                gzip.compress(answer.split(b"\r\n\r\n", 1)[1], 1),
                 200,
                 content_type="application/json",
                 content_encoding="gzip",
             )
-        return told
+        return answer
 
-    here.answer = packed
+    server.answer = answer_compressed
     with pytest.raises(ToolFailed):
-        await list_mcp_tools(LET, mcp(here.url), {})
+        await list_mcp_tools(OUTBOUND, build_configuration(server.url), {})
 
 
-async def test_output_schemas_are_not_run(here: RecordingServer):
-    """A pattern that takes hours on this text, from the server whose text it is."""
+async def test_output_schemas_are_not_checked(server: RecordingServer):
+    """Skip a pattern that takes hours on this text, as both are from the server."""
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
     tool = {"name": "evil", "inputSchema": {"type": "object"}, "outputSchema": schema}
     answers = {
         "tools/list": {"tools": [tool]},
         "tools/call": {"content": [], "structuredContent": {"a": "a" * 24 + "!"}},
     }
-    scripted(here, lambda method, params: answers.get(method))
-    began = time.monotonic()
-    told = await call_mcp_tool(LET, mcp(here.url), {}, "evil", {})
-    assert told["structured_content"] == {"a": "a" * 24 + "!"}
-    assert time.monotonic() - began < 1
+    answer_as_server(server, lambda method, params: answers.get(method))
+    start = time.monotonic()
+    result = await call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "evil", {})
+    assert result["structured_content"] == {"a": "a" * 24 + "!"}
+    assert time.monotonic() - start < 1
 
 
-async def test_errors_of_servers_do_not_show_secrets(here: RecordingServer):
-    scripted(here, lambda method, params: None)
+async def test_errors_of_servers_do_not_show_secrets(server: RecordingServer):
+    answer_as_server(server, lambda method, params: None)
     with pytest.raises(ToolFailed, match=r"no \*\*\*"):
-        await call_mcp_tool(LET, mcp(here.url, secrets={"X-Key": "a"}), {"X-Key": SECRET}, "t", {})
+        await call_mcp_tool(
+            OUTBOUND, build_configuration(server.url, secrets={"X-Key": "a"}), {"X-Key": SECRET}, "t", {}
+        )
 
 
-async def test_a_server_that_does_not_take_a_goodbye(here: RecordingServer):
-    """The answer is there before the session ends, and is what counts."""
-    results = {"tools/call": {"content": [{"type": "text", "text": "here"}]}, "DELETE": silent, "GET": silent}
-    scripted(here, lambda method, params: results.get(method))
-    began = time.monotonic()
-    assert (await call_mcp_tool(LET, mcp(here.url), {}, "t", {}))["content"] == "here"
-    assert (await call_mcp_tool(LET, mcp(here.url, timeout=1), {}, "t", {}))["content"] == "here"
-    assert time.monotonic() - began < 5
-    assert "DELETE" in {one.method for one in here.requests}
-    await here.wait_until_closed()
+async def test_server_that_ignores_the_end_of_a_session(server: RecordingServer):
+    """Return the answer that arrived before the session ended."""
+    results = {
+        "tools/call": {"content": [{"type": "text", "text": "here"}]},
+        "DELETE": send_nothing,
+        "GET": send_nothing,
+    }
+    answer_as_server(server, lambda method, params: results.get(method))
+    start = time.monotonic()
+    assert (await call_mcp_tool(OUTBOUND, build_configuration(server.url), {}, "t", {}))["content"] == "here"
+    assert (await call_mcp_tool(OUTBOUND, build_configuration(server.url, timeout=1), {}, "t", {}))["content"] == "here"
+    assert time.monotonic() - start < 5
+    assert "DELETE" in {request.method for request in server.requests}
+    await server.wait_until_closed()
 
 
-async def test_sessions_are_ended(things: Any):
-    url, _, methods = things
+async def test_sessions_are_ended(mcp_server: Any):
+    url, _, methods = mcp_server
     methods.clear()
-    await list_mcp_tools(LET, mcp(url), {})
+    await list_mcp_tools(OUTBOUND, build_configuration(url), {})
     assert "POST" in methods
     assert ("DELETE" in methods) == ("GET" in methods)  # servers of the newest protocol have no sessions
 
 
-async def test_cancelling_a_call_hangs_up(here: RecordingServer):
-    results = {"tools/call": silent, "GET": silent, "DELETE": silent}
-    scripted(here, lambda method, params: results.get(method))
-    task = asyncio.create_task(call_mcp_tool(LET, mcp(here.url, timeout=20), {}, "t", {}))
-    while not any(b"tools/call" in one.body for one in here.requests):
+async def test_cancelled_call_hangs_up(server: RecordingServer):
+    results = {"tools/call": send_nothing, "GET": send_nothing, "DELETE": send_nothing}
+    answer_as_server(server, lambda method, params: results.get(method))
+    task = asyncio.create_task(call_mcp_tool(OUTBOUND, build_configuration(server.url, timeout=20), {}, "t", {}))
+    while not any(b"tools/call" in request.body for request in server.requests):
         await asyncio.sleep(0.01)
-    began = time.monotonic()
+    start = time.monotonic()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - began < 3
-    await here.wait_until_closed()
+    assert time.monotonic() - start < 3
+    await server.wait_until_closed()
 
 
-async def test_a_call_that_takes_too_long(things: Any):
-    began = time.monotonic()
+async def test_slow_call_times_out(mcp_server: Any):
+    start = time.monotonic()
     with pytest.raises(ToolFailed, match=r"0\.8 seconds"):
-        await call_mcp_tool(LET, mcp(things[0], timeout=0.8), {}, "slow", {"seconds": 20})
-    assert time.monotonic() - began < 2
+        await call_mcp_tool(OUTBOUND, build_configuration(mcp_server[0], timeout=0.8), {}, "slow", {"seconds": 20})
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -541,8 +568,8 @@ async def test_a_call_that_takes_too_long(things: Any):
         ({"timeout": 301}, "configuration.timeout"),
     ],
 )
-def test_bad_configurations_of_mcp(change: dict[str, Any], field: str):
-    sent = {"url": "https://a.test/mcp", **change}
+def test_invalid_configurations_are_refused(change: dict[str, Any], field: str):
+    configuration = {"url": "https://a.test/mcp", **change}
     with pytest.raises(DomainError) as error:
-        check_mcp_configuration({name: value for name, value in sent.items() if value is not None})
+        check_mcp_configuration({name: value for name, value in configuration.items() if value is not None})
     assert error.value.errors[0].field == field

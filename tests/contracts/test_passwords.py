@@ -5,7 +5,7 @@ from argon2 import PasswordHasher, extract_parameters
 from infra.credentials import Passwords
 
 
-async def test_a_password_is_verified_by_its_hash() -> None:
+async def test_password_is_verified_by_its_hash() -> None:
     passwords = Passwords()
     stored = await passwords.hash_password("correct horse")
     assert await passwords.verify_password(stored, "correct horse")
@@ -13,7 +13,7 @@ async def test_a_password_is_verified_by_its_hash() -> None:
     assert not await passwords.verify_password("not a hash", "correct horse")
 
 
-async def test_a_login_without_a_user_costs_what_a_login_with_one_costs(monkeypatch) -> None:
+async def test_login_without_a_user_takes_as_long_as_with_one(monkeypatch) -> None:
     verified: list[tuple[str, str]] = []
     passwords = Passwords()
     monkeypatch.setattr(passwords, "_verify_hash", lambda stored, password: verified.append((stored, password)) or True)

@@ -1,4 +1,4 @@
-"""Sketches kept as bins tell what the library's own DDSketch tells, whatever was merged, added and taken away."""
+"""Sketches kept as bins agree with the library's own DDSketch after any merging, adding and subtracting."""
 
 import struct
 from collections import Counter
@@ -12,7 +12,7 @@ from infra.sketches import BIN_GAMMA, SMALLEST_VALUE, ZERO_BIN_KEY, compute_quan
 from tests.support.stats_oracle import assert_near, interpolate_quantile
 
 RANKS = (0.0, 0.01, 0.25, *QUANTILE_FRACTIONS, 1.0)
-# Zeros, what counts as zero, the largest a record may have, one value many times, and powers of gamma: ends of bins.
+# Zeros, values that count as zero, the largest value of a record, repeated values, and powers of gamma: ends of bins.
 VALUES = st.one_of(
     st.floats(SMALLEST_VALUE, 1e12),
     st.floats(0.001, 100),
@@ -22,8 +22,8 @@ VALUES = st.one_of(
 LISTS = st.lists(VALUES, max_size=60)
 
 
-def sketch(values: list[float], sign: int = 1) -> bytes:
-    """What Postgres writes of these values."""
+def build_sketch(values: list[float], sign: int = 1) -> bytes:
+    """Build what Postgres writes for these values."""
     counts = Counter(find_bin_key(value) for value in values)
     return b"".join(struct.pack(">hq", place, sign * count) for place, count in counts.items())
 
@@ -37,23 +37,27 @@ def sketch(values: list[float], sign: int = 1) -> bytes:
 @example(values=[SMALLEST_VALUE])
 @example(values=[1.0, 1000.0])
 @example(values=[1.0] * 99 + [1000.0])
-def test_quantiles_are_those_of_percentile_cont_within_the_stated_error(values: list[float]) -> None:
-    for bins in (sketch(values), merge_sketches(sketch(values)), b"".join(sketch([value]) for value in values)):
-        found = compute_quantiles(bins, RANKS)
-        for wanted, value in zip(RANKS, found, strict=True):
-            assert_near(value, interpolate_quantile(values, wanted))
+def test_quantiles_equal_percentile_cont_within_the_stated_error(values: list[float]) -> None:
+    for bins in (
+        build_sketch(values),
+        merge_sketches(build_sketch(values)),
+        b"".join(build_sketch([value]) for value in values),
+    ):
+        quantiles = compute_quantiles(bins, RANKS)
+        for rank, value in zip(RANKS, quantiles, strict=True):
+            assert_near(value, interpolate_quantile(values, rank))
 
 
-def test_the_slowest_of_a_few_shows() -> None:
-    p50, p95, p99 = compute_quantiles(sketch([1.0, 1000.0]), (0.5, 0.95, 0.99))
+def test_slowest_of_a_few_values_shows() -> None:
+    p50, p95, p99 = compute_quantiles(build_sketch([1.0, 1000.0]), (0.5, 0.95, 0.99))
     assert_near(p50, 500.5)
     assert_near(p95, 950.05)
     assert_near(p99, 990.01)
-    (of_hundred,) = compute_quantiles(sketch([1.0] * 99 + [1000.0]), (0.99,))
+    (of_hundred,) = compute_quantiles(build_sketch([1.0] * 99 + [1000.0]), (0.99,))
     assert_near(of_hundred, 10.99)
 
 
-async def test_postgres_itself_tells_the_same(resources) -> None:
+async def test_postgres_computes_the_same_quantiles(resources) -> None:
     for values in ([7.0], [1.0, 1000.0], [3.0, 1.0, 2.0], [float(number**3) for number in range(1, 101)]):
         async with resources.store.system_transaction() as tx:
             row = await tx._raw.fetchrow(
@@ -61,12 +65,12 @@ async def test_postgres_itself_tells_the_same(resources) -> None:
                 list(RANKS),
                 values,
             )
-        for ours, theirs in zip(compute_quantiles(sketch(values), RANKS), row["found"], strict=True):
+        for ours, theirs in zip(compute_quantiles(build_sketch(values), RANKS), row["found"], strict=True):
             assert_near(ours, theirs)
 
 
 @given(value=VALUES)
-def test_a_value_lies_in_its_bin(value: float) -> None:
+def test_value_lies_in_its_bin(value: float) -> None:
     place = find_bin_key(value)
     assert ZERO_BIN_KEY <= place <= 32767
     if value < SMALLEST_VALUE:
@@ -75,22 +79,27 @@ def test_a_value_lies_in_its_bin(value: float) -> None:
         assert BIN_GAMMA ** (place - 1) * (1 - 1e-9) <= value <= BIN_GAMMA**place * (1 + 1e-9)
 
 
-@given(kept=LISTS, gone=LISTS)
-def test_what_is_taken_away_was_never_there(kept: list[float], gone: list[float]) -> None:
-    both = merge_sketches(sketch(kept + gone))
-    for left in (merge_sketches(both + sketch(gone, -1)), merge_sketches(sketch(gone, -1) + both)):
-        assert left == merge_sketches(sketch(kept))
-        assert compute_quantiles(left, QUANTILE_FRACTIONS) == compute_quantiles(sketch(kept), QUANTILE_FRACTIONS)
-    # The same without merging first, as a question does with deltas.
-    assert compute_quantiles(both + sketch(gone, -1), QUANTILE_FRACTIONS) == compute_quantiles(
-        sketch(kept), QUANTILE_FRACTIONS
+@given(kept_values=LISTS, removed_values=LISTS)
+def test_subtracted_values_leave_no_trace(kept_values: list[float], removed_values: list[float]) -> None:
+    both = merge_sketches(build_sketch(kept_values + removed_values))
+    for sketch_left in (
+        merge_sketches(both + build_sketch(removed_values, -1)),
+        merge_sketches(build_sketch(removed_values, -1) + both),
+    ):
+        assert sketch_left == merge_sketches(build_sketch(kept_values))
+        assert compute_quantiles(sketch_left, QUANTILE_FRACTIONS) == compute_quantiles(
+            build_sketch(kept_values), QUANTILE_FRACTIONS
+        )
+    # The same without merging first, as a query does with deltas.
+    assert compute_quantiles(both + build_sketch(removed_values, -1), QUANTILE_FRACTIONS) == compute_quantiles(
+        build_sketch(kept_values), QUANTILE_FRACTIONS
     )
-    assert merge_sketches(both + sketch(kept + gone, -1)) == b""
+    assert merge_sketches(both + build_sketch(kept_values + removed_values, -1)) == b""
 
 
-@given(one=LISTS, two=LISTS, three=LISTS)
-def test_the_order_of_merging_does_not_matter(one: list[float], two: list[float], three: list[float]) -> None:
-    a, b, c = sketch(one), sketch(two), sketch(three, -1)
+@given(first=LISTS, second=LISTS, third=LISTS)
+def test_order_of_merging_does_not_matter(first: list[float], second: list[float], third: list[float]) -> None:
+    a, b, c = build_sketch(first), build_sketch(second), build_sketch(third, -1)
     whole = merge_sketches(a + b + c)
     assert (
         merge_sketches(merge_sketches(a + b) + c)
@@ -101,14 +110,14 @@ def test_the_order_of_merging_does_not_matter(one: list[float], two: list[float]
     assert merge_sketches(whole) == whole
 
 
-def test_nothing_has_no_quantiles() -> None:
+def test_empty_sketch_has_no_quantiles() -> None:
     assert merge_sketches(b"") == b""
     assert compute_quantiles(b"", QUANTILE_FRACTIONS) == (None, None, None)
-    assert compute_quantiles(sketch([1.0]) + sketch([1.0], -1), QUANTILE_FRACTIONS) == (None, None, None)
-    assert compute_quantiles(sketch([0.0]), QUANTILE_FRACTIONS) == (0, 0, 0)
+    assert compute_quantiles(build_sketch([1.0]) + build_sketch([1.0], -1), QUANTILE_FRACTIONS) == (None, None, None)
+    assert compute_quantiles(build_sketch([0.0]), QUANTILE_FRACTIONS) == (0, 0, 0)
 
 
-def test_counts_of_millions_are_exact() -> None:
+def test_counts_of_billions_are_exact() -> None:
     many = np.array(
         [(find_bin_key(1.0), 3_000_000_000), (find_bin_key(100.0), 1)], dtype=[("key", ">i2"), ("count", ">i8")]
     ).tobytes()

@@ -70,8 +70,8 @@ class GuestRun:
 
 
 @pytest.fixture
-def guest_run(sandbox: WarmSandbox, readable: Path) -> GuestRun:
-    return GuestRun(sandbox, readable)
+def guest_run(sandbox: WarmSandbox, readable_folder: Path) -> GuestRun:
+    return GuestRun(sandbox, readable_folder)
 
 
 async def test_an_entrypoint_of_one_parameter_is_called_as_ever(guest_run: GuestRun) -> None:

@@ -219,7 +219,7 @@ class FakeTransaction:
     async def find_sealed(self, slug: str) -> bytes | None:
         return self.keys.get(slug)
 
-    async def list_by_reference(self, references: list[str]) -> list[Any]:
+    async def list_by_references(self, references: list[str]) -> list[Any]:
         return []
 
     async def get_built_in_state(self) -> BuiltInToolState:

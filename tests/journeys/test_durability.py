@@ -1,4 +1,4 @@
-"""Whatever dies, every accepted upload and execution reaches a terminal state, once."""
+"""Test that every accepted upload and execution ends exactly once, even if a process is killed."""
 
 import asyncio
 import os
@@ -16,16 +16,16 @@ from scripts.supervisor import SupervisedProcess
 from scripts.system import System
 from tests.support.clients import TenantClient
 
-SLEEPER = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"
+SLEEPING_AGENT = "import time\ndef handle(p):\n    print('begin', flush=True)\n    time.sleep(p['for'])\n    return p\n"
 
 
-def _process(system: System, name: str) -> SupervisedProcess:
+def _find_process(system: System, name: str) -> SupervisedProcess:
     return next(process for process in system.processes if process.name == name)
 
 
-async def _kill(system: System, name: str) -> None:
-    """SIGKILL, and wait until its successor runs."""
-    process = _process(system, name)
+async def _kill_process(system: System, name: str) -> None:
+    """Send SIGKILL and wait until the successor runs."""
+    process = _find_process(system, name)
     old = process.pid
     assert old is not None
     os.kill(old, signal.SIGKILL)
@@ -36,23 +36,23 @@ async def _kill(system: System, name: str) -> None:
     raise AssertionError(f"{name} was not started again")
 
 
-async def _settled_once(owner: TenantClient, executions: list[dict[str, Any]], status: str = "completed") -> None:
+async def _check_ended_once(owner: TenantClient, executions: list[dict[str, Any]], status: str = "completed") -> None:
     for execution in executions:
         ended = await owner.wait_for_end(execution["id"])
         assert ended["status"] == status, ended
         events = await owner.list_events(execution["id"])
         statuses = [event["metadata"]["status"] for event in events if event["metadata"]["type"] == "status"]
-        assert [one for one in statuses if one in ("completed", "failed", "cancelled")] == [status]
+        assert [status for status in statuses if status in ("completed", "failed", "cancelled")] == [status]
         assert statuses[-1] == status
         assert [event["metadata"]["seq"] for event in events] == list(range(1, len(events) + 1))
 
 
 @pytest.fixture(scope="module")
 async def sleeper(shared_tenant: TenantClient) -> str:
-    return await shared_tenant.deploy_agent(SLEEPER)
+    return await shared_tenant.deploy_agent(SLEEPING_AGENT)
 
 
-async def _until(owner: TenantClient, execution_id: str, status: str) -> None:
+async def _wait_for_status(owner: TenantClient, execution_id: str, status: str) -> None:
     for _ in range(200):
         if (await owner.http.get(f"/executions/{execution_id}")).json()["status"] == status:
             return
@@ -60,40 +60,40 @@ async def _until(owner: TenantClient, execution_id: str, status: str) -> None:
     raise AssertionError(f"{execution_id} did not become {status}")
 
 
-async def test_a_killed_run_worker_costs_an_attempt_and_nothing_else(system, shared_tenant, sleeper) -> None:
+async def test_killed_run_worker_costs_one_attempt(system, shared_tenant, sleeper) -> None:
     executions = [await shared_tenant.start_execution(sleeper, {"for": 1.0, "n": n}) for n in range(4)]
-    await _until(shared_tenant, executions[0]["id"], "running")
-    await _kill(system, "run")
-    await _settled_once(shared_tenant, executions)
+    await _wait_for_status(shared_tenant, executions[0]["id"], "running")
+    await _kill_process(system, "run")
+    await _check_ended_once(shared_tenant, executions)
     assert (await shared_tenant.wait_for_end(executions[0]["id"]))["attempt"] == 2
 
 
-async def test_a_killed_fork_server_costs_an_attempt_and_nothing_else(system, shared_tenant, sleeper) -> None:
+async def test_killed_fork_server_costs_one_attempt(system, shared_tenant, sleeper) -> None:
     executions = [await shared_tenant.start_execution(sleeper, {"for": 1.0, "n": n}) for n in range(2)]
     for execution in executions:
-        await _until(shared_tenant, execution["id"], "running")
+        await _wait_for_status(shared_tenant, execution["id"], "running")
     await asyncio.sleep(0.3)
-    worker = _process(system, "run").pid
+    worker = _find_process(system, "run").pid
     servers = [
         pid for pid in list_descendants(worker or 0) if b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     assert len(servers) == 1
     os.kill(servers[0], signal.SIGKILL)
-    await _settled_once(shared_tenant, executions)
-    assert [(await shared_tenant.wait_for_end(one["id"]))["attempt"] for one in executions] == [2, 2]
-    assert _process(system, "run").pid == worker
+    await _check_ended_once(shared_tenant, executions)
+    assert [(await shared_tenant.wait_for_end(execution["id"]))["attempt"] for execution in executions] == [2, 2]
+    assert _find_process(system, "run").pid == worker
 
 
-async def test_an_execution_whose_workers_all_die_fails_and_says_so(system, shared_tenant, sleeper) -> None:
+async def test_execution_without_attempts_left_fails_as_worker_lost(system, shared_tenant, sleeper) -> None:
     execution = await shared_tenant.start_execution(sleeper, {"for": 60}, max_attempts=1, timeout=120)
-    await _until(shared_tenant, execution["id"], "running")
-    await _kill(system, "run")
+    await _wait_for_status(shared_tenant, execution["id"], "running")
+    await _kill_process(system, "run")
     ended = await shared_tenant.wait_for_end(execution["id"])
     assert (ended["status"], ended["error_type"]) == ("failed", "worker_lost")
     assert "attempt 1 of 1" in ended["error_message"]
 
 
-async def test_a_killed_build_worker_builds_again(system, acme) -> None:
+async def test_killed_build_worker_repeats_the_build(system, acme) -> None:
     slow = "import time\ntime.sleep(1.5)\ndef handle(p): return 1\n"
     agent = await acme.create_agent()
     from tests.support.clients import pack_archive
@@ -104,33 +104,33 @@ async def test_a_killed_build_worker_builds_again(system, acme) -> None:
         if (await acme.http.get(path)).json()["status"] == "building":
             break
         await asyncio.sleep(0.05)
-    await _kill(system, "build")
+    await _kill_process(system, "build")
     built = (await acme.http.get(path, headers={"Prefer": "wait=60"})).json()
     assert (built["status"], built["attempt"]) == ("ready", 2)
 
 
-async def test_flushing_redis_loses_nothing(system, shared_tenant, sleeper) -> None:
+async def test_flushing_redis_loses_no_execution(system, shared_tenant, sleeper) -> None:
     executions = [await shared_tenant.start_execution(sleeper, {"for": 0.3, "n": n}) for n in range(24)]
     redis = Redis.from_url(system.settings.redis_url.reveal())
     await redis.flushall()
     await redis.aclose()
-    await _settled_once(shared_tenant, executions)
+    await _check_ended_once(shared_tenant, executions)
 
 
-async def test_redis_killed_while_work_is_submitted(system, shared_tenant, sleeper) -> None:
+async def test_redis_killed_during_submission_loses_no_execution(system, shared_tenant, sleeper) -> None:
     valkey = system.services[1]
     assert valkey is not None
     assert valkey.child is not None
     old = valkey.child.process.pid
     os.kill(old, signal.SIGKILL)
     executions = [await shared_tenant.start_execution(sleeper, {"for": 0.1, "n": n}) for n in range(8)]
-    await _settled_once(shared_tenant, executions)
+    await _check_ended_once(shared_tenant, executions)
     assert valkey.child.process.pid != old
 
 
-async def test_postgres_stopped_and_started(system, shared_tenant, sleeper) -> None:
+async def test_postgres_restart_loses_no_execution(system, shared_tenant, sleeper) -> None:
     executions = [await shared_tenant.start_execution(sleeper, {"for": 1.0, "n": n}) for n in range(6)]
-    await _until(shared_tenant, executions[0]["id"], "running")
+    await _wait_for_status(shared_tenant, executions[0]["id"], "running")
     postgres = system.services[0]
     assert postgres is not None
     assert postgres.child is not None
@@ -146,10 +146,10 @@ async def test_postgres_stopped_and_started(system, shared_tenant, sleeper) -> N
             break
         await asyncio.sleep(0.02)
     assert postgres.child.process.pid != old
-    await _settled_once(shared_tenant, executions)
+    await _check_ended_once(shared_tenant, executions)
 
 
-async def test_storage_away_while_builds_wait(system, acme) -> None:
+async def test_unavailable_storage_delays_builds(system, acme) -> None:
     agent = await acme.create_agent()
     seaweed = system.services[2]
     assert seaweed is not None
@@ -168,9 +168,9 @@ async def test_storage_away_while_builds_wait(system, acme) -> None:
     assert built["status"] == "ready", built["build_log"]
 
 
-async def test_the_api_killed_while_clients_wait(system, shared_tenant, sleeper) -> None:
+async def test_killed_api_loses_no_execution(system, shared_tenant, sleeper) -> None:
     executions = [await shared_tenant.start_execution(sleeper, {"for": 0.5, "n": n}) for n in range(3)]
-    await _kill(system, "api")
+    await _kill_process(system, "api")
     for _ in range(200):
         try:
             async with httpx.AsyncClient() as client:
@@ -178,34 +178,34 @@ async def test_the_api_killed_while_clients_wait(system, shared_tenant, sleeper)
             break
         except httpx.TransportError:
             await asyncio.sleep(0.05)
-    await _settled_once(shared_tenant, executions)
+    await _check_ended_once(shared_tenant, executions)
 
 
-async def test_upkeep_killed_comes_back_and_keeps_up(system, shared_tenant, sleeper) -> None:
-    await _kill(system, "upkeep")
+async def test_killed_upkeep_recovers_lost_notifications(system, shared_tenant, sleeper) -> None:
+    await _kill_process(system, "upkeep")
     executions = [await shared_tenant.start_execution(sleeper, {"for": 0.1})]
     redis = Redis.from_url(system.settings.redis_url.reveal())
     await redis.flushall()
     await redis.aclose()
-    await _settled_once(shared_tenant, executions)
+    await _check_ended_once(shared_tenant, executions)
 
 
-async def test_two_hundred_at_once(system, shared_tenant) -> None:
+async def test_two_hundred_concurrent_executions(system, shared_tenant) -> None:
     hello = (await shared_tenant.http.get("/agents/hello")).json()["id"]
     answers = await asyncio.gather(
         *(shared_tenant.http.post(f"/agents/{hello}/execute", json={"payload": {"name": str(n)}}) for n in range(200))
     )
     executions = [answer.json() for answer in answers]
     assert {answer.status_code for answer in answers} == {201}
-    looked = 0
+    polls = 0
     while True:
-        # Responsive meanwhile: the list answers, page after page, while everything runs.
+        # The list stays responsive while everything runs.
         listed = await shared_tenant.http.get(f"/executions?agent_id={hello}&limit=200&status=completed")
         assert listed.status_code == 200
-        looked += 1
-        if {one["id"] for one in executions} <= {one["id"] for one in listed.json()["items"]}:
+        polls += 1
+        if {execution["id"] for execution in executions} <= {execution["id"] for execution in listed.json()["items"]}:
             break
-        assert looked < 2000
+        assert polls < 2000
         await asyncio.sleep(0.05)
     for execution in executions:
         ended = await shared_tenant.wait_for_end(execution["id"])

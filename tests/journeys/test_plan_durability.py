@@ -1,4 +1,4 @@
-"""Workers are killed at every boundary between the steps of a workflow: it completes, and what was finished stays so."""
+"""Test that a workflow completes if workers are killed between two steps, and that finished steps are not repeated."""
 
 import asyncio
 import os
@@ -10,24 +10,24 @@ import pytest
 from scripts.system import System
 from tests.support.clients import TenantClient
 
-STEPS = ("one", "two", "three", "four")
-SLEEPER = "import time\ndef handle(p):\n    time.sleep(0.15)\n    return {'at': time.time()}\n"
+STEP_IDS = ("one", "two", "three", "four")
+SLEEPING_AGENT = "import time\ndef handle(p):\n    time.sleep(0.15)\n    return {'at': time.time()}\n"
 
 
 @pytest.fixture
 async def workflow(acme: TenantClient) -> str:
-    agent_id = await acme.deploy_agent(SLEEPER)
+    agent_id = await acme.deploy_agent(SLEEPING_AGENT)
     steps = [
-        {"id": name, "agent": agent_id, "depends_on": [STEPS[place - 1]] if place else []}
-        for place, name in enumerate(STEPS)
+        {"id": name, "agent": agent_id, "depends_on": [STEP_IDS[place - 1]] if place else []}
+        for place, name in enumerate(STEP_IDS)
     ]
     answer = await acme.http.post("/workflows", json={"name": "chain", "steps": steps})
     assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
-async def _kill(system: System, *names: str) -> None:
-    """SIGKILL, and wait until their successors run."""
+async def _kill_processes(system: System, *names: str) -> None:
+    """Send SIGKILL and wait until the successors run."""
     processes = [process for process in system.processes if process.name in names]
     assert len(processes) == len(names)
     old = {process.name: process.pid for process in processes}
@@ -38,34 +38,45 @@ async def _kill(system: System, *names: str) -> None:
         if all(process.pid not in (None, old[process.name]) for process in processes):
             return
         await asyncio.sleep(0.05)
-    raise AssertionError("they were not started again")
+    raise AssertionError("the processes were not started again")
 
 
-async def _children(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
+async def _list_children(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
     return list((await acme.http.get("/executions", params={"parent_id": execution_id})).json()["items"])
 
 
-async def _has_completed(acme: TenantClient, execution_id: str, step: str) -> None:
+async def _wait_until_completed(acme: TenantClient, execution_id: str, step: str) -> None:
     for _ in range(2000):
-        if any(one["step"] == step and one["status"] == "completed" for one in await _children(acme, execution_id)):
+        if any(
+            child["step"] == step and child["status"] == "completed"
+            for child in await _list_children(acme, execution_id)
+        ):
             return
         await asyncio.sleep(0.01)
     raise AssertionError(f"{step} did not complete")
 
 
-@pytest.mark.parametrize("after", STEPS)
-async def test_killed_between_two_steps(system: System, acme: TenantClient, workflow: str, after: str) -> None:
+@pytest.mark.parametrize("after", STEP_IDS)
+async def test_workflow_survives_workers_killed_between_steps(
+    system: System, acme: TenantClient, workflow: str, after: str
+) -> None:
     execution_id = (await acme.http.post(f"/workflows/{workflow}/execute", json={})).json()["id"]
-    await _has_completed(acme, execution_id, after)
-    before = {one["step"]: one["id"] for one in await _children(acme, execution_id) if one["status"] == "completed"}
-    await _kill(system, "plan", "run")
+    await _wait_until_completed(acme, execution_id, after)
+    completed_ids = {
+        child["step"]: child["id"]
+        for child in await _list_children(acme, execution_id)
+        if child["status"] == "completed"
+    }
+    await _kill_processes(system, "plan", "run")
     ended = await acme.wait_for_end(execution_id)
     assert (ended["status"], ended["steps_completed"]) == ("completed", 4), ended
-    children = await _children(acme, execution_id)
-    assert sorted(one["step"] for one in children) == sorted(STEPS), "one run for each step"
-    kept = {one["step"]: one["id"] for one in children}
-    assert {step: kept[step] for step in before} == before
-    assert all(one["attempt"] == 1 for one in children if one["step"] in before), "what was finished is not run again"
-    assert set(ended["results"]) == set(STEPS)
-    times = [ended["results"][step]["at"] for step in STEPS]
+    children = await _list_children(acme, execution_id)
+    assert sorted(child["step"] for child in children) == sorted(STEP_IDS), "one run for each step"
+    ids_by_step = {child["step"]: child["id"] for child in children}
+    assert {step: ids_by_step[step] for step in completed_ids} == completed_ids
+    assert all(child["attempt"] == 1 for child in children if child["step"] in completed_ids), (
+        "a finished step is not repeated"
+    )
+    assert set(ended["results"]) == set(STEP_IDS)
+    times = [ended["results"][step]["at"] for step in STEP_IDS]
     assert times == sorted(times)

@@ -1,4 +1,4 @@
-"""The README's commands do what it says, and its table of commands is the command line's."""
+"""Test that the examples of the READMEs work and that their tables are complete."""
 
 import asyncio
 import re
@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, as the READMEs' examples do")
+NEEDS_CURL = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl, as the READMEs' examples do")
 
 
-async def printed(text: str, acme: TenantClient, folder: Path) -> bytes:
-    """What the shell examples of a page print, run as they stand but for address and key."""
+async def run_shell_examples(text: str, acme: TenantClient, folder: Path) -> bytes:
+    """Run the shell examples of a page with another URL and key; return their output."""
     block = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
     exports = f"export URL={str(acme.http.base_url).rstrip('/')} KEY={await acme.create_key()}"
     assert len(re.findall(r"^export URL=.*$", block, flags=re.MULTILINE)) == 1
@@ -32,40 +32,40 @@ async def printed(text: str, acme: TenantClient, folder: Path) -> bytes:
     return output
 
 
-@CURL
-async def test_the_newsroom_s_page_works(acme: TenantClient, tmp_path: Path) -> None:
-    output = await printed((ROOT / "examples/newsroom/README.md").read_text(), acme, tmp_path)
-    # A busy machine takes longer than the page waits.
+@NEEDS_CURL
+async def test_examples_of_the_newsroom_page_work(acme: TenantClient, tmp_path: Path) -> None:
+    output = await run_shell_examples((ROOT / "examples/newsroom/README.md").read_text(), acme, tmp_path)
+    # A busy machine may take longer than the page waits.
     execution_id = re.findall(rb'"execution_id":"(\w+)"', output)[-1].decode()
     ended = await acme.wait_for_end(execution_id, 180)
     assert ended["status"] == "completed", ended
 
 
-@CURL
-async def test_the_code_review_s_page_works(acme: TenantClient, tmp_path: Path) -> None:
-    output = await printed((ROOT / "examples/code_review/README.md").read_text(), acme, tmp_path)
+@NEEDS_CURL
+async def test_examples_of_the_code_review_page_work(acme: TenantClient, tmp_path: Path) -> None:
+    output = await run_shell_examples((ROOT / "examples/code_review/README.md").read_text(), acme, tmp_path)
     assert b'"status":"waiting"' in output
     assert b'"status":"completed"' in output
     assert b"mutable-default" in output
 
 
-@CURL
-async def test_the_shell_examples_work(acme: TenantClient, tmp_path: Path) -> None:
-    output = await printed(README, acme, tmp_path)
+@NEEDS_CURL
+async def test_shell_examples_of_the_readme_work(acme: TenantClient, tmp_path: Path) -> None:
+    output = await run_shell_examples(README, acme, tmp_path)
     assert b'"output_data":{"result":"Hello, Ada!"}' in output
-    # The greeter's run and the poet's, the workflow's and the crew's.
+    # The runs of the greeter, the poet, the workflow and the crew.
     assert output.count(b'"status":"completed"') == 4, output
-    assert b'"next_run_at":"' in output, "of the schedule"
+    assert b'"next_run_at":"' in output, "the schedule's next run"
 
 
-def test_the_manifest_and_the_function_are_the_example_s() -> None:
+def test_manifest_and_function_of_the_readme_match_the_example() -> None:
     manifest = re.findall(r"```yaml\n# agent.yaml\n(.*?)```", README, re.DOTALL)[0]
     source = re.findall(r"```python\n# hello/main.py\n(.*?)```", README, re.DOTALL)[0]
     assert manifest.strip() in (ROOT / "examples/hello/agent.yaml").read_text()
     assert source.strip() in (ROOT / "examples/hello/hello/main.py").read_text()
 
 
-def test_every_command_is_in_the_table() -> None:
+def test_every_command_is_in_the_readme_table() -> None:
     commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for command in set(commands or ()) - {"version"}:
         assert f"`paddock {command}" in README, command

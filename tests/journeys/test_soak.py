@@ -1,4 +1,4 @@
-"""A soak of many tenants while the worst happens: nothing is lost, and nothing that has ended runs again."""
+"""Run a soak of many tenants while processes are killed: no execution is lost, and none that ended runs again."""
 
 import asyncio
 import os
@@ -10,20 +10,20 @@ from scripts.system import System
 from tests.conftest import run_system
 
 
-def _below(pid: int) -> list[int]:
-    found = list[int]()
+def _list_descendants(pid: int) -> list[int]:
+    descendants = list[int]()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, task.read_text().split()):
-            found += [child, *_below(child)]
-    return found
+            descendants += [child, *_list_descendants(child)]
+    return descendants
 
 
-def _idle_slots(system: System) -> list[int]:
-    """The warm slots that wait for a run: they are stopped until they get one."""
+def _list_idle_slots(system: System) -> list[int]:
+    """Return the process ids of the warm slots, which are stopped until they get a run."""
     worker = next(process.pid for process in system.processes if process.name == "run")
     assert worker is not None
     stopped = []
-    for pid in _below(worker):
+    for pid in _list_descendants(worker):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T":
                 stopped.append(pid)
@@ -32,17 +32,17 @@ def _idle_slots(system: System) -> list[int]:
     return stopped
 
 
-async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> None:
+async def test_killing_slots_workers_and_redis_loses_no_execution() -> None:
     async with run_system(PADDOCK_LOG_LEVEL="WARNING") as system:
         killed = 0
 
-        async def worst() -> None:
+        async def kill_processes() -> None:
             nonlocal killed
             valkey = system.services[1]
             assert valkey is not None
             for _ in range(3):
                 await asyncio.sleep(0.5)
-                for pid in _idle_slots(system):
+                for pid in _list_idle_slots(system):
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
             for _ in range(2):
@@ -54,15 +54,15 @@ async def test_killed_slots_workers_and_redis_in_the_middle_lose_nothing() -> No
             assert valkey.child is not None
             valkey.child.process.kill()
 
-        found = await run_soak(system, tenants=5, executions=1200, in_flight=24, during=worst)
+        report = await run_soak(system, tenants=5, executions=1200, in_flight=24, during=kill_processes)
         assert killed > 0
-        assert found.retried > 0, "no worker died while it held something: this showed nothing"
-        assert len(found.took) == 1200
-        assert (found.lost, found.twice) == ([], [])
+        assert report.retried > 0, "no worker was killed with a lease, so the test shows nothing"
+        assert len(report.took) == 1200
+        assert (report.lost, report.twice) == ([], [])
 
 
-async def test_a_soak_would_notice_what_ran_twice_or_not_at_all(shared_tenant) -> None:
-    """The check itself: a run whose answer is another's counts as lost, one that is told twice as twice."""
+async def test_soak_reports_repeated_executions(shared_tenant) -> None:
+    """Check the soak's own check: an execution that ended twice or with another attempt is reported."""
     from scripts.bench.soak import BenchClient, find_repeated_ends
 
     execution = await shared_tenant.run_agent("hello", {"name": "x"})

@@ -1,4 +1,4 @@
-"""`paddock up` and `paddock demo` from outside, as commands: they start, work, stop, and leave nothing behind."""
+"""Test the commands `paddock up` and `paddock demo`: they start, work, stop, and leave no process behind."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @asynccontextmanager
-async def _paddock(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def run_paddock(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "scripts.cli", *arguments),
         cwd=ROOT,
@@ -39,7 +39,7 @@ async def _paddock(*arguments: str, **environment: str) -> AsyncIterator[asyncio
         await process.wait()
 
 
-async def _until_ready(process: asyncio.subprocess.Process) -> list[str]:
+async def wait_until_ready(process: asyncio.subprocess.Process) -> list[str]:
     lines = []
     assert process.stdout is not None
     async for line in process.stdout:
@@ -49,31 +49,31 @@ async def _until_ready(process: asyncio.subprocess.Process) -> list[str]:
     raise AssertionError("\n".join(lines))
 
 
-def _using(folder: Path) -> list[tuple[int, str]]:
-    """Live processes that have anything of a folder open, or work in it."""
-    found = []
+def _list_processes_using(folder: Path) -> list[tuple[int, str]]:
+    """Return live processes that have a file of a folder open or work in it."""
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
                 continue
             links = [process / "cwd", *(process / "fd").iterdir()]
             if any(os.readlink(link).startswith(str(folder)) for link in links if link.is_symlink()):
-                found.append((int(process.name), (process / "comm").read_text().strip()))
-    return found
+                processes.append((int(process.name), (process / "comm").read_text().strip()))
+    return processes
 
 
 async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
     port = str(find_free_ports(1)[0])
-    async with _paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port) as process:
+    async with run_paddock("demo", "--once", "--data", str(tmp_path / "data"), "--port", port) as process:
         output, _ = await process.communicate()
         text = output.decode()
         assert process.returncode == 0, text
         assert "It works" in text
         assert "{'result': 'Hello, Ada!'}" in text
         assert "NothingToSummarize" in text
-        # The builds' logs, as they grow; the requests of the demo itself are not shown.
+        # The demo shows the build logs but not its own requests.
         assert "      | Installing requirements." in text
-        # The processes' log is in a file, which is named and which only its owner can read.
+        # The log of the processes is in a named file that only its owner can read.
         log = tmp_path / "data" / "paddock.log"
         assert f"  log       {log}" in text
         assert "line=Installing requirements." not in text
@@ -81,10 +81,10 @@ async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
         assert "line=Installing requirements." in log.read_text()
         assert " request method=POST path=/api/v1/agents " in log.read_text()
         assert stat.S_IMODE(log.stat().st_mode) == 0o600
-        # Nobody is sent to a server that is gone.
+        # The output contains no commands for the stopped server.
         assert "curl" not in text
         assert text.rstrip().split("To try it yourself: ")[1].split()[1] == "up"
-    assert _using(tmp_path) == []
+    assert _list_processes_using(tmp_path) == []
 
 
 async def test_up_prints_its_log_unless_it_is_quiet(tmp_path: Path) -> None:
@@ -92,26 +92,26 @@ async def test_up_prints_its_log_unless_it_is_quiet(tmp_path: Path) -> None:
     log = data / "paddock.log"
     line = " run     info    the worker drains reason=SIGTERM"
     for options, is_quiet in ((), False), (("--quiet",), True), (("--quiet",), True):
-        async with _paddock("up", "--once", "--data", str(data), "--port", port, *options) as process:
+        async with run_paddock("up", "--once", "--data", str(data), "--port", port, *options) as process:
             output, _ = await process.communicate()
         text = output.decode()
         assert process.returncode == 0, text
         assert (line in text) == (not is_quiet), text
         assert (str(log) in text) == is_quiet, text
         assert line in log.read_text() if is_quiet else not log.exists()
-    # The file of the run before is kept beside the new one.
+    # The log file of the previous run is kept.
     assert line in (data / "paddock.log.old").read_text()
-    async with _paddock("up", "--quiet", "--verbose") as process:
+    async with run_paddock("up", "--quiet", "--verbose") as process:
         output, _ = await process.communicate()
     assert (process.returncode, b"not allowed with argument" in output) == (2, True)
 
 
 async def test_other_commands_find_the_running_installation(tmp_path: Path) -> None:
     data, port = tmp_path / "data", str(find_free_ports(1)[0])
-    async with _paddock("up", "--data", str(data), "--port", port) as process:
-        lines = await _until_ready(process)
-        (shown,) = [line.split("queues", 1)[1].strip() for line in lines if line.startswith("  queues")]
-        assert shown.endswith(f" queues --data {data}")
+    async with run_paddock("up", "--data", str(data), "--port", port) as process:
+        lines = await wait_until_ready(process)
+        (queues_command,) = [line.split("queues", 1)[1].strip() for line in lines if line.startswith("  queues")]
+        assert queues_command.endswith(f" queues --data {data}")
         key = json.loads((data / "running.json").read_text())["admin_key"]
         for arguments, expected in (
             (("admin-key",), key),
@@ -119,18 +119,18 @@ async def test_other_commands_find_the_running_installation(tmp_path: Path) -> N
             (("keys", "rotate"), "keys sealed again: 0; already sealed"),
             (("queues",), "lane"),
         ):
-            async with _paddock(*arguments, "--data", str(data)) as asked:
-                output, _ = await asked.communicate()
-            assert asked.returncode == 0, output.decode()
+            async with run_paddock(*arguments, "--data", str(data)) as command:
+                output, _ = await command.communicate()
+            assert command.returncode == 0, output.decode()
             assert expected in output.decode()
     for arguments in (("admin-key",), ("plan", "default", "premium"), ("keys", "rotate")):
-        async with _paddock(*arguments, "--data", str(data)) as asked:
-            output, _ = await asked.communicate()
-        assert asked.returncode == 1
+        async with run_paddock(*arguments, "--data", str(data)) as command:
+            output, _ = await command.communicate()
+        assert command.returncode == 1
         assert "PADDOCK_DATABASE_URL is not set" in output.decode()
 
 
-def test_the_printed_command_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_printed_command_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / ".venv/bin/paddock"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
@@ -146,19 +146,19 @@ def test_the_printed_command_can_be_called(tmp_path: Path, monkeypatch: pytest.M
     assert get_command_name() == str(program).lstrip("/")
 
 
-def test_set_up_shows_how_far_it_is(tmp_path: Path) -> None:
-    """The line of the Makefile that installs, on the smallest lock file."""
-    made = subprocess.run(
+def test_setup_shows_its_progress(tmp_path: Path) -> None:
+    """Run the installing target of the Makefile with the smallest lock file."""
+    installed = subprocess.run(
         ["make", "-s", "packages", f"VENV={tmp_path / 'venv'}", "LOCK=requirements-uv.lock"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert made.returncode == 0, made.stderr
-    assert f"Installing 1 packages into {tmp_path / 'venv'}" in made.stdout
-    assert "MB" in made.stdout
-    assert "Resolved 1 package" in made.stdout
+    assert installed.returncode == 0, installed.stderr
+    assert f"Installing 1 packages into {tmp_path / 'venv'}" in installed.stdout
+    assert "MB" in installed.stdout
+    assert "Resolved 1 package" in installed.stdout
     refused = subprocess.run(
         ["make", "-s", "packages", f"VENV={tmp_path / 'venv'}", f"LOCK={tmp_path / 'none.lock'}"],
         cwd=ROOT,
@@ -170,11 +170,11 @@ def test_set_up_shows_how_far_it_is(tmp_path: Path) -> None:
 
 
 async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
-    """The exit code is the main job's: here the fence cannot be built."""
+    """Return the exit code of the main job, which fails because the fence cannot be built."""
     port = str(find_free_ports(1)[0])
     environment = {"PADDOCK_BWRAP": "/usr/bin/false"}
     arguments = ("demo", "--once", "--verbose", "--data", str(tmp_path / "data"), "--port", port)
-    async with _paddock(*arguments, **environment) as process:
+    async with run_paddock(*arguments, **environment) as process:
         output, _ = await process.communicate()
     text = output.decode()
     assert process.returncode == 1, text
@@ -184,55 +184,55 @@ async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
     assert "sandbox_unavailable" in text
 
 
-async def test_up_killed_leaves_no_orphan_and_starts_again_on_the_same_data(tmp_path: Path) -> None:
+async def test_killed_up_leaves_no_orphans_and_restarts_on_its_data(tmp_path: Path) -> None:
     data, port = tmp_path / "data", str(find_free_ports(1)[0])
-    async with _paddock("up", "--data", str(data), "--port", port) as process:
-        await _until_ready(process)
+    async with run_paddock("up", "--data", str(data), "--port", port) as process:
+        await wait_until_ready(process)
         running = json.loads((data / "running.json").read_text())
         headers = {"X-API-Key": running["admin_key"]}
         async with httpx.AsyncClient(base_url=f"{running['url']}/api/v1", headers=headers) as http:
             assert (await http.post("/agents", json={"name": "kept"})).status_code == 201
-        assert len(_using(data)) > 3
+        assert len(_list_processes_using(data)) > 3
         process.send_signal(signal.SIGKILL)
         await process.wait()
         for _ in range(200):
-            if not _using(data):
+            if not _list_processes_using(data):
                 break
             await asyncio.sleep(0.05)
-        assert _using(data) == []
-    async with _paddock("up", "--data", str(data), "--port", port) as process:
-        lines = await _until_ready(process)
+        assert _list_processes_using(data) == []
+    async with run_paddock("up", "--data", str(data), "--port", port) as process:
+        lines = await wait_until_ready(process)
         assert any(running["admin_key"] in line for line in lines), "the admin key stays the same"
         async with httpx.AsyncClient(base_url=f"{running['url']}/api/v1", headers=headers) as http:
             assert (await http.get("/agents/kept")).status_code == 200
-        # A second one on the same data, or the same port, says so and leaves the first alone.
-        for arguments, told in (
+        # A second process on the same data or port exits with a message and does not affect the first.
+        for arguments, message in (
             (("--data", str(data), "--port", str(find_free_ports(1)[0])), "another `paddock up` is running"),
             (("--data", str(tmp_path / "other"), "--port", port), f"port {port} cannot be used"),
         ):
-            async with _paddock("up", *arguments) as second:
+            async with run_paddock("up", *arguments) as second:
                 output, _ = await second.communicate()
                 assert second.returncode == 1
-                assert told in output.decode()
+                assert message in output.decode()
         queues = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scripts.cli", "queues", "--data", str(data)),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
         )
-        shown, _ = await queues.communicate()
+        queues_output, _ = await queues.communicate()
         assert queues.returncode == 0
-        assert "run" in shown.decode()
-        assert "slots busy" in shown.decode()
+        assert "run" in queues_output.decode()
+        assert "slots busy" in queues_output.decode()
         for name in ("secrets.json", "running.json"):
             assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 30) == 0
-    assert _using(data) == []
+    assert _list_processes_using(data) == []
 
 
-async def test_up_on_parts_of_one_s_own(system, tmp_path: Path) -> None:
-    """`PADDOCK_DATABASE_URL`, `PADDOCK_REDIS_URL` and `R2_*` replace any of the three, a superuser's URL included."""
+async def test_up_runs_on_external_services(system, tmp_path: Path) -> None:
+    """Replace the embedded services by `PADDOCK_DATABASE_URL` (of a superuser), `PADDOCK_REDIS_URL` and `R2_*`."""
     settings = system.settings
     environment = {
         "PADDOCK_DATABASE_URL": settings.database_owner_url.reveal(),
@@ -243,7 +243,7 @@ async def test_up_on_parts_of_one_s_own(system, tmp_path: Path) -> None:
         "R2_BUCKET_NAME": "another",
     }
     port = str(find_free_ports(1)[0])
-    async with _paddock("up", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
+    async with run_paddock("up", "--once", "--data", str(tmp_path / "data"), "--port", port, **environment) as process:
         output, _ = await process.communicate()
     text = output.decode()
     assert process.returncode == 0, text
@@ -252,15 +252,15 @@ async def test_up_on_parts_of_one_s_own(system, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["worker"], ["worker", "fly"], ["up", "--port", "many"]])
-async def test_wrong_commands_say_what_there_is(arguments: list[str]) -> None:
-    async with _paddock(*arguments) as process:
+async def test_invalid_command_prints_usage(arguments: list[str]) -> None:
+    async with run_paddock(*arguments) as process:
         output, _ = await process.communicate()
         assert process.returncode == 2
         assert b"usage: paddock" in output
 
 
-async def test_a_process_without_settings_names_the_missing_one() -> None:
-    async with _paddock("api", PADDOCK_DATABASE_URL="") as process:
+async def test_process_without_settings_names_the_missing_variable() -> None:
+    async with run_paddock("api", PADDOCK_DATABASE_URL="") as process:
         output, _ = await process.communicate()
         assert process.returncode == 1
         assert b"PADDOCK_DATABASE_URL is not set" in output

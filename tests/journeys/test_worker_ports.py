@@ -1,4 +1,4 @@
-"""Workers tell their health and metrics on ports of their own, one of them those of the whole system."""
+"""Test the health and metrics ports of workers; one worker also exports metrics of the whole system."""
 
 import asyncio
 import os
@@ -19,19 +19,19 @@ from tests.support.clients import TenantClient, register_tenant
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
 
-SYSTEM = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
+SYSTEM_METRICS = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
 
 
-def _first_of(count: int) -> int:
-    """A port after which as many others are free."""
+def _find_port_range(count: int) -> int:
+    """Return the first of several consecutive free ports."""
     for _ in range(100):
         (port,) = find_free_ports(1)
-        if set(range(port, port + count)) <= set(_free(range(port, port + count))):
+        if set(range(port, port + count)) <= set(_list_free_ports(range(port, port + count))):
             return port
     raise AssertionError("there are no free ports in a row")
 
 
-def _free(ports: range) -> list[int]:
+def _list_free_ports(ports: range) -> list[int]:
     import socket
 
     free = []
@@ -44,23 +44,23 @@ def _free(ports: range) -> list[int]:
 
 @pytest.fixture(scope="module")
 async def system() -> AsyncIterator[System]:
-    """One of its own, with ports for its workers."""
-    async with run_system(PADDOCK_WORKER_PORT=str(_first_of(8)), PADDOCK_LEASE_SECONDS="30") as one:
-        yield one
+    """Yield a separate system with ports for its workers."""
+    async with run_system(PADDOCK_WORKER_PORT=str(_find_port_range(8)), PADDOCK_LEASE_SECONDS="30") as separate_system:
+        yield separate_system
 
 
 @pytest.fixture
 async def owner(system: System) -> AsyncIterator[TenantClient]:
-    async with register_tenant(system.url) as made:
-        yield made
+    async with register_tenant(system.url) as tenant:
+        yield tenant
 
 
-def _url(system: System, name: str) -> str:
-    place = [process.name for process in system.processes].index(name)
-    return f"http://127.0.0.1:{system.settings.worker_port + place}"
+def _build_url(system: System, name: str) -> str:
+    index = [process.name for process in system.processes].index(name)
+    return f"http://127.0.0.1:{system.settings.worker_port + index}"
 
 
-async def _metrics(url: str) -> dict[tuple[str, ...], float]:
+async def _read_metrics(url: str) -> dict[tuple[str, ...], float]:
     async with httpx.AsyncClient(timeout=30) as client:
         answer = await client.get(f"{url}/metrics")
     assert answer.status_code == 200
@@ -72,26 +72,28 @@ async def _metrics(url: str) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_every_worker_is_live_and_ready_on_a_port_of_its_own(system: System) -> None:
+async def test_every_worker_reports_health_on_its_own_port(system: System) -> None:
     names = [process.name for process in system.processes if process.name != "api"]
     assert sorted(names) == ["build", "llm", "plan", "record", "run", "upkeep"]
     async with httpx.AsyncClient(timeout=30) as client:
         for name in names:
             for path in ("live", "ready"):
-                answer = await client.get(f"{_url(system, name)}/health/{path}")
+                answer = await client.get(f"{_build_url(system, name)}/health/{path}")
                 assert (answer.status_code, answer.json()["lane"]) == (200, name), answer.text
                 assert answer.json()["problems"] == {}
 
 
-async def test_metrics_are_those_of_the_process(system: System, owner: TenantClient, provider: FakeProvider) -> None:
+async def test_worker_metrics_cover_its_own_process(
+    system: System, owner: TenantClient, provider: FakeProvider
+) -> None:
     sleeper = await owner.deploy_agent("def handle(p):\n    return 1 / p['n']\n")
     for n in (1, 0, 1):
         await owner.run_agent(sleeper, {"n": n})
     name = await create_model(owner, provider, generate_name())
-    made = await create_model_agent(owner, name)
+    created = await create_model_agent(owner, name)
     provider.queue_text("Done", to=name)
-    await run_execution(owner, made["id"], task="Go")
-    runs = await _metrics(_url(system, "run"))
+    await run_execution(owner, created["id"], task="Go")
+    runs = await _read_metrics(_build_url(system, "run"))
     assert runs["paddock_worker_rows_total", "run", "ok"] == 2
     assert runs["paddock_worker_rows_total", "run", "failed"] == 1
     assert runs["paddock_worker_slots",] == system.settings.run_slots
@@ -99,55 +101,56 @@ async def test_metrics_are_those_of_the_process(system: System, owner: TenantCli
     assert runs["paddock_worker_turns_total", "claim", "worked"] >= 1
     assert ("paddock_worker_sandboxes", "warm") in runs
     assert runs["process_resident_memory_bytes",] > 1024 * 1024
-    llm = await _metrics(_url(system, "llm"))
+    llm = await _read_metrics(_build_url(system, "llm"))
     assert llm["paddock_worker_model_calls_total", "openai_compatible", "ok"] == 1
     assert llm["paddock_worker_model_tokens_total", "completion", "openai_compatible"] >= 1
-    assert (await _metrics(_url(system, "build")))["paddock_worker_rows_total", "build", "ok"] == 1
-    # Nothing of one process shows at another.
+    assert (await _read_metrics(_build_url(system, "build")))["paddock_worker_rows_total", "build", "ok"] == 1
+    # Metrics of one process do not appear at another.
     assert ("paddock_worker_model_calls_total", "openai_compatible", "ok") not in runs
     for lane, loop in (("plan", "plans"), ("record", "fold"), ("upkeep", "schedules")):
-        told = await _metrics(_url(system, lane))
-        assert any(key[:2] == ("paddock_worker_turns_total", loop) for key in told), lane
+        metrics = await _read_metrics(_build_url(system, lane))
+        assert any(key[:2] == ("paddock_worker_turns_total", loop) for key in metrics), lane
 
 
-async def test_one_process_exports_what_the_database_counts(system: System) -> None:
+async def test_one_worker_exports_system_metrics(system: System) -> None:
     exporting = [
         process.name
         for process in system.processes
-        if process.name != "api" and {key[0] for key in await _metrics(_url(system, process.name))} >= SYSTEM
+        if process.name != "api"
+        and {key[0] for key in await _read_metrics(_build_url(system, process.name))} >= SYSTEM_METRICS
     ]
     assert exporting == ["upkeep"]
-    api = {key[0] for key in await _metrics(system.url)}
+    api = {key[0] for key in await _read_metrics(system.url)}
     assert "paddock_requests_total" in api
-    assert not api & SYSTEM
-    # A second upkeep, as many as one likes: still one of them.
+    assert not api & SYSTEM_METRICS
+    # With a second upkeep worker still only one exports them.
     (port,) = find_free_ports(1)
-    second = _worker(system, "upkeep", PADDOCK_WORKER_PORT=str(port))
+    second = _start_worker(system, "upkeep", PADDOCK_WORKER_PORT=str(port))
     try:
-        await _answers(f"http://127.0.0.1:{port}/health/ready")
-        # Signs of life come every few seconds; whoever is older leads.
-        assert not {key[0] for key in await _metrics(f"http://127.0.0.1:{port}")} & SYSTEM
-        assert {key[0] for key in await _metrics(_url(system, "upkeep"))} >= SYSTEM
+        await _wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
+        # Heartbeats arrive every few seconds; the older worker leads.
+        assert not {key[0] for key in await _read_metrics(f"http://127.0.0.1:{port}")} & SYSTEM_METRICS
+        assert {key[0] for key in await _read_metrics(_build_url(system, "upkeep"))} >= SYSTEM_METRICS
     finally:
         second.terminate()
         assert second.wait(60) == 0
 
 
-async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: TenantClient) -> None:
+async def test_draining_worker_is_live_but_not_ready(system: System, owner: TenantClient) -> None:
     sleeper = await owner.deploy_agent("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
     (port,) = find_free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    process = next(one for one in system.processes if one.name == "run")
+    process = next(system_process for system_process in system.processes if system_process.name == "run")
     await owner.run_agent(sleeper, {"for": 0})
     assert process.pid is not None
-    # The only one that takes anything then.
+    # Then only the extra worker claims executions.
     os.kill(process.pid, signal.SIGSTOP)
-    extra = _worker(system, "run", PADDOCK_WORKER_PORT=str(port), PADDOCK_DRAIN_SECONDS="60")
+    extra = _start_worker(system, "run", PADDOCK_WORKER_PORT=str(port), PADDOCK_DRAIN_SECONDS="60")
     try:
-        await _answers(f"{url}/health/ready")
+        await _wait_until_ready(f"{url}/health/ready")
         execution = await owner.start_execution(sleeper, {"for": 8})
         async with asyncio.timeout(60):
-            while (await _metrics(url))["paddock_worker_busy",] == 0:
+            while (await _read_metrics(url))["paddock_worker_busy",] == 0:
                 await asyncio.sleep(0.05)
         extra.send_signal(signal.SIGTERM)
         async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(60):
@@ -155,7 +158,7 @@ async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: Te
                 await asyncio.sleep(0.05)
             assert list(ready.json()["problems"]) == ["drain"]
             assert (await client.get(f"{url}/health/live")).status_code == 200
-            assert (await _metrics(url))["paddock_worker_draining",] == 1
+            assert (await _read_metrics(url))["paddock_worker_draining",] == 1
         assert await asyncio.to_thread(extra.wait, 90) == 0
         ended = await owner.wait_for_end(execution["id"])
         assert (ended["status"], ended["attempt"]) == ("completed", 1)
@@ -165,38 +168,40 @@ async def test_a_draining_worker_is_live_but_not_ready(system: System, owner: Te
         extra.wait()
 
 
-async def test_a_port_that_is_taken_is_named(system: System) -> None:
-    taken = _worker(system, "plan", stderr=subprocess.PIPE)
-    _, told = await asyncio.to_thread(taken.communicate, timeout=90)
-    assert taken.returncode == 1
-    assert f"PADDOCK_WORKER_PORT {system.settings.worker_port} cannot be listened on".encode() in told
+async def test_used_worker_port_is_named(system: System) -> None:
+    worker = _start_worker(system, "plan", stderr=subprocess.PIPE)
+    _, errors = await asyncio.to_thread(worker.communicate, timeout=90)
+    assert worker.returncode == 1
+    assert f"PADDOCK_WORKER_PORT {system.settings.worker_port} cannot be listened on".encode() in errors
 
 
-async def test_redis_away_makes_workers_unready_and_not_dead(system: System) -> None:
+async def test_unavailable_redis_makes_workers_unready_but_live(system: System) -> None:
     valkey = system.services[1]
     assert valkey is not None
     assert valkey.child is not None
     os.kill(valkey.child.process.pid, signal.SIGSTOP)
     try:
         async with httpx.AsyncClient(timeout=30) as client:
-            ready = await client.get(f"{_url(system, 'run')}/health/ready")
+            ready = await client.get(f"{_build_url(system, 'run')}/health/ready")
             assert ready.status_code == 503
             assert list(ready.json()["problems"]) == ["redis"]
-            assert (await client.get(f"{_url(system, 'run')}/health/live")).status_code == 200
+            assert (await client.get(f"{_build_url(system, 'run')}/health/live")).status_code == 200
     finally:
         os.kill(valkey.child.process.pid, signal.SIGCONT)
-    await _answers(f"{_url(system, 'run')}/health/ready")
+    await _wait_until_ready(f"{_build_url(system, 'run')}/health/ready")
 
 
-async def test_a_worker_with_nothing_to_do_ends(system: System, owner: TenantClient) -> None:
+async def test_idle_worker_ends_with_once_idle(system: System, owner: TenantClient) -> None:
     sleeper = await owner.deploy_agent("import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n")
-    process = next(one for one in system.processes if one.name == "run")
+    process = next(system_process for system_process in system.processes if system_process.name == "run")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
     try:
-        # Longer than the idleness that ends it: what runs is something to do.
+        # Longer than the idle timeout: a running execution is not idleness.
         execution = await owner.start_execution(sleeper, {"for": 4})
-        workers = [_worker(system, lane, "--once-idle", "2") for lane in ("run", "llm", "plan", "build", "record")]
+        workers = [
+            _start_worker(system, lane, "--once-idle", "2") for lane in ("run", "llm", "plan", "build", "record")
+        ]
         assert [await asyncio.to_thread(worker.wait, 120) for worker in workers] == [0] * 5
         ended = (await owner.http.get(f"/executions/{execution['id']}")).json()
         assert (ended["status"], ended["attempt"]) == ("completed", 1)
@@ -204,32 +209,32 @@ async def test_a_worker_with_nothing_to_do_ends(system: System, owner: TenantCli
         os.kill(process.pid, signal.SIGCONT)
 
 
-def test_upkeep_is_never_idle_and_times_are_numbers() -> None:
-    for arguments, told in (
+def test_once_idle_is_validated() -> None:
+    for arguments, message in (
         (["upkeep", "--once-idle", "5"], "start it without --once-idle"),
         (["run", "--once-idle", "soon"], "must be a number of seconds above 0, not 'soon'"),
         (["run", "--once-idle", "0"], "must be a number of seconds above 0, not '0'"),
     ):
-        done = subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-m", "scripts.cli", "worker", *arguments], capture_output=True, text=True, timeout=120
         )
-        assert done.returncode != 0
-        assert told in done.stderr
+        assert ended.returncode != 0
+        assert message in ended.stderr
 
 
-def _worker(system: System, lane: str, *arguments: str, stderr: int | None = None, **environment: str):
-    """A worker as production starts it, beside those of the system."""
-    own = {"PADDOCK_WORKER_PORT": str(system.settings.worker_port) if stderr else "0", **environment}
+def _start_worker(system: System, lane: str, *arguments: str, stderr: int | None = None, **environment: str):
+    """Start a worker as in production, beside the workers of the system."""
+    own_variables = {"PADDOCK_WORKER_PORT": str(system.settings.worker_port) if stderr else "0", **environment}
     return subprocess.Popen(
         [sys.executable, "-m", "scripts.cli", "worker", lane, *arguments],
-        env={**system.environment, **own},
+        env={**system.environment, **own_variables},
         cwd=Path(__file__).parents[2],
         stdout=subprocess.DEVNULL,
         stderr=stderr or subprocess.DEVNULL,
     )
 
 
-async def _answers(url: str) -> None:
+async def _wait_until_ready(url: str) -> None:
     async with httpx.AsyncClient(timeout=30) as client, asyncio.timeout(90):
         while True:
             try:

@@ -16,6 +16,8 @@ from tests.language.vocabulary import NO_OPENING, PARTICIPLES, PLACEHOLDERS, PRE
 ROOT: Final = Path(__file__).resolve().parents[2]
 PRODUCT: Final = ("api", "workers", "domain", "infra", "scripts")
 FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
+# Fewer lines than these may be alike by chance.
+COPIED_LINES: Final = 10
 # Folders of modules, entered by their modules; everything else that has an `__init__` is entered by that alone.
 OPEN_PACKAGES: Final = ("domain.shared", "infra.postgres.schema", "scripts.bench", "scripts")
 
@@ -222,11 +224,45 @@ def check_sizes(trees: dict[str, ast.Module]) -> Iterator[Violation]:
                 yield Violation("length", path, node.lineno, name, f"{length} lines")
 
 
+def list_code_lines(path: str) -> list[tuple[int, str]]:
+    """Return a file's lines of code by number, white space folded: no imports, comments and lone punctuation."""
+    source = (ROOT / path).read_text()
+    nodes = ast.walk(ast.parse(source)) if path.endswith(".py") else ()
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {number for node in imports for number in range(node.lineno, (node.end_lineno or 0) + 1)}
+    lines = ((number, " ".join(line.split())) for number, line in enumerate(source.splitlines(), 1))
+    return [
+        (number, line)
+        for number, line in lines
+        if number not in imported and not line.startswith(("#", "--")) and re.search(r"\w", line)
+    ]
+
+
+def check_copies(paths: list[str]) -> Iterator[Violation]:
+    """Yield runs of lines of code that stand in the product twice, to the letter."""
+    places: dict[tuple[str, ...], tuple[str, int]] = {}
+    for path in paths:
+        lines = list_code_lines(path)
+        end = 0  # of the copy that was reported last
+        for start in range(len(lines) - COPIED_LINES + 1):
+            run = lines[start : start + COPIED_LINES]
+            first_path, first_start = places.setdefault(tuple(line for _, line in run), (path, start))
+            if start < end or (first_path == path and start < first_start + COPIED_LINES):
+                continue
+            end = start + COPIED_LINES
+            number = list_code_lines(first_path)[first_start][0]
+            yield Violation("copy", path, run[0][0], run[0][1], f"the same {COPIED_LINES} lines: {first_path}:{number}")
+
+
 def check_product() -> list[Violation]:
     """Return everything in the product that breaks a rule."""
     trees = list_product()
+    sources = [path for path in list_files(".py", ".sql") if path.startswith(tuple(f"{root}/" for root in PRODUCT))]
     texts = [*trees, *(path for path in list_files(".md") if path.startswith(("docs/", "README", "CONTRIBUTING")))]
-    checks = (check_names(trees), check_docstrings(trees), check_doors(trees), check_sizes(trees), check_words(texts))
+    checks = (
+        *(check_names(trees), check_docstrings(trees), check_doors(trees), check_sizes(trees)),
+        *(check_words(texts), check_copies(sources)),
+    )
     return [violation for check in checks for violation in check]
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from tests.language.exceptions import EXCEPTIONS
 from tests.language.rules import (
+    COPIED_LINES,
     Violation,
+    check_copies,
     check_docstrings,
     check_names,
     check_product,
@@ -28,7 +30,7 @@ def violations() -> list[Violation]:
 
 
 @pytest.mark.parametrize(
-    "rule", ["function", "class", "constant", "variable", "docstring", "word", "door", "file", "length"]
+    "rule", ["function", "class", "constant", "variable", "docstring", "word", "door", "file", "length", "copy"]
 )
 def test_a_rule_is_kept(violations: list[Violation], rule: str) -> None:
     broken = [violation for violation in violations if violation.rule == rule and violation.key not in EXCEPTIONS]
@@ -130,3 +132,27 @@ def test_words_are_seen_in_docs(tmp_path, monkeypatch: pytest.MonkeyPatch) -> No
         (3, "whoever"),
         (3, "is told"),
     ]
+
+
+def test_a_second_copy_is_seen_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = [f"line_{number} = {number}" for number in range(COPIED_LINES + 2)]
+    spread = [*run[:3], "", "# why", "import os", "[", "]", "line_3  =  3", *run[4:]]
+    files = {
+        "first.py": ["other = 1", *run, "more = 1"],
+        "second.py": ["if other:", *(f"    {line}" for line in spread), "last = 1"],
+        "third.py": [*run[: COPIED_LINES - 1], "line_9 = 10", *run[COPIED_LINES:]],
+    }
+    for path, lines in files.items():
+        (tmp_path / path).write_text("\n".join(lines))
+    monkeypatch.setattr("tests.language.rules.ROOT", tmp_path)
+    assert [(copy.path, copy.line, copy.hint) for copy in check_copies(list(files))] == [
+        ("second.py", 2, f"the same {COPIED_LINES} lines: first.py:2")
+    ]
+
+
+def test_imports_are_no_copies(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imports = "from package import (\n" + "".join(f"    name_{number},\n" for number in range(2 * COPIED_LINES)) + ")\n"
+    for name in ("first.py", "second.py"):
+        (tmp_path / name).write_text(f"{imports}{name.removesuffix('.py')} = 1\n")
+    monkeypatch.setattr("tests.language.rules.ROOT", tmp_path)
+    assert list(check_copies(["first.py", "second.py"])) == []

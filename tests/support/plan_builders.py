@@ -1,4 +1,4 @@
-"""Plans in a database of their own, advanced, run and settled by hand, at a time that is told."""
+"""Advance, run and settle plans by hand in an isolated database, with a controlled clock."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +23,7 @@ from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, o
 
 
 class SimulatedCrash(Exception):
-    """The process dies here."""
+    """Report that the process was killed here."""
 
 
 class PlanEnvironment:
@@ -153,7 +153,7 @@ class PlanEnvironment:
 
 @asynccontextmanager
 async def open_plan_environment(system: System) -> AsyncIterator[PlanEnvironment]:
-    """A world, while it is needed."""
+    """Open an environment for plans."""
     async with open_isolated_database(system) as database:
         caller = await database.add_tenant()
         agent_id = await database.add_agent(caller)

@@ -23,7 +23,7 @@ from domain.llms import (
 )
 from infra.http import Outbound
 from infra.llm import PydanticLlm
-from tests.contracts.test_llm import Here
+from tests.support.model_calls import FakeLocalModel
 
 TOOL_SPECS = tuple(
     ToolSpec(name=name, description="", parameters={"type": "object", "properties": {}})
@@ -76,7 +76,7 @@ async def call_model(
         api=more.pop("api", None),
     )
     messages = tuple(messages) or (ChatMessage(role="user", content="x"),)
-    llm, played = PydanticLlm(Outbound(("127.0.0.1",)), Here()), ModelCallResult()
+    llm, played = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel()), ModelCallResult()
     try:
         async for part in llm.stream(ModelCall(target=target, messages=messages, tools=TOOL_SPECS, **more)):
             if isinstance(part, ModelReply):

@@ -447,9 +447,9 @@ async def test_budgets_over_http(acme: TenantClient) -> None:
         ({"scope": "run"}, "scope"),
         ({"subject": "x"}, "subject"),
         ({"scope": "agent"}, "subject"),
-        ({"scope": "agent", "subject": "nobody"}, "subject"),
-        ({"scope": "key", "subject": "nobody"}, "subject"),
-        ({"scope": "workflow", "subject": "nobody"}, "subject"),
+        ({"scope": "agent", "subject": "missing"}, "subject"),
+        ({"scope": "key", "subject": "missing"}, "subject"),
+        ({"scope": "workflow", "subject": "missing"}, "subject"),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What becomes too old leaves nothing behind, in Postgres or object storage, and takes nothing along that serves."""
+"""Old executions are removed completely from Postgres and object storage, and nothing that is still used."""
 
 import asyncio
 from collections import Counter
@@ -32,7 +32,7 @@ _TABLES = """
 
 
 @asynccontextmanager
-async def _owner(system: System) -> AsyncIterator[asyncpg.Connection]:
+async def _connect_as_owner(system: System) -> AsyncIterator[asyncpg.Connection]:
     owner = await asyncpg.connect(system.settings.database_owner_url.reveal())
     await owner.execute("SELECT set_config('paddock.every_tenant', 'on', false)")
     try:
@@ -41,7 +41,7 @@ async def _owner(system: System) -> AsyncIterator[asyncpg.Connection]:
         await owner.close()
 
 
-async def _recorded(owner: asyncpg.Connection, tenant_id: str) -> None:
+async def _wait_until_recorded(owner: asyncpg.Connection, tenant_id: str) -> None:
     query = (
         "SELECT count(*) FROM executions WHERE tenant_id = $1 AND completed_at IS NOT NULL AND NOT recorded "
         "AND lane <> 'plan'"
@@ -51,8 +51,8 @@ async def _recorded(owner: asyncpg.Connection, tenant_id: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def _age(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
-    """As if all that has ended had ended so many days before."""
+async def _move_into_past(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
+    """Change the times of all that has ended as if it had ended so many days earlier."""
     ago = timedelta(days=days)
     await owner.execute(
         "UPDATE executions SET completed_at = completed_at - $2::interval WHERE tenant_id = $1 AND completed_at IS NOT NULL",
@@ -68,143 +68,153 @@ async def _age(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
     )
 
 
-async def _retain(acme: TenantClient, resources: Resources) -> Counter[str]:
-    """Remove what this tenant has from more than thirty days ago; and nobody else's."""
+async def _apply_retention(acme: TenantClient, resources: Resources) -> Counter[str]:
+    """Remove what is older than thirty days of this tenant alone."""
     assert (await acme.http.patch("/tenant", json={"retention_days": 30})).status_code == 200
-    gone = await RetentionSweeper(resources.store).remove_expired()
+    removed = await RetentionSweeper(resources.store).remove_expired()
     await acme.http.patch("/tenant", json={"retention_days": None})
-    return gone
+    return removed
 
 
-async def _left(owner: asyncpg.Connection, execution_ids: list[str]) -> dict[str, int]:
-    """The rows of these executions, in every table that knows of executions."""
-    wanted = [ids.decode_id("exec", one) for one in execution_ids]
+async def _count_rows(owner: asyncpg.Connection, execution_ids: list[str]) -> dict[str, int]:
+    """Count the rows of these executions in every table that has an `execution_id`."""
+    row_ids = [ids.decode_id("exec", execution_id) for execution_id in execution_ids]
     tables = await owner.fetch(
         "SELECT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
         "WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition "
         "AND a.attname = 'execution_id' AND a.atttypid = 'uuid'::regtype"
     )
-    found = {"executions": await owner.fetchval("SELECT count(*) FROM executions WHERE id = ANY ($1)", wanted)}
+    count_by_table = {
+        "executions": await owner.fetchval("SELECT count(*) FROM executions WHERE id = ANY ($1)", row_ids)
+    }
     for (table,) in tables:
         query = f"SELECT count(*) FROM {table} WHERE execution_id = ANY ($1)"
-        found[table] = await owner.fetchval(query, wanted)
-    return {table: count for table, count in found.items() if count}
+        count_by_table[table] = await owner.fetchval(query, row_ids)
+    return {table: count for table, count in count_by_table.items() if count}
 
 
-async def _all_below(acme: TenantClient, execution_id: str) -> list[str]:
-    found = [execution_id]
+async def _list_descendants(acme: TenantClient, execution_id: str) -> list[str]:
+    execution_ids = [execution_id]
     children = (await acme.http.get(f"/executions?parent_id={execution_id}&limit=200")).json()["items"]
     for child in children:
-        found += await _all_below(acme, child["id"])
-    return found
+        execution_ids += await _list_descendants(acme, child["id"])
+    return execution_ids
 
 
 @pytest.fixture
-async def made(system, acme: TenantClient, provider: FakeProvider) -> dict[str, list[str]]:
-    """Executions of every kind that have ended: of code, of a model with a file, of a plan within a plan."""
+async def ended_work(system, acme: TenantClient, provider: FakeProvider) -> dict[str, list[str]]:
+    """Return ended executions of every kind: of code, of a model with a file, of a nested plan."""
     sleeper = await acme.deploy_agent(SLEEPER)
-    name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
-    writer = await create_model_agent(acme, name, tools=["filesystem_write"])
-    write = build_call("filesystem_write", {"path": "notes", "content": "what I noted"})
-    provider.queue_text("I write", [write], to=name)
-    provider.queue_text("Done", to=name)
+    model_name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
+    writing_agent = await create_model_agent(acme, model_name, tools=["filesystem_write"])
+    write_call = build_call("filesystem_write", {"path": "notes", "content": "what I noted"})
+    provider.queue_text("I write", [write_call], to=model_name)
+    provider.queue_text("Done", to=model_name)
     body = {"task": "Go", "mode": "yolo"}
-    written = (await acme.http.post(f"/agents/{writer['id']}/execute", json=body)).json()["id"]
+    model_execution = (await acme.http.post(f"/agents/{writing_agent['id']}/execute", json=body)).json()["id"]
     steps = [{"id": f"s{n}", "agent": sleeper, "inputs": {"n": n}} for n in range(3)]
-    inner = (await acme.http.post("/workflows", json={"name": "inner", "steps": steps})).json()
-    outer_body = {"name": "outer", "steps": [{"id": "whole", "workflow": inner["id"]}]}
-    outer = await acme.http.post("/workflows", json=outer_body)
-    assert outer.status_code == 201, outer.text
-    planned = (await acme.http.post(f"/workflows/{outer.json()['id']}/execute", json={})).json()["id"]
-    ran = (await acme.start_execution(sleeper, {"n": 1}))["id"]
-    for execution_id in (written, planned, ran):
+    inner_workflow = (await acme.http.post("/workflows", json={"name": "inner", "steps": steps})).json()
+    outer_body = {"name": "outer", "steps": [{"id": "whole", "workflow": inner_workflow["id"]}]}
+    outer_workflow = await acme.http.post("/workflows", json=outer_body)
+    assert outer_workflow.status_code == 201, outer_workflow.text
+    plan_execution = (await acme.http.post(f"/workflows/{outer_workflow.json()['id']}/execute", json={})).json()["id"]
+    code_execution = (await acme.start_execution(sleeper, {"n": 1}))["id"]
+    for execution_id in (model_execution, plan_execution, code_execution):
         assert (await acme.wait_for_end(execution_id))["status"] == "completed"
-    whole = [one for root in (written, planned, ran) for one in await _all_below(acme, root)]
-    assert len(whole) == 1 + 1 + 1 + 1 + 3
-    return {"agents": [sleeper, writer["id"]], "executions": whole, "written": [written]}
+    execution_ids = [
+        descendant
+        for root in (model_execution, plan_execution, code_execution)
+        for descendant in await _list_descendants(acme, root)
+    ]
+    assert len(execution_ids) == 1 + 1 + 1 + 1 + 3
+    return {"agents": [sleeper, writing_agent["id"]], "executions": execution_ids, "written": [model_execution]}
 
 
-async def test_old_executions_leave_nothing_behind(
-    system, resources, acme: TenantClient, other_tenant: TenantClient, made
+async def test_old_executions_are_removed_completely(
+    system, resources, acme: TenantClient, other_tenant: TenantClient, ended_work
 ) -> None:
-    hello = await other_tenant.deploy_agent(SLEEPER)
-    theirs = (await other_tenant.run_agent(hello))["id"]
-    before = [(await acme.http.get(path)).json() for path in ("/stats", "/costs/summary", "/evaluations/stats")]
-    spent = (await acme.http.get("/costs")).json()["total"]
-    # What runs is not old, however long ago it began.
-    runs = await acme.start_execution(made["agents"][0], {"for": 30})
-    async with _owner(system) as owner:
+    other_agent = await other_tenant.deploy_agent(SLEEPER)
+    other_execution = (await other_tenant.run_agent(other_agent))["id"]
+    statistics_before = [
+        (await acme.http.get(path)).json() for path in ("/stats", "/costs/summary", "/evaluations/stats")
+    ]
+    cost_count = (await acme.http.get("/costs")).json()["total"]
+    # A running execution is not old, whenever it started.
+    running_execution = await acme.start_execution(ended_work["agents"][0], {"for": 30})
+    async with _connect_as_owner(system) as owner:
         for tenant in (acme, other_tenant):
-            await _recorded(owner, tenant.tenant_id)
-        before[0] = (await acme.http.get("/stats")).json()
+            await _wait_until_recorded(owner, tenant.tenant_id)
+        statistics_before[0] = (await acme.http.get("/stats")).json()
         await owner.execute(
             "UPDATE executions SET created_at = created_at - interval '40 days' WHERE id = $1",
-            ids.decode_id("exec", runs["id"]),
+            ids.decode_id("exec", running_execution["id"]),
         )
         for tenant in (acme, other_tenant):
-            await _age(owner, tenant.tenant_id, 40)
+            await _move_into_past(owner, tenant.tenant_id, 40)
         key = f"workspaces/{acme.tenant_id}/"
         assert [blob.key async for blob in resources.blobs.list_objects(key)] != []
-        assert len(await _left(owner, made["executions"])) > 5
-        gone = await _retain(acme, resources)
-        assert gone["executions"] == len(made["executions"])
-        # Records of them are as old as they say themselves, and go by that.
-        assert set(await _left(owner, made["executions"])) <= {"artifacts", "costs", "evaluations"}
-        assert await _left(owner, [theirs]) != {}
+        assert len(await _count_rows(owner, ended_work["executions"])) > 5
+        removed = await _apply_retention(acme, resources)
+        assert removed["executions"] == len(ended_work["executions"])
+        # Records have their own age and are removed by it.
+        assert set(await _count_rows(owner, ended_work["executions"])) <= {"artifacts", "costs", "evaluations"}
+        assert await _count_rows(owner, [other_execution]) != {}
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE tenant_id = $1", acme.tenant_id) == 1
-    later = Upkeep(
+    later_upkeep = Upkeep(
         resources.settings,
         resources.store,
         resources.queue,
         resources.blobs,
         lambda: datetime.now(UTC) + timedelta(days=2),
     )
-    await later.sweep_objects()
+    await later_upkeep.sweep_objects()
     assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
-    for execution_id in made["executions"]:
+    for execution_id in ended_work["executions"]:
         assert (await acme.http.get(f"/executions/{execution_id}")).status_code == 404
-    assert (await other_tenant.http.get(f"/executions/{theirs}")).status_code == 200
-    # Sums are those of the records there are, which are as many as before.
-    after = [(await acme.http.get(path)).json() for path in ("/stats", "/costs/summary", "/evaluations/stats")]
-    assert after == before
-    assert (await acme.http.get("/costs")).json()["total"] == spent
-    still = (await acme.http.get(f"/executions/{runs['id']}")).json()
-    assert still["status"] in ("pending", "preparing", "running")
-    await acme.http.post(f"/executions/{runs['id']}/cancel")
+    assert (await other_tenant.http.get(f"/executions/{other_execution}")).status_code == 200
+    # Sums are those of the remaining records, which are as many as before.
+    statistics_after = [
+        (await acme.http.get(path)).json() for path in ("/stats", "/costs/summary", "/evaluations/stats")
+    ]
+    assert statistics_after == statistics_before
+    assert (await acme.http.get("/costs")).json()["total"] == cost_count
+    running_after = (await acme.http.get(f"/executions/{running_execution['id']}")).json()
+    assert running_after["status"] in ("pending", "preparing", "running")
+    await acme.http.post(f"/executions/{running_execution['id']}/cancel")
 
 
-async def test_what_is_not_recorded_yet_or_still_runs_below_stays(system, resources, acme: TenantClient, made) -> None:
-    async with _owner(system) as owner:
-        await _recorded(owner, acme.tenant_id)
-        await _age(owner, acme.tenant_id, 40)
-        leaf = ids.decode_id("exec", made["executions"][-2])
+async def test_unrecorded_and_running_executions_stay(system, resources, acme: TenantClient, ended_work) -> None:
+    async with _connect_as_owner(system) as owner:
+        await _wait_until_recorded(owner, acme.tenant_id)
+        await _move_into_past(owner, acme.tenant_id, 40)
+        leaf = ids.decode_id("exec", ended_work["executions"][-2])
         root = await owner.fetchval("SELECT root_id FROM executions WHERE id = $1", leaf)
         assert root is not None
-        # As if one child were still being stopped.
+        # Pretend that one child is still being stopped.
         done = await owner.fetchval("SELECT completed_at FROM executions WHERE id = $1", leaf)
         await owner.execute("UPDATE executions SET completed_at = NULL WHERE id = $1", leaf)
-        await _retain(acme, resources)
+        await _apply_retention(acme, resources)
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE root_id = $1 OR id = $1", root) == 5
         await owner.execute("UPDATE executions SET completed_at = $2 WHERE id = $1", leaf, done)
-        await _retain(acme, resources)
+        await _apply_retention(acme, resources)
         assert await owner.fetchval("SELECT count(*) FROM executions WHERE tenant_id = $1", acme.tenant_id) == 0
 
 
-async def test_versions_that_serve_go_on_serving(system, resources, acme: TenantClient) -> None:
-    made = await acme.create_agent()
+async def test_versions_in_use_stay(system, resources, acme: TenantClient) -> None:
+    agent = await acme.create_agent()
     versions = [
-        await acme.build_version(made["id"], pack_archive({"agent.py": f"def handle(p): return {n}\n"}))
+        await acme.build_version(agent["id"], pack_archive({"agent.py": f"def handle(p): return {n}\n"}))
         for n in range(4)
     ]
-    failed = await acme.build_version(made["id"], pack_archive({"agent.py": "1 / 0\n"}))
-    assert failed["status"] == "failed"
-    # One more that was deleted, with all it had.
-    other = await acme.deploy_agent("def handle(p): return 0\n")
-    (its,) = (await acme.http.get(f"/agents/{other}/versions")).json()["items"]
-    await acme.http.delete(f"/agents/{other}")
-    used = (await acme.run_agent(made["id"], {}, agent_version_id=versions[1]["id"]))["id"]
-    async with _owner(system) as owner:
-        await _recorded(owner, acme.tenant_id)
+    failed_version = await acme.build_version(agent["id"], pack_archive({"agent.py": "1 / 0\n"}))
+    assert failed_version["status"] == "failed"
+    # Another agent that was deleted, with all its versions.
+    deleted_agent = await acme.deploy_agent("def handle(p): return 0\n")
+    (deleted_version,) = (await acme.http.get(f"/agents/{deleted_agent}/versions")).json()["items"]
+    await acme.http.delete(f"/agents/{deleted_agent}")
+    execution_id = (await acme.run_agent(agent["id"], {}, agent_version_id=versions[1]["id"]))["id"]
+    async with _connect_as_owner(system) as owner:
+        await _wait_until_recorded(owner, acme.tenant_id)
         await owner.execute(
             "UPDATE agent_versions SET created_at = created_at - interval '40 days', "
             "updated_at = updated_at - interval '40 days' WHERE tenant_id = $1",
@@ -212,74 +222,77 @@ async def test_versions_that_serve_go_on_serving(system, resources, acme: Tenant
         )
         await owner.execute(
             "UPDATE agents SET deleted_at = deleted_at - interval '40 days' WHERE id = $1",
-            ids.decode_id("agent", other),
+            ids.decode_id("agent", deleted_agent),
         )
-        gone = await _retain(acme, resources)
-        assert (gone["versions"], gone["agents"]) == (3, 1)
-        listed = (await acme.http.get(f"/agents/{made['id']}/versions")).json()["items"]
-        # The active one, the newest (so that no number comes twice), and the one that an execution has run.
-        assert [one["number"] for one in listed] == [5, 4, 2]
-        await _age(owner, acme.tenant_id, 40)
-        gone = await _retain(acme, resources)
-        assert (gone["executions"], gone["versions"]) == (1, 1)
-        assert await _left(owner, [used]) == {"artifacts": 1}
-    later = Upkeep(
+        removed = await _apply_retention(acme, resources)
+        assert (removed["versions"], removed["agents"]) == (3, 1)
+        listed = (await acme.http.get(f"/agents/{agent['id']}/versions")).json()["items"]
+        # The active one, the newest (so that numbers are not reused), and the one that an execution used.
+        assert [version["number"] for version in listed] == [5, 4, 2]
+        await _move_into_past(owner, acme.tenant_id, 40)
+        removed = await _apply_retention(acme, resources)
+        assert (removed["executions"], removed["versions"]) == (1, 1)
+        assert await _count_rows(owner, [execution_id]) == {"artifacts": 1}
+    later_upkeep = Upkeep(
         resources.settings,
         resources.store,
         resources.queue,
         resources.blobs,
         lambda: datetime.now(UTC) + timedelta(days=2),
     )
-    await later.sweep_objects()
-    for version in (*versions[:3], its):
+    await later_upkeep.sweep_objects()
+    for version in (*versions[:3], deleted_version):
         for key in (version["tarball_path"], version["bundle_path"]):
             assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
-    for key in (versions[3]["tarball_path"], versions[3]["bundle_path"], failed["tarball_path"]):
+    for key in (versions[3]["tarball_path"], versions[3]["bundle_path"], failed_version["tarball_path"]):
         assert [blob.key async for blob in resources.blobs.list_objects(key)] == [key]
-    assert (await acme.run_agent(made["id"], {}))["output_data"] == 3
-    again = await acme.build_version(made["id"], pack_archive({"agent.py": "def handle(p): return 6\n"}))
-    assert again["number"] == 6
+    assert (await acme.run_agent(agent["id"], {}))["output_data"] == 3
+    new_version = await acme.build_version(agent["id"], pack_archive({"agent.py": "def handle(p): return 6\n"}))
+    assert new_version["number"] == 6
 
 
-async def test_a_version_that_a_plan_names_stays(system, resources, acme: TenantClient) -> None:
-    """A plan was written down when it was started; its step may start long after another version became active."""
-    made = await acme.create_agent()
-    first = await acme.build_version(made["id"], pack_archive({"agent.py": "def handle(p): return 'first'\n"}))
-    steps = [{"id": "run", "agent": made["id"], "requires_approval": True}]
+async def test_version_named_by_a_plan_stays(system, resources, acme: TenantClient) -> None:
+    """Keep the version that a started plan refers to, as its step may start long after another version became active."""
+    agent = await acme.create_agent()
+    first_version = await acme.build_version(agent["id"], pack_archive({"agent.py": "def handle(p): return 'first'\n"}))
+    steps = [{"id": "run", "agent": agent["id"], "requires_approval": True}]
     workflow = await acme.http.post("/workflows", json={"name": "w", "steps": steps})
     assert workflow.status_code == 201, workflow.text
-    begun = (await acme.http.post(f"/workflows/{workflow.json()['id']}/execute", json={})).json()
+    plan_execution = (await acme.http.post(f"/workflows/{workflow.json()['id']}/execute", json={})).json()
     for source in ("second", "third"):
-        await acme.build_version(made["id"], pack_archive({"agent.py": f"def handle(p): return '{source}'\n"}))
-    async with _owner(system) as owner:
-        await _age(owner, acme.tenant_id, 40)
-    gone = await _retain(acme, resources)
-    # The second served nothing; the first is what the plan will start.
-    assert gone["versions"] == 1
-    assert (await acme.http.get(f"/agents/{made['id']}/versions/{first['id']}")).status_code == 200
-    await acme.http.post(f"/executions/{begun['id']}/cancel")
+        await acme.build_version(agent["id"], pack_archive({"agent.py": f"def handle(p): return '{source}'\n"}))
+    async with _connect_as_owner(system) as owner:
+        await _move_into_past(owner, acme.tenant_id, 40)
+    removed = await _apply_retention(acme, resources)
+    # The second version was never used; the plan will start the first.
+    assert removed["versions"] == 1
+    assert (await acme.http.get(f"/agents/{agent['id']}/versions/{first_version['id']}")).status_code == 200
+    await acme.http.post(f"/executions/{plan_execution['id']}/cancel")
 
 
-async def test_an_installation_may_say_how_long_things_are_kept(system) -> None:
-    async with open_isolated_database(system) as own:
-        one, two = await own.add_tenant(), await own.add_tenant()
-        await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", two.tenant_id)
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
+async def test_retention_days_of_the_installation_apply_without_a_tenant_s_own(system) -> None:
+    async with open_isolated_database(system) as database:
+        first_tenant, second_tenant = await database.add_tenant(), await database.add_tenant()
+        await database.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", second_tenant.tenant_id)
+        store = PostgresStore(create_engine(database.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         try:
             async with store.system_transaction() as tx:
-                assert await tx.retention.list_tenants(0) == [(two.tenant_id, 7)]
-                assert dict(await tx.retention.list_tenants(90)) == {one.tenant_id: 90, two.tenant_id: 7}
+                assert await tx.retention.list_tenants(0) == [(second_tenant.tenant_id, 7)]
+                assert dict(await tx.retention.list_tenants(90)) == {
+                    first_tenant.tenant_id: 90,
+                    second_tenant.tenant_id: 7,
+                }
         finally:
             await store.close()
 
 
-async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
-    async with open_isolated_database(system) as own:
-        caller = await own.add_tenant()
-        await own.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
+async def test_removal_runs_in_batches(system) -> None:
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
+        await database.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
+        store = PostgresStore(create_engine(database.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         count = 2 * MAX_REMOVAL_BATCH + 10
-        await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), count)
+        await _add_executions(database, caller.tenant_id, ids.decode_id("user", caller.user_id), count)
         try:
             sizes = []
             async with asyncio.timeout(60):
@@ -288,38 +301,40 @@ async def test_it_goes_in_batches_and_ends_between_two_of_them(system) -> None:
                         sizes.append(await tx.retention.delete_executions(tx.now - timedelta(days=7)))
             assert sizes == [MAX_REMOVAL_BATCH, MAX_REMOVAL_BATCH, 10, 0]
             # One with very many events is a batch of its own.
-            await _executions(own, caller.tenant_id, ids.decode_id("user", caller.user_id), 3, events=25_000)
+            await _add_executions(database, caller.tenant_id, ids.decode_id("user", caller.user_id), 3, events=25_000)
             async with store.tenant_transaction(caller.tenant_id) as tx:
                 assert await tx.retention.delete_executions(tx.now - timedelta(days=7)) == 1
             # Another tenant's call reaches none of them.
-            other = await own.add_tenant()
+            other = await database.add_tenant()
             async with store.tenant_transaction(other.tenant_id) as tx:
                 assert await tx.retention.delete_executions(tx.now) == 0
             assert (await RetentionSweeper(store).remove_expired())["executions"] == 2
-            assert await own.owner.fetchval("SELECT count(*) FROM execution_events") == 0
+            assert await database.owner.fetchval("SELECT count(*) FROM execution_events") == 0
         finally:
             await store.close()
 
 
-async def _executions(own: IsolatedDatabase, tenant_id: str, user: object, count: int, events: int = 1) -> None:
-    await own.owner.execute(
+async def _add_executions(
+    database: IsolatedDatabase, tenant_id: str, user: object, count: int, events: int = 1
+) -> None:
+    await database.owner.execute(
         "INSERT INTO executions (id, tenant_id, user_id, run_name, kind, lane, status, attempt, max_attempts, timeout, "
         "steps_total, steps_completed, recorded, total_cost, last_seq, created_at, completed_at, updated_at) "
         "SELECT gen_random_uuid(), $1, $2, 'r', 'agent', 'run', 'completed', 1, 1, 1, 1, 1, true, 0, $4, "
         "now() - interval '9 days', now() - interval '8 days', now() FROM generate_series(1, $3)",
         *(tenant_id, user, count, events),
     )
-    await own.owner.execute(
+    await database.owner.execute(
         "INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data) "
         "SELECT id, n, tenant_id, now(), 'log', '{}' FROM executions, generate_series(1, $1) AS n",
         events,
     )
 
 
-async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
-    """Of every kind one row that is just too old, and one that is not."""
-    async with open_isolated_database(system) as own:
-        caller = await own.add_tenant()
+async def test_expired_rows_are_removed_and_others_stay(system) -> None:
+    """Add one expired and one younger row of every kind."""
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
         user, tenant = ids.decode_id("user", caller.user_id), caller.tenant_id
         rows = {
             "answers": "INSERT INTO idempotency_keys (tenant_id, owner, key, fingerprint, status, body, created_at) "
@@ -341,30 +356,30 @@ async def test_what_has_expired_goes_and_what_has_not_stays(system) -> None:
         }
         table = {"answers": "idempotency_keys", "holds": "cost_holds"}
         assert {*rows, "schedule_runs"} == set(RETENTION_PERIODS), "a new kind wants its row here"
-        store = PostgresStore(create_engine(own.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
+        store = PostgresStore(create_engine(database.url, pool_size=2, application="tests"), SilentBell(), get_utc_now)
         try:
             for kind, insert in rows.items():
-                for younger in (True, False):
-                    at = datetime.now(UTC) - RETENTION_PERIODS[kind] + timedelta(minutes=1 if younger else -1)  # type: ignore[index]
-                    await own.owner.execute(insert, tenant, user, at)
+                for is_younger in (True, False):
+                    at = datetime.now(UTC) - RETENTION_PERIODS[kind] + timedelta(minutes=1 if is_younger else -1)  # type: ignore[index]
+                    await database.owner.execute(insert, tenant, user, at)
                     name = table.get(kind, kind)
-                    count = await own.owner.fetchval(f"SELECT count(*) FROM {name}")
-                    gone = await RetentionSweeper(store).remove_expired()
-                    assert gone[kind] == (0 if younger else (2 if kind == "trace_exports" else 1)), kind
-                    left = await own.owner.fetchval(f"SELECT count(*) FROM {name}")
-                    assert left == count - gone[kind], kind
+                    count = await database.owner.fetchval(f"SELECT count(*) FROM {name}")
+                    removed = await RetentionSweeper(store).remove_expired()
+                    assert removed[kind] == (0 if is_younger else (2 if kind == "trace_exports" else 1)), kind
+                    rows_left = await database.owner.fetchval(f"SELECT count(*) FROM {name}")
+                    assert rows_left == count - removed[kind], kind
         finally:
             await store.close()
 
 
-async def test_every_table_has_somebody_who_removes_its_rows(system) -> None:
-    """A new table is not forgotten: the page for operators says of each who removes its rows, and when."""
+async def test_every_table_s_removal_is_documented(system) -> None:
+    """Compare the tables with the page for operators, which names who removes their rows, and when."""
     text = OPERATIONS.read_text()
     section = text.split("## What grows, and who removes it")[1].split("\n## ")[0]
     rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
-    told = {name.strip("` ") for row in rows for name in row[0].split(",")}
+    documented_tables = {name.strip("` ") for row in rows for name in row[0].split(",")}
     assert all(len(row) == 3 and all(cell.strip() for cell in row) for row in rows)
-    async with _owner(system) as owner:
+    async with _connect_as_owner(system) as owner:
         tables = {row["relname"] for row in await owner.fetch(_TABLES)}
-    assert tables - told == set(), "say in docs/operations.md who removes these rows"
-    assert told - tables == set(), "these tables are gone"
+    assert tables - documented_tables == set(), "document in docs/operations.md who removes these rows"
+    assert documented_tables - tables == set(), "these tables do not exist"

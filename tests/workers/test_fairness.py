@@ -178,11 +178,11 @@ async def test_thousand_queued_runs_do_not_delay_another_tenant(system, acme: Te
         # How many of the thousand began while it waited: a slot or two each, not the queue.
         page = (await acme.http.get("/executions?limit=1000")).json()["items"]
         overtook = [
-            one
-            for one in page
-            if one["started_at"] and submitted["created_at"] < one["started_at"] < ended["started_at"]
+            execution
+            for execution in page
+            if execution["started_at"] and submitted["created_at"] < execution["started_at"] < ended["started_at"]
         ]
-        waiting = [one for one in page if one["status"] == "pending"]
+        waiting = [execution for execution in page if execution["status"] == "pending"]
         assert len(overtook) <= 3 * system.settings.run_slots, len(overtook)
         assert len(waiting) > 100, "the queue was empty before the other came: this showed nothing"
     await acme.http.delete(f"/agents/{mine}")

@@ -57,14 +57,14 @@ def test_rendered_and_stored_values_are_limited() -> None:
 
 @pytest.mark.parametrize("prefix", [b"", b"event: message\ndata: "])
 async def test_mcp_answers_are_limited_before_the_library_decodes_them(prefix: bytes) -> None:
-    async def body(text: bytes) -> AsyncIterator[bytes]:
+    async def split_body(text: bytes) -> AsyncIterator[bytes]:
         for at in range(0, len(text), 60_000):
             yield text[at : at + 60_000]
 
     async def read(text: str) -> bytes:
         class Body(httpx2.AsyncByteStream):
             def __aiter__(self) -> AsyncIterator[bytes]:
-                return body(prefix + text.encode() + b"\n\n")
+                return split_body(prefix + text.encode() + b"\n\n")
 
         return b"".join([part async for part in _MeteredStream(Body(), _AnswerMeter(), in_lines=bool(prefix))])
 

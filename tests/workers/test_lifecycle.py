@@ -93,7 +93,7 @@ async def _run_state_machine(url: str, caller: Caller, agent_id: str) -> None:
                         assert after.handovers == before.handovers + 1
 
                 @rule(which=st.integers(0, 5))
-                def lose_sandbox(self, which: int) -> None:
+                def release_sandbox(self, which: int) -> None:
                     claim = self.claims[which % len(self.claims)]
                     self._release_and_claim(lambda tx: executions.release_execution(tx, claim))
 

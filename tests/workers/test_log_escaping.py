@@ -48,11 +48,11 @@ def test_text_of_agents_stays_on_one_line_of_json_and_of_the_console(log_buffer:
     assert json.loads(written_lines[0])["error"] == FORGED_TEXT, "the value itself stays"
     for line in written_lines:
         assert _is_printable(line)
-        shown = format_log_line("run", line.encode())
-        first, *rest = shown.split("\n")
+        formatted = format_log_line("run", line.encode())
+        first, *rest = formatted.split("\n")
         assert all(part.startswith("    ") for part in rest), "only a traceback has more lines, and those are set in"
         assert all(_is_printable(part) for part in [first, *rest])
-        assert "all is lost" in shown
+        assert "all is lost" in formatted
 
 
 @pytest.mark.parametrize("line", [FORGED_TEXT.encode(), b"\x1b[31mplain", b"{not json\x9b", '{"a": "\u202e"}'.encode()])

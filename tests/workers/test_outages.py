@@ -1,4 +1,4 @@
-"""Outages longer than a lease: healthy workers keep their runs, dead ones lose theirs a lease after it is over."""
+"""Outages longer than a lease: healthy workers keep their runs, dead ones lose theirs a lease after the end of the outage."""
 
 import asyncio
 import os
@@ -24,166 +24,170 @@ from tests.support.clients import TenantClient
 from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from workers.upkeep import Upkeep
 
-LEASE, ROUND = timedelta(seconds=15), timedelta(seconds=2)
+LEASE, POLL_INTERVAL = timedelta(seconds=15), timedelta(seconds=2)
 SLEEPER = "import time\ndef handle(p):\n    time.sleep(p['for'])\n    return p\n"
 
 
-class Clocked(PostgresStore):
-    """A store whose clock and whose outages are ours."""
+class ControlledStore(PostgresStore):
+    """A store whose clock and outages the test controls."""
 
     def __init__(self, engine: Any) -> None:
         self.now: datetime = NOW
-        # An outage of its own code; and for how long the database lets one wait before it answers.
-        self.away: str | None = None
-        self.late = timedelta()
+        # The error code of the current outage, and how long the database takes to answer.
+        self.outage_code: str | None = None
+        self.answer_delay = timedelta()
         super().__init__(engine, SilentBell(), lambda: self.now)  # type: ignore[arg-type]
 
     def system_transaction(self) -> Any:
-        return self._slowly()
+        return self._open_after_delay()
 
     @asynccontextmanager
-    async def _slowly(self) -> AsyncIterator[Tx]:
-        if self.away:
-            raise DomainError(self.away, "away")
+    async def _open_after_delay(self) -> AsyncIterator[Tx]:
+        if self.outage_code:
+            raise DomainError(self.outage_code, "The database is unavailable.")
         async with super().system_transaction() as tx:
-            self.now, self.late = self.now + self.late, timedelta()
+            self.now, self.answer_delay = self.now + self.answer_delay, timedelta()
             yield tx
 
 
-class World:
-    """One run that is held, an upkeep beside it, and what a healthy worker does when the database is there."""
+class LeaseEnvironment:
+    """Hold one claimed run, an upkeep worker, and what a healthy worker does while the database is available."""
 
-    def __init__(self, store: Clocked, system: System, run: Execution) -> None:
+    def __init__(self, store: ControlledStore, system: System, run: Execution) -> None:
         self.store, self.run = store, run
-        settings = replace(system.settings, lease_seconds=LEASE.total_seconds(), upkeep_seconds=ROUND.total_seconds())
+        settings = replace(
+            system.settings, lease_seconds=LEASE.total_seconds(), upkeep_seconds=POLL_INTERVAL.total_seconds()
+        )
         self.upkeep = Upkeep(settings, store, SilentBell(), None, lambda: store.now)  # type: ignore[arg-type]
         self._settings = settings
 
-    def another_upkeep(self) -> None:
+    def restart_upkeep(self) -> None:
         self.upkeep = Upkeep(self._settings, self.store, SilentBell(), None, lambda: self.store.now)  # type: ignore[arg-type]
 
-    async def rounds(self, count: int) -> int:
-        """What upkeep takes back in so many rounds."""
-        taken = 0
+    async def run_upkeep(self, count: int) -> int:
+        """Return how many runs upkeep requeues in a number of rounds."""
+        requeued = 0
         for _ in range(count):
             try:
-                taken += await self.upkeep.requeue_expired()
+                requeued += await self.upkeep.requeue_expired()
             except DomainError:
-                assert self.store.away is not None
-            self.store.now += ROUND
-        return taken
+                assert self.store.outage_code is not None
+            self.store.now += POLL_INTERVAL
+        return requeued
 
-    async def extends(self) -> bool:
+    async def extend_lease(self) -> bool:
         now = self.store.now
         async with self.store.system_transaction() as tx:
             return bool(
                 await tx.queues.extend_leases("run", {self.run.id: self.run.attempt}, now + LEASE, now + LEASE / 2)
             )
 
-    async def settles(self) -> bool:
-        ended = AttemptOutcome(execution=self.run, outcome=SandboxOutcome(output=b"1"), events=[])
+    async def settle_run(self) -> bool:
+        attempt_outcome = AttemptOutcome(execution=self.run, outcome=SandboxOutcome(output=b"1"), events=[])
         async with self.store.autocommit() as tx:
-            return (self.run.id, self.run.attempt) in (await executions.settle_executions(tx, [ended])).settled_attempts
+            return (self.run.id, self.run.attempt) in (
+                await executions.settle_executions(tx, [attempt_outcome])
+            ).settled_attempts
 
 
 @asynccontextmanager
-async def held_run(system: System) -> AsyncIterator[World]:
+async def open_lease_environment(system: System) -> AsyncIterator[LeaseEnvironment]:
     async with open_isolated_database(system) as database:
-        yield await _held(database, system)
+        yield await _create_environment(database, system)
 
 
-async def _held(database: IsolatedDatabase, system: System) -> World:
+async def _create_environment(database: IsolatedDatabase, system: System) -> LeaseEnvironment:
     caller = await database.add_tenant()
     agent_id = await database.add_agent(caller)
-    store = Clocked(create_engine(database.url, pool_size=2, application="tests"))
+    store = ControlledStore(create_engine(database.url, pool_size=2, application="tests"))
     async with store.transaction(caller) as tx:
         await executions.start_execution(tx, caller, agent_id, ExecutionStart())
     async with store.autocommit() as tx:
         (run,) = await executions.claim_executions(tx, "w", LEASE, 1)
-    return World(store, system, run)
+    return LeaseEnvironment(store, system, run)
 
 
 OUTAGES = sorted(DATABASE_OUTAGE_CODES)
 
 
 @pytest.mark.parametrize("kind", [*OUTAGES, "frozen", "asleep", "upkeep starts after it", "late"])
-async def test_a_healthy_worker_keeps_its_run_through_an_outage_longer_than_a_lease(system, kind: str) -> None:
-    async with held_run(system) as world:
-        store = world.store
-        assert await world.rounds(3) == 0
+async def test_healthy_worker_keeps_its_run_through_a_long_outage(system, kind: str) -> None:
+    async with open_lease_environment(system) as environment:
+        store = environment.store
+        assert await environment.run_upkeep(3) == 0
         if kind in DATABASE_OUTAGE_CODES:
-            store.away = kind
-            assert await world.rounds(30) == 0
-            store.away = None
+            store.outage_code = kind
+            assert await environment.run_upkeep(30) == 0
+            store.outage_code = None
         elif kind == "late":
-            # It answers, after longer than a lease.
-            store.late = 3 * LEASE
+            # The database answers after longer than a lease.
+            store.answer_delay = 3 * LEASE
         elif kind == "frozen":
-            # Nobody was served and nobody was refused.
+            # Every process stood still.
             store.now += timedelta(minutes=5)
         else:
             store.now += timedelta(hours=8)
             if kind.startswith("upkeep"):
-                world.another_upkeep()
-        # Upkeep is quicker than the worker to notice.
-        assert await world.rounds(2) == 0
-        assert await world.extends()
-        assert await world.rounds(5) == 0
-        assert await world.settles()
+                environment.restart_upkeep()
+        # Upkeep notices the end before the worker.
+        assert await environment.run_upkeep(2) == 0
+        assert await environment.extend_lease()
+        assert await environment.run_upkeep(5) == 0
+        assert await environment.settle_run()
         await store.close()
 
 
-async def test_a_worker_that_died_in_the_outage_loses_its_run_a_lease_after_it(system) -> None:
-    async with held_run(system) as world:
-        store = world.store
-        await world.rounds(3)
-        store.away = "unavailable"
-        await world.rounds(30)
-        store.away = None
-        assert await world.rounds(7) == 0
-        assert await world.rounds(2) == 1
-        # The fencing token stands as before: the first attempt settles nothing any more.
+async def test_dead_worker_loses_its_run_a_lease_after_the_outage(system) -> None:
+    async with open_lease_environment(system) as environment:
+        store = environment.store
+        await environment.run_upkeep(3)
+        store.outage_code = "unavailable"
+        await environment.run_upkeep(30)
+        store.outage_code = None
+        assert await environment.run_upkeep(7) == 0
+        assert await environment.run_upkeep(2) == 1
+        # The fencing token still holds: the first attempt settles nothing any more.
         async with store.autocommit() as tx:
-            (again,) = await executions.claim_executions(tx, "other", LEASE, 1)
-        assert again.attempt == 2
-        assert not await world.extends()
-        assert not await world.settles()
-        world.run = again
-        assert await world.settles()
+            (reclaimed,) = await executions.claim_executions(tx, "other", LEASE, 1)
+        assert reclaimed.attempt == 2
+        assert not await environment.extend_lease()
+        assert not await environment.settle_run()
+        environment.run = reclaimed
+        assert await environment.settle_run()
         await store.close()
 
 
-async def test_a_database_that_only_reads_is_noticed_before_any_lease_has_run_out(system) -> None:
-    """It is writable again in the moment in which the lease runs out, and upkeep is quicker than the worker."""
+async def test_read_only_database_is_noticed_before_a_lease_expires(system) -> None:
+    """Make the database writable again at the moment in which the lease expires, with upkeep faster than the worker."""
     async with open_isolated_database(system) as database:
-        world = await _held(database, system)
-        store, owner = world.store, database.owner
-        await world.rounds(3)
+        environment = await _create_environment(database, system)
+        store, owner = environment.store, database.owner
+        await environment.run_upkeep(3)
         await owner.execute(
             "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             "RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END $$; "
             "CREATE TRIGGER no_room BEFORE UPDATE ON workers FOR EACH STATEMENT EXECUTE FUNCTION no_room()"
         )
-        store.away = ""
+        store.outage_code = ""
         while store.now < NOW + LEASE:
-            assert await world.rounds(1) == 0
+            assert await environment.run_upkeep(1) == 0
         await owner.execute("DROP FUNCTION no_room() CASCADE")
-        assert await world.rounds(2) == 0
-        assert await world.extends()
-        assert await world.settles()
+        assert await environment.run_upkeep(2) == 0
+        assert await environment.extend_lease()
+        assert await environment.settle_run()
         await store.close()
 
 
-async def test_without_an_outage_a_lease_counts_as_it_stands(system) -> None:
-    async with held_run(system) as world:
-        taken, began = 0, world.store.now
-        while not taken:
-            taken = await world.rounds(1)
-        assert world.store.now - began <= LEASE + 2 * ROUND
-        await world.store.close()
+async def test_lease_expires_on_time_without_an_outage(system) -> None:
+    async with open_lease_environment(system) as environment:
+        requeued, start = 0, environment.store.now
+        while not requeued:
+            requeued = await environment.run_upkeep(1)
+        assert environment.store.now - start <= LEASE + 2 * POLL_INTERVAL
+        await environment.store.close()
 
 
-async def test_a_result_in_hand_waits_for_the_database_for_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_result_is_retried_until_the_database_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, slept = asyncio.get_running_loop(), 0.0
     monkeypatch.setattr(loop, "time", lambda: slept)
 
@@ -194,8 +198,8 @@ async def test_a_result_in_hand_waits_for_the_database_for_as_long_as_it_takes(m
     monkeypatch.setattr(polling.asyncio, "sleep", sleep)
     for code in (*OUTAGES, "storage_unavailable"):
 
-        async def call(code: str = code, began: float = slept) -> str:
-            if slept - began < 3600:
+        async def call(code: str = code, start: float = slept) -> str:
+            if slept - start < 3600:
                 raise DomainError(code, "away")
             return "settled"
 
@@ -205,14 +209,16 @@ async def test_a_result_in_hand_waits_for_the_database_for_as_long_as_it_takes(m
         else:
             assert await retry_through_outage(call) == "settled"
             with pytest.raises(DomainError, match="away"):
-                await retry_through_outage(lambda code=code: _raise(code), max_seconds=30)
+                await retry_through_outage(lambda code=code: _raise_outage(code), max_seconds=30)
 
 
-async def _raise(code: str) -> None:
+async def _raise_outage(code: str) -> None:
     raise DomainError(code, "away")
 
 
-async def test_postgres_away_for_longer_than_a_lease(system: System, shared_tenant: TenantClient, monkeypatch) -> None:
+async def test_runs_survive_a_postgres_outage_longer_than_a_lease(
+    system: System, shared_tenant: TenantClient, monkeypatch
+) -> None:
     sleeper = await shared_tenant.deploy_agent(SLEEPER)
     runs = [await shared_tenant.start_execution(sleeper, {"for": 8.0, "n": number}) for number in range(3)]
     for run in runs:
@@ -221,15 +227,15 @@ async def test_postgres_away_for_longer_than_a_lease(system: System, shared_tena
     postgres = system.services[0]
     assert postgres is not None
     assert postgres.child is not None
-    start, old = postgres.start, postgres.child.process.pid
+    start, old_pid = postgres.start, postgres.child.process.pid
 
-    async def later() -> None:
+    async def start_later() -> None:
         # More than two leases of this system.
         await asyncio.sleep(5)
         await start()
 
-    monkeypatch.setattr(postgres, "start", later)
-    os.kill(old, signal.SIGINT)
+    monkeypatch.setattr(postgres, "start", start_later)
+    os.kill(old_pid, signal.SIGINT)
     for run in runs:
         while True:
             ended = await shared_tenant.http.get(f"/executions/{run['id']}")
@@ -237,4 +243,4 @@ async def test_postgres_away_for_longer_than_a_lease(system: System, shared_tena
                 break
             await asyncio.sleep(0.2)
         assert (ended.json()["status"], ended.json()["attempt"]) == ("completed", 1), ended.text
-    assert postgres.child.process.pid != old
+    assert postgres.child.process.pid != old_pid

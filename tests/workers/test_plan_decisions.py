@@ -1,4 +1,4 @@
-"""Deciding on what waits in plans: their own steps, those of plans in them, and tool calls of agents at any depth."""
+"""Approve and reject steps of plans: their own, those of nested plans, and tool calls of agents at any depth."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,44 +21,44 @@ from tests.support.plan_builders import PlanEnvironment, open_plan_environment
 
 
 @pytest.fixture
-async def world(system: System) -> AsyncIterator[PlanEnvironment]:
-    async with open_plan_environment(system) as one:
-        yield one
+async def environment(system: System) -> AsyncIterator[PlanEnvironment]:
+    async with open_plan_environment(system) as environment:
+        yield environment
 
 
 async def decide(
-    world: PlanEnvironment, execution_id: str, approved: bool = True, call_id: str | None = None
+    environment: PlanEnvironment, execution_id: str, approved: bool = True, call_id: str | None = None
 ) -> Execution:
-    async with world.store.transaction(world.caller) as tx:
+    async with environment.store.transaction(environment.caller) as tx:
         return await approvals.decide_approval(
-            tx, world.caller, execution_id, approved, ApprovalDecision(call_id=call_id, reason="So.")
+            tx, environment.caller, execution_id, approved, ApprovalDecision(call_id=call_id, reason="So.")
         )
 
 
-async def waiting(world: PlanEnvironment, execution_id: str) -> list[str]:
-    await world.advance_until_idle()
-    return [call["call_id"] for call in (await world.get_execution(execution_id)).waiting_for or []]
+async def list_waiting(environment: PlanEnvironment, execution_id: str) -> list[str]:
+    await environment.advance_until_idle()
+    return [call["call_id"] for call in (await environment.get_execution(execution_id)).waiting_for or []]
 
 
-async def child(world: PlanEnvironment, execution_id: str, step: str) -> str:
+async def find_child(environment: PlanEnvironment, execution_id: str, step: str) -> str:
     query = "SELECT id FROM executions WHERE parent_id = $1 AND step = $2 ORDER BY id DESC LIMIT 1"
-    found = await world.database.owner.fetchval(query, ids.decode_id("exec", execution_id), step)
-    return ids.encode_id("exec", found)
+    row_id = await environment.database.owner.fetchval(query, ids.decode_id("exec", execution_id), step)
+    return ids.encode_id("exec", row_id)
 
 
-async def log(world: PlanEnvironment, execution_id: str, kind: str) -> list[dict[str, Any]]:
-    async with world.store.transaction(world.caller) as tx:
-        (found,) = await tx.events.find_slices([_asked(world, execution_id)], 1000)
-    assert found is not None
-    assert [event.seq for event in found.events] == list(range(1, found.last_seq + 1))
-    return [event.data for event in found.events if event.type == kind]
+async def list_events(environment: PlanEnvironment, execution_id: str, kind: str) -> list[dict[str, Any]]:
+    async with environment.store.transaction(environment.caller) as tx:
+        (event_slice,) = await tx.events.find_slices([_build_event_query(environment, execution_id)], 1000)
+    assert event_slice is not None
+    assert [event.seq for event in event_slice.events] == list(range(1, event_slice.last_seq + 1))
+    return [event.data for event in event_slice.events if event.type == kind]
 
 
-def _asked(world: PlanEnvironment, execution_id: str) -> Any:
-    return EventQuery(execution_id=execution_id, tenant_id=world.caller.tenant_id, seq=0)
+def _build_event_query(environment: PlanEnvironment, execution_id: str) -> Any:
+    return EventQuery(execution_id=execution_id, tenant_id=environment.caller.tenant_id, seq=0)
 
 
-def nested(*steps: PlanStep, levels: int = 1) -> PlanWork:
+def build_nested_plan(*steps: PlanStep, levels: int = 1) -> PlanWork:
     work = PlanWork(plan=Plan(kind="workflow", name="inner", steps=list(steps)))
     for level in range(levels - 1):
         step = PlanStep(id=f"l{level}", name="level", work=work)
@@ -66,190 +66,226 @@ def nested(*steps: PlanStep, levels: int = 1) -> PlanWork:
     return work
 
 
-def ask(world: PlanEnvironment, step_id: str, *above: str) -> PlanStep:
-    return PlanStep(id=step_id, name=step_id, work=world.build_work(), requires_approval=True, depends_on=list(above))
+def build_approval_step(environment: PlanEnvironment, step_id: str, *above: str) -> PlanStep:
+    return PlanStep(
+        id=step_id, name=step_id, work=environment.build_work(), requires_approval=True, depends_on=list(above)
+    )
 
 
-def asker(world: PlanEnvironment, step_id: str) -> PlanStep:
-    return PlanStep(id=step_id, name=step_id, work=world.build_model_agent(), prompt="Go.")
+def build_agent_step(environment: PlanEnvironment, step_id: str) -> PlanStep:
+    return PlanStep(id=step_id, name=step_id, work=environment.build_model_agent(), prompt="Go.")
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4])
-async def test_a_step_of_a_plan_within_is_approved_from_the_root(world: PlanEnvironment, levels: int) -> None:
-    root = await world.start_plan(PlanStep(id="sub", name="sub", work=nested(ask(world, "ship"), levels=levels)))
-    assert await waiting(world, root) == ["ship"]
-    after = await decide(world, root, call_id="ship")
+async def test_step_of_a_nested_plan_is_approved_from_the_root(environment: PlanEnvironment, levels: int) -> None:
+    root = await environment.start_plan(
+        PlanStep(id="sub", name="sub", work=build_nested_plan(build_approval_step(environment, "ship"), levels=levels))
+    )
+    assert await list_waiting(environment, root) == ["ship"]
+    after = await decide(environment, root, call_id="ship")
     assert (after.status, after.waiting_for) == ("running", None)
-    assert (await world.run_to_end(root)).status == "completed"
-    told = await log(world, root, "approval")
-    assert [(one["status"], [call["call_id"] for call in one["calls"]]) for one in told] == [
+    assert (await environment.run_to_end(root)).status == "completed"
+    approvals_of_root = await list_events(environment, root, "approval")
+    assert [
+        (approval["status"], [call["call_id"] for call in approval["calls"]]) for approval in approvals_of_root
+    ] == [
         ("waiting", ["ship"]),
         ("approved", ["ship"]),
     ]
-    assert (told[1]["by"], told[1]["reason"]) == (world.caller.user_id, "So.")
+    assert (approvals_of_root[1]["by"], approvals_of_root[1]["reason"]) == (environment.caller.user_id, "So.")
 
 
-async def test_a_step_of_a_plan_within_is_rejected_from_the_root(world: PlanEnvironment) -> None:
-    root = await world.start_plan(PlanStep(id="sub", name="sub", work=nested(ask(world, "ship"))))
-    assert await waiting(world, root) == ["ship"]
-    inner = await child(world, root, "sub")
-    await decide(world, root, approved=False)
-    ended = await world.run_to_end(root)
+async def test_step_of_a_nested_plan_is_rejected_from_the_root(environment: PlanEnvironment) -> None:
+    root = await environment.start_plan(
+        PlanStep(id="sub", name="sub", work=build_nested_plan(build_approval_step(environment, "ship")))
+    )
+    assert await list_waiting(environment, root) == ["ship"]
+    inner = await find_child(environment, root, "sub")
+    await decide(environment, root, approved=False)
+    ended = await environment.run_to_end(root)
     assert (ended.status, ended.error_type) == ("failed", "rejected")
-    assert [(one["step"], one["status"]) for one in await log(world, inner, "step")] == [
+    assert [(event["step"], event["status"]) for event in await list_events(environment, inner, "step")] == [
         ("ship", "waiting"),
         ("ship", "failed"),
     ]
 
 
-async def test_what_is_decided_on_is_not_decided_on_again(world: PlanEnvironment) -> None:
-    root = await world.start_plan(ask(world, "a"), ask(world, "b"))
-    assert await waiting(world, root) == ["a", "b"]
-    after = await decide(world, root, call_id="a")
+async def test_decided_step_cannot_be_decided_again(environment: PlanEnvironment) -> None:
+    root = await environment.start_plan(build_approval_step(environment, "a"), build_approval_step(environment, "b"))
+    assert await list_waiting(environment, root) == ["a", "b"]
+    after = await decide(environment, root, call_id="a")
     assert (after.status, [call["call_id"] for call in after.waiting_for or []]) == ("waiting", ["b"])
     with pytest.raises(DomainError, match="call_id: does not wait for an approval; these do: b"):
-        await decide(world, root, approved=False, call_id="a")
-    await decide(world, root)
+        await decide(environment, root, approved=False, call_id="a")
+    await decide(environment, root)
     for _ in range(2):
-        with pytest.raises(DomainError) as raised:
-            await decide(world, root, approved=False)
-        assert raised.value.code == "conflict"
-    assert (await world.run_to_end(root)).status == "completed"
-    assert [one["status"] for one in await log(world, root, "approval")] == ["waiting", "approved", "approved"]
-    assert [one["status"] for one in await log(world, root, "status")] == [
+        with pytest.raises(DomainError) as error:
+            await decide(environment, root, approved=False)
+        assert error.value.code == "conflict"
+    assert (await environment.run_to_end(root)).status == "completed"
+    assert [event["status"] for event in await list_events(environment, root, "approval")] == [
+        "waiting",
+        "approved",
+        "approved",
+    ]
+    assert [event["status"] for event in await list_events(environment, root, "status")] == [
         *("pending", "waiting", "running", "completed"),
     ]
 
 
-async def test_the_root_learns_that_more_waits_within(world: PlanEnvironment) -> None:
-    """A plan within that waits goes on waiting, for other things: its status does not change."""
-    inner = nested(ask(world, "a"), PlanStep(id="x", name="x", work=world.build_work()), ask(world, "b", "x"), levels=2)
-    root = await world.start_plan(PlanStep(id="sub", name="sub", work=inner))
-    assert await waiting(world, root) == ["a"]
-    assert await world.settle_claimed() == ["x"]
-    assert await waiting(world, root) == ["a", "b"]
-    await decide(world, await child(world, await child(world, root, "sub"), "l0"), call_id="a")
-    assert await waiting(world, root) == ["b"]
+async def test_root_lists_further_waiting_steps_of_a_nested_plan(environment: PlanEnvironment) -> None:
+    """Let a nested plan wait for another step without a change of its status."""
+    inner = build_nested_plan(
+        build_approval_step(environment, "a"),
+        PlanStep(id="x", name="x", work=environment.build_work()),
+        build_approval_step(environment, "b", "x"),
+        levels=2,
+    )
+    root = await environment.start_plan(PlanStep(id="sub", name="sub", work=inner))
+    assert await list_waiting(environment, root) == ["a"]
+    assert await environment.settle_claimed() == ["x"]
+    assert await list_waiting(environment, root) == ["a", "b"]
+    await decide(
+        environment, await find_child(environment, await find_child(environment, root, "sub"), "l0"), call_id="a"
+    )
+    assert await list_waiting(environment, root) == ["b"]
 
 
-async def test_calls_of_one_id_are_told_apart(world: PlanEnvironment) -> None:
-    """Models number their calls from one in each run."""
-    work = nested(asker(world, "deep"))
-    root = await world.start_plan(asker(world, "one"), PlanStep(id="sub", name="sub", work=work), ask(world, "call_1"))
-    await world.advance_until_idle()
-    first, second = await world.park_on_calls("call_1"), await world.park_on_calls("call_1")
-    ids_of = [f"{first.id}:call_1", f"{second.id}:call_1"]
-    assert sorted(await waiting(world, root)) == sorted(["call_1", *ids_of])
-    (inner,) = [one for one in (first, second) if one.step == "deep"]
-    await decide(world, root, call_id=f"{inner.id}:call_1")
-    assert (await world.get_execution(inner.id)).status == "pending"
-    (other,) = [one for one in (first, second) if one.step == "one"]
-    assert (await world.get_execution(other.id)).status == "waiting"
-    assert sorted(await waiting(world, root)) == sorted(["call_1", f"{other.id}:call_1"])
-    await decide(world, root, call_id="call_1")
-    assert (await world.get_execution(other.id)).status == "waiting"
-    assert await waiting(world, root) == ["call_1"], "no other has this id any more"
-    await decide(world, root, call_id="call_1")
-    await world.advance_until_idle()
-    assert sorted(await world.settle_model_runs()) == ["deep", "one"]
-    assert (await world.run_to_end(root)).status == "completed"
+async def test_calls_with_the_same_id_are_distinguished(environment: PlanEnvironment) -> None:
+    """Qualify ids of calls, as models number their calls from one in each run."""
+    work = build_nested_plan(build_agent_step(environment, "deep"))
+    root = await environment.start_plan(
+        build_agent_step(environment, "one"),
+        PlanStep(id="sub", name="sub", work=work),
+        build_approval_step(environment, "call_1"),
+    )
+    await environment.advance_until_idle()
+    first, second = await environment.park_on_calls("call_1"), await environment.park_on_calls("call_1")
+    qualified_ids = [f"{first.id}:call_1", f"{second.id}:call_1"]
+    assert sorted(await list_waiting(environment, root)) == sorted(["call_1", *qualified_ids])
+    (inner,) = [run for run in (first, second) if run.step == "deep"]
+    await decide(environment, root, call_id=f"{inner.id}:call_1")
+    assert (await environment.get_execution(inner.id)).status == "pending"
+    (other,) = [run for run in (first, second) if run.step == "one"]
+    assert (await environment.get_execution(other.id)).status == "waiting"
+    assert sorted(await list_waiting(environment, root)) == sorted(["call_1", f"{other.id}:call_1"])
+    await decide(environment, root, call_id="call_1")
+    assert (await environment.get_execution(other.id)).status == "waiting"
+    assert await list_waiting(environment, root) == ["call_1"], "the id is unique again"
+    await decide(environment, root, call_id="call_1")
+    await environment.advance_until_idle()
+    assert sorted(await environment.settle_model_runs()) == ["deep", "one"]
+    assert (await environment.run_to_end(root)).status == "completed"
 
 
-async def test_a_decision_made_at_the_child_is_known_above(world: PlanEnvironment) -> None:
-    root = await world.start_plan(PlanStep(id="sub", name="sub", work=nested(asker(world, "deep"))))
-    await world.advance_until_idle()
-    leaf = await world.park_on_calls("c1", "c2")
-    assert await waiting(world, root) == ["c1", "c2"]
-    await decide(world, leaf.id, call_id="c1")
-    # Before anybody has looked: what was decided there is not decided on again.
+async def test_decision_at_the_child_is_visible_above(environment: PlanEnvironment) -> None:
+    root = await environment.start_plan(
+        PlanStep(id="sub", name="sub", work=build_nested_plan(build_agent_step(environment, "deep")))
+    )
+    await environment.advance_until_idle()
+    leaf = await environment.park_on_calls("c1", "c2")
+    assert await list_waiting(environment, root) == ["c1", "c2"]
+    await decide(environment, leaf.id, call_id="c1")
+    # Before any plan was advanced: the child's decision holds.
     with pytest.raises(DomainError, match="already decided"):
-        await decide(world, root, approved=False, call_id="c1")
-    assert await waiting(world, root) == ["c2"]
-    await decide(world, root)
-    assert (await world.get_execution(leaf.id)).status == "pending"
-    rows = await world.database.owner.fetch("SELECT call_id, status FROM execution_steps ORDER BY call_id")
+        await decide(environment, root, approved=False, call_id="c1")
+    assert await list_waiting(environment, root) == ["c2"]
+    await decide(environment, root)
+    assert (await environment.get_execution(leaf.id)).status == "pending"
+    rows = await environment.database.owner.fetch("SELECT call_id, status FROM execution_steps ORDER BY call_id")
     assert [tuple(row) for row in rows] == [("c1", "approved"), ("c2", "approved")]
-    assert await waiting(world, root) == []
-    assert (await world.get_execution(root)).status == "running"
+    assert await list_waiting(environment, root) == []
+    assert (await environment.get_execution(root)).status == "running"
 
 
-async def test_items_that_wait_say_which_they_are(world: PlanEnvironment) -> None:
-    step = PlanStep(id="each", name="each", work=world.build_model_agent(), prompt="Go.", map=[1, 2])
-    root = await world.start_plan(step)
-    await world.advance_until_idle()
-    await world.park_on_calls("c1"), await world.park_on_calls("c2")
-    await world.advance_until_idle()
-    calls = (await world.get_execution(root)).waiting_for or []
+async def test_waiting_items_of_a_map_are_named(environment: PlanEnvironment) -> None:
+    step = PlanStep(id="each", name="each", work=environment.build_model_agent(), prompt="Go.", map=[1, 2])
+    root = await environment.start_plan(step)
+    await environment.advance_until_idle()
+    await environment.park_on_calls("c1"), await environment.park_on_calls("c2")
+    await environment.advance_until_idle()
+    calls = (await environment.get_execution(root)).waiting_for or []
     assert [(call["call_id"], call["step"]) for call in calls] == [("c1", "each[0]"), ("c2", "each[1]")]
 
 
-async def test_a_cancel_takes_what_waits_and_it_cannot_be_decided_on_any_more(world: PlanEnvironment) -> None:
-    root = await world.start_plan(PlanStep(id="sub", name="sub", work=nested(ask(world, "a"), asker(world, "b"))))
-    await world.advance_until_idle()
-    leaf = await world.park_on_calls("c1")
-    assert await waiting(world, root) == ["a", "c1"]
-    async with world.store.transaction(world.caller) as tx:
+async def test_cancelled_plan_cannot_be_decided(environment: PlanEnvironment) -> None:
+    root = await environment.start_plan(
+        PlanStep(
+            id="sub",
+            name="sub",
+            work=build_nested_plan(build_approval_step(environment, "a"), build_agent_step(environment, "b")),
+        )
+    )
+    await environment.advance_until_idle()
+    leaf = await environment.park_on_calls("c1")
+    assert await list_waiting(environment, root) == ["a", "c1"]
+    async with environment.store.transaction(environment.caller) as tx:
         await executions.cancel_execution(tx, root)
-    for execution_id in (root, leaf.id, await child(world, root, "sub")):
-        with pytest.raises(DomainError) as raised:
-            await decide(world, execution_id)
-        assert raised.value.code == "conflict"
-    await world.advance_until_idle()
-    assert await world.list_children(root) == {"sub": ["cancelled"], "b": ["cancelled"]}
+    for execution_id in (root, leaf.id, await find_child(environment, root, "sub")):
+        with pytest.raises(DomainError) as error:
+            await decide(environment, execution_id)
+        assert error.value.code == "conflict"
+    await environment.advance_until_idle()
+    assert await environment.list_children(root) == {"sub": ["cancelled"], "b": ["cancelled"]}
 
 
-async def test_deciding_cancelling_and_advancing_at_once_never_deadlock(world: PlanEnvironment) -> None:
-    """Whoever locks several executions locks the leaves first, the root last."""
+async def test_concurrent_decide_cancel_and_advance_never_deadlock(environment: PlanEnvironment) -> None:
+    """Lock several executions in one order: the leaves first, the root last."""
 
-    async def at_once(execution_id: str, what: str) -> None:
+    async def run_operation(execution_id: str, operation: str) -> None:
         try:
-            if what == "cancel":
-                async with world.store.transaction(world.caller) as tx:
+            if operation == "cancel":
+                async with environment.store.transaction(environment.caller) as tx:
                     await executions.cancel_execution(tx, execution_id)
-            elif what == "decide":
-                await decide(world, execution_id)
+            elif operation == "decide":
+                await decide(environment, execution_id)
             else:
-                await world.advance_until_idle()
+                await environment.advance_until_idle()
         except DomainError as error:
             assert error.code == "conflict", error.detail
         except (LostLease, PlanLocked):
             pass
 
     for _ in range(12):
-        work = nested(ask(world, "a"), *(asker(world, f"c{number}") for number in range(6)))
-        root = await world.start_plan(
-            *(PlanStep(id=f"s{number}", name="s", work=work) for number in range(2)), ask(world, "b")
+        work = build_nested_plan(
+            build_approval_step(environment, "a"), *(build_agent_step(environment, f"c{number}") for number in range(6))
         )
-        await world.advance_until_idle()
+        root = await environment.start_plan(
+            *(PlanStep(id=f"s{number}", name="s", work=work) for number in range(2)),
+            build_approval_step(environment, "b"),
+        )
+        await environment.advance_until_idle()
         for number in range(12):
-            await world.park_on_calls(f"call_{number}")
-        await world.advance_until_idle()
-        subs = [await child(world, root, f"s{number}") for number in range(2)]
+            await environment.park_on_calls(f"call_{number}")
+        await environment.advance_until_idle()
+        subs = [await find_child(environment, root, f"s{number}") for number in range(2)]
         await asyncio.gather(
-            at_once(root, "decide"),
-            at_once(root, "cancel"),
-            *(at_once(sub, "cancel") for sub in subs),
-            *(at_once(sub, "decide") for sub in subs),
-            at_once(root, "turns"),
+            run_operation(root, "decide"),
+            run_operation(root, "cancel"),
+            *(run_operation(sub, "cancel") for sub in subs),
+            *(run_operation(sub, "decide") for sub in subs),
+            run_operation(root, "turns"),
         )
-        await world.advance_until_idle()
-        statuses = {status for found in (await world.list_children(root)).values() for status in found}
+        await environment.advance_until_idle()
+        statuses = {
+            status for child_statuses in (await environment.list_children(root)).values() for status in child_statuses
+        }
         assert statuses == {"cancelled"}
-        assert (await world.get_execution(root)).status == "cancelled"
-        await world.database.owner.execute("UPDATE executions SET status = 'cancelled' WHERE status = 'pending'")
+        assert (await environment.get_execution(root)).status == "cancelled"
+        await environment.database.owner.execute("UPDATE executions SET status = 'cancelled' WHERE status = 'pending'")
 
 
-async def test_a_decision_loses_no_deadline(world: PlanEnvironment) -> None:
-    """Whose clock is ahead decides after the deadline is due there, and before it is where plans are advanced."""
-    root = await world.start_plan(ask(world, "a"))
-    await world.advance_until_idle()
-    timeout = (await world.get_execution(root)).timeout
-    world.clock[0] += timedelta(seconds=timeout + 5)
-    await decide(world, root)
-    world.clock[0] -= timedelta(seconds=10)
-    await world.advance_until_idle()
-    assert (await world.get_execution(root)).status == "running"
-    world.clock[0] += timedelta(seconds=10)
-    await world.advance_until_idle()
-    ended = await world.get_execution(root)
+async def test_decision_does_not_extend_the_deadline(environment: PlanEnvironment) -> None:
+    """Decide on a process whose clock is past the deadline, before the plan is advanced on one whose clock is not."""
+    root = await environment.start_plan(build_approval_step(environment, "a"))
+    await environment.advance_until_idle()
+    timeout = (await environment.get_execution(root)).timeout
+    environment.clock[0] += timedelta(seconds=timeout + 5)
+    await decide(environment, root)
+    environment.clock[0] -= timedelta(seconds=10)
+    await environment.advance_until_idle()
+    assert (await environment.get_execution(root)).status == "running"
+    environment.clock[0] += timedelta(seconds=10)
+    await environment.advance_until_idle()
+    ended = await environment.get_execution(root)
     assert (ended.status, ended.error_type) == ("failed", "timeout")

@@ -1,4 +1,4 @@
-"""Plans in their own database: the worker dies at every boundary there is, others race it, nothing is lost or doubled."""
+"""Run plans in an isolated database: the worker dies at every commit, others race it, nothing is lost or done twice."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,27 +22,27 @@ from workers.plan.advancer import PlanAdvancer
 
 
 @pytest.fixture
-async def world(system: System) -> AsyncIterator[PlanEnvironment]:
-    async with open_plan_environment(system) as one:
-        yield one
+async def environment(system: System) -> AsyncIterator[PlanEnvironment]:
+    async with open_plan_environment(system) as environment:
+        yield environment
 
 
-def _diamond(world: PlanEnvironment) -> list[PlanStep]:
-    def step(step_id: str, *above: str, **more: Any) -> PlanStep:
-        return PlanStep(id=step_id, name=step_id, work=world.build_work(), depends_on=list(above), **more)
+def _build_diamond(environment: PlanEnvironment) -> list[PlanStep]:
+    def build_step(step_id: str, *above: str, **more: Any) -> PlanStep:
+        return PlanStep(id=step_id, name=step_id, work=environment.build_work(), depends_on=list(above), **more)
 
     return [
-        step("a"),
-        step("b", "a"),
-        step("c", "a", map=[1, 2, 3], max_parallel=2),
-        step("d", "b", "c", inputs={"b": "{{ steps.b.outputs.step }}", "c": "{{ steps.c.outputs }}"}),
+        build_step("a"),
+        build_step("b", "a"),
+        build_step("c", "a", map=[1, 2, 3], max_parallel=2),
+        build_step("d", "b", "c", inputs={"b": "{{ steps.b.outputs.step }}", "c": "{{ steps.c.outputs }}"}),
     ]
 
 
-async def test_a_plan_comes_to_what_its_last_step_came_to(world: PlanEnvironment) -> None:
-    execution_id = await world.start_plan(*_diamond(world))
-    assert (await world.get_execution(execution_id)).status == "pending"
-    ended = await world.run_to_end(execution_id)
+async def test_plan_ends_with_the_output_of_its_last_step(environment: PlanEnvironment) -> None:
+    execution_id = await environment.start_plan(*_build_diamond(environment))
+    assert (await environment.get_execution(execution_id)).status == "pending"
+    ended = await environment.run_to_end(execution_id)
     assert (ended.status, ended.output_data) == ("completed", {"step": "d"})
     assert (ended.steps_completed, ended.steps_total) == (4, 4)
     assert ended.results == {
@@ -51,38 +51,38 @@ async def test_a_plan_comes_to_what_its_last_step_came_to(world: PlanEnvironment
         "c": [{"step": "c[0]"}, {"step": "c[1]"}, {"step": "c[2]"}],
         "d": {"step": "d"},
     }
-    given = await world.database.owner.fetchval("SELECT input_data::text FROM executions WHERE step = 'd'")
-    assert msgspec.json.decode(given) == {"b": "b", "c": ended.results["c"]}
-    assert await world.list_due() == [], "nothing is left to be told"
+    inputs = await environment.database.owner.fetchval("SELECT input_data::text FROM executions WHERE step = 'd'")
+    assert msgspec.json.decode(inputs) == {"b": "b", "c": ended.results["c"]}
+    assert await environment.list_due() == [], "no signal is left"
 
 
-async def test_the_worker_dies_at_every_boundary_and_each_step_runs_once(world: PlanEnvironment) -> None:
-    """Before every commit of the plan worker in turn, and after it with all that it knew."""
+async def test_worker_that_dies_at_any_commit_runs_each_step_once(environment: PlanEnvironment) -> None:
+    """Die before every commit of the plan worker in turn, and lose all that the worker knew."""
     boundaries = 0
-    for at in range(100):
-        execution_id = await world.start_plan(*_diamond(world))
+    for crash_at in range(100):
+        execution_id = await environment.start_plan(*_build_diamond(environment))
         count, died = 0, False
         for _ in range(60):
-            for one in await world.list_due():
-                die = count == at
+            for due_id in await environment.list_due():
+                is_crashing = count == crash_at
                 count += 1
                 try:
-                    await world.advance_plan(one, None, die)
+                    await environment.advance_plan(due_id, None, is_crashing)
                 except SimulatedCrash:
                     died = True
-            await world.settle_claimed(1)
-            found = await world.get_execution(execution_id)
-            if found.status == "completed":
+            await environment.settle_claimed(1)
+            execution = await environment.get_execution(execution_id)
+            if execution.status == "completed":
                 break
-        assert found.status == "completed", found
-        rows = await world.database.owner.fetch(
+        assert execution.status == "completed", execution
+        rows = await environment.database.owner.fetch(
             "SELECT step, count(*) AS runs, max(attempt) AS attempts FROM executions "
             "WHERE root_id = (SELECT max(id::text)::uuid FROM executions WHERE lane = 'plan') GROUP BY step"
         )
         assert {row["step"]: (row["runs"], row["attempts"]) for row in rows} == dict.fromkeys(
             ("a", "b", "c[0]", "c[1]", "c[2]", "d"), (1, 1)
         )
-        events = await world.database.owner.fetch(
+        events = await environment.database.owner.fetch(
             "SELECT seq, type, data->>'status' AS status FROM execution_events "
             "WHERE execution_id = (SELECT max(id::text)::uuid FROM executions WHERE lane = 'plan') ORDER BY seq"
         )
@@ -90,181 +90,185 @@ async def test_the_worker_dies_at_every_boundary_and_each_step_runs_once(world: 
         ends = [row for row in events if row["type"] == "status" and row["status"] == "completed"]
         assert ends == [events[-1]]
         if not died:
-            boundaries = at
+            boundaries = crash_at
             break
-    assert boundaries >= 5, "there were boundaries to die at"
+    assert boundaries >= 5, "there were too few commits to die at"
 
 
-async def test_a_step_whose_run_worker_dies_is_run_again_and_the_others_are_not(world: PlanEnvironment) -> None:
-    execution_id = await world.start_plan(*_diamond(world))
-    await world.advance_plan(execution_id)
-    async with world.store.autocommit() as tx:
+async def test_step_whose_worker_dies_runs_again_alone(environment: PlanEnvironment) -> None:
+    execution_id = await environment.start_plan(*_build_diamond(environment))
+    await environment.advance_plan(execution_id)
+    async with environment.store.autocommit() as tx:
         (lost,) = await executions.claim_executions(tx, "dead", timedelta(seconds=60), 10)
-    world.clock[0] += timedelta(seconds=61)
-    async with world.store.transaction(world.caller) as tx:
+    environment.clock[0] += timedelta(seconds=61)
+    async with environment.store.transaction(environment.caller) as tx:
         await executions.requeue_expired(tx, lost.id)
-    ended = await world.run_to_end(execution_id)
+    ended = await environment.run_to_end(execution_id)
     assert ended.status == "completed"
-    rows = await world.database.owner.fetch("SELECT step, attempt FROM executions WHERE parent_id IS NOT NULL")
+    rows = await environment.database.owner.fetch("SELECT step, attempt FROM executions WHERE parent_id IS NOT NULL")
     assert {row["step"]: row["attempt"] for row in rows} == {
         "a": 2,
         **dict.fromkeys(("b", "c[0]", "c[1]", "c[2]", "d"), 1),
     }
 
 
-async def test_planners_that_race_start_each_step_once(system: System, world: PlanEnvironment) -> None:
-    plans = [await world.start_plan(*_diamond(world)) for _ in range(8)]
+async def test_racing_planners_start_each_step_once(system: System, environment: PlanEnvironment) -> None:
+    plans = [await environment.start_plan(*_build_diamond(environment)) for _ in range(8)]
     rings = [asyncio.Event() for _ in range(3)]
-    planners = [asyncio.create_task(PlanAdvancer(world.store, 2, ring).run()) for ring in rings]
+    planners = [asyncio.create_task(PlanAdvancer(environment.store, 2, ring).run()) for ring in rings]
     try:
         for _ in range(400):
             for ring in rings:
                 ring.set()
-            await world.settle_claimed()
-            if all([(await world.get_execution(one)).status == "completed" for one in plans]):
+            await environment.settle_claimed()
+            if all([(await environment.get_execution(plan_id)).status == "completed" for plan_id in plans]):
                 break
             await asyncio.sleep(0.01)
         else:
-            raise AssertionError([await world.get_execution(one) for one in plans])
+            raise AssertionError([await environment.get_execution(plan_id) for plan_id in plans])
     finally:
         for task in planners:
             task.cancel()
         await asyncio.gather(*planners, return_exceptions=True)
-    counted = await world.database.owner.fetch(
+    rows = await environment.database.owner.fetch(
         "SELECT root_id, step, count(*) AS runs FROM executions WHERE parent_id IS NOT NULL GROUP BY 1, 2"
     )
-    assert len(counted) == 8 * 6
-    assert {row["runs"] for row in counted} == {1}
+    assert len(rows) == 8 * 6
+    assert {row["runs"] for row in rows} == {1}
 
 
-async def test_what_somebody_else_is_at_is_left_to_them(world: PlanEnvironment) -> None:
-    execution_id = await world.start_plan(*_diamond(world))
-    async with world.store.transaction(world.caller) as tx:
+async def test_plan_locked_by_another_worker_is_skipped(environment: PlanEnvironment) -> None:
+    execution_id = await environment.start_plan(*_build_diamond(environment))
+    async with environment.store.transaction(environment.caller) as tx:
         await coordinator.advance_plan(tx, execution_id, None)
         with pytest.raises(PlanLocked):
-            await world.advance_plan(execution_id)
-    assert (await world.list_children(execution_id)) == {"a": ["pending"]}
+            await environment.advance_plan(execution_id)
+    assert (await environment.list_children(execution_id)) == {"a": ["pending"]}
 
 
-async def test_a_step_is_tried_again_as_often_as_it_may_and_then_the_plan_has_failed(world: PlanEnvironment) -> None:
+async def test_step_is_retried_to_its_limit_before_the_plan_fails(environment: PlanEnvironment) -> None:
     retry = RetryPolicy(attempts=2, delay=10, factor=2)
-    step = PlanStep(id="a", name="The first", work=world.build_work(), retry=retry)
-    after = PlanStep(id="b", name="b", work=world.build_work(), depends_on=["a"])
-    execution_id = await world.start_plan(step, after)
+    step = PlanStep(id="a", name="The first", work=environment.build_work(), retry=retry)
+    after = PlanStep(id="b", name="b", work=environment.build_work(), depends_on=["a"])
+    execution_id = await environment.start_plan(step, after)
     for pause in (10, 20):
-        await world.advance_plan(execution_id)
-        assert await world.settle_claimed(error="ValueError") == ["a"]
-        await world.advance_plan(execution_id)
-        assert await world.settle_claimed() == [], "not before its time"
-        world.clock[0] += timedelta(seconds=pause)
-        assert await world.list_due() == [execution_id]
-    await world.advance_plan(execution_id)
-    assert await world.settle_claimed(error="ValueError") == ["a"]
-    await world.advance_plan(execution_id)
-    ended = await world.get_execution(execution_id)
+        await environment.advance_plan(execution_id)
+        assert await environment.settle_claimed(error="ValueError") == ["a"]
+        await environment.advance_plan(execution_id)
+        assert await environment.settle_claimed() == [], "before its time"
+        environment.clock[0] += timedelta(seconds=pause)
+        assert await environment.list_due() == [execution_id]
+    await environment.advance_plan(execution_id)
+    assert await environment.settle_claimed(error="ValueError") == ["a"]
+    await environment.advance_plan(execution_id)
+    ended = await environment.get_execution(execution_id)
     assert (ended.status, ended.error_type) == ("failed", "ValueError")
     assert ended.error_message == "The step 'The first' failed: no"
-    assert await world.list_children(execution_id) == {"a": ["failed"] * 3}
+    assert await environment.list_children(execution_id) == {"a": ["failed"] * 3}
 
 
-async def test_run_again_from_the_failed_step_on(world: PlanEnvironment) -> None:
-    steps = _diamond(world)
-    execution_id = await world.start_plan(*steps)
-    await world.advance_plan(execution_id)
-    await world.settle_claimed()
-    await world.advance_plan(execution_id)
-    async with world.store.autocommit() as tx:
+async def test_retry_continues_from_the_failed_step(environment: PlanEnvironment) -> None:
+    steps = _build_diamond(environment)
+    execution_id = await environment.start_plan(*steps)
+    await environment.advance_plan(execution_id)
+    await environment.settle_claimed()
+    await environment.advance_plan(execution_id)
+    async with environment.store.autocommit() as tx:
         claimed = await executions.claim_executions(tx, "worker", timedelta(seconds=60), 10)
-    assert sorted(one.step or "" for one in claimed) == ["b", "c[0]", "c[1]"]
-    for one in claimed:
-        failed = one.step == "c[1]"
+    assert sorted(execution.step or "" for execution in claimed) == ["b", "c[0]", "c[1]"]
+    for execution in claimed:
+        is_failed = execution.step == "c[1]"
         outcome = (
-            SandboxOutcome(error_type="E", error_message="no") if failed else SandboxOutcome(output=b'{"step": "kept"}')
+            SandboxOutcome(error_type="E", error_message="no")
+            if is_failed
+            else SandboxOutcome(output=b'{"step": "kept"}')
         )
-        async with world.store.transaction(world.caller) as tx:
-            await executions.settle_executions(tx, [AttemptOutcome(execution=one, outcome=outcome, events=[])])
-    await world.advance_plan(execution_id)
-    assert (await world.get_execution(execution_id)).status == "failed"
-    async with world.store.transaction(world.caller) as tx:
-        again = await service.retry_plan(tx, world.caller, execution_id, from_failed=True)
-    assert (again.retry_of, again.status) == (execution_id, "pending")
-    ended = await world.run_to_end(again.id)
+        async with environment.store.transaction(environment.caller) as tx:
+            await executions.settle_executions(tx, [AttemptOutcome(execution=execution, outcome=outcome, events=[])])
+    await environment.advance_plan(execution_id)
+    assert (await environment.get_execution(execution_id)).status == "failed"
+    async with environment.store.transaction(environment.caller) as tx:
+        retried = await service.retry_plan(tx, environment.caller, execution_id, from_failed=True)
+    assert (retried.retry_of, retried.status) == (execution_id, "pending")
+    ended = await environment.run_to_end(retried.id)
     assert ended.status == "completed"
     assert ended.results is not None
     assert ended.results["b"] == {"step": "kept"}
     assert ended.results["c"] == [{"step": "kept"}, {"step": "c[1]"}, {"step": "c[2]"}]
-    rows = await world.database.owner.fetch("SELECT step FROM executions WHERE parent_id = $1", _uuid(again.id))
+    rows = await environment.database.owner.fetch(
+        "SELECT step FROM executions WHERE parent_id = $1", _decode_id(retried.id)
+    )
     assert sorted(row["step"] for row in rows) == ["c[1]", "c[2]", "d"]
 
 
-def _uuid(execution_id: str) -> Any:
+def _decode_id(execution_id: str) -> Any:
     return ids.decode_id("exec", execution_id)
 
 
-async def test_a_cancel_takes_the_whole_tree(world: PlanEnvironment) -> None:
-    inner = Plan(kind="workflow", name="inner", steps=[PlanStep(id="x", name="x", work=world.build_work())])
-    execution_id = await world.start_plan(
-        PlanStep(id="a", name="a", work=world.build_work()), PlanStep(id="i", name="i", work=PlanWork(plan=inner))
+async def test_cancel_reaches_the_whole_tree(environment: PlanEnvironment) -> None:
+    inner = Plan(kind="workflow", name="inner", steps=[PlanStep(id="x", name="x", work=environment.build_work())])
+    execution_id = await environment.start_plan(
+        PlanStep(id="a", name="a", work=environment.build_work()), PlanStep(id="i", name="i", work=PlanWork(plan=inner))
     )
     for _ in range(2):
-        for one in await world.list_due():
-            await world.advance_plan(one)
-    assert await world.list_children(execution_id) == {"a": ["pending"], "i": ["running"], "x": ["pending"]}
-    async with world.store.transaction(world.caller) as tx:
+        for due_id in await environment.list_due():
+            await environment.advance_plan(due_id)
+    assert await environment.list_children(execution_id) == {"a": ["pending"], "i": ["running"], "x": ["pending"]}
+    async with environment.store.transaction(environment.caller) as tx:
         await executions.cancel_execution(tx, execution_id)
-    assert await world.list_children(execution_id) == {"a": ["cancelled"], "i": ["cancelled"], "x": ["cancelled"]}
+    assert await environment.list_children(execution_id) == {"a": ["cancelled"], "i": ["cancelled"], "x": ["cancelled"]}
     for _ in range(3):
-        for one in await world.list_due():
-            await world.advance_plan(one)
-    left = await world.database.owner.fetch("SELECT DISTINCT status FROM plan_steps")
-    assert [row["status"] for row in left] == ["cancelled"]
-    assert await world.list_due() == []
+        for due_id in await environment.list_due():
+            await environment.advance_plan(due_id)
+    statuses = await environment.database.owner.fetch("SELECT DISTINCT status FROM plan_steps")
+    assert [row["status"] for row in statuses] == ["cancelled"]
+    assert await environment.list_due() == []
 
 
-async def test_a_cancel_beside_an_advance_leaves_nothing_running(world: PlanEnvironment) -> None:
-    """The advance has begun a step that the cancel cannot see yet."""
-    execution_id = await world.start_plan(*_diamond(world))
+async def test_cancel_during_an_advance_leaves_nothing_running(environment: PlanEnvironment) -> None:
+    """Cancel while an uncommitted advance has started a step that the cancel cannot see."""
+    execution_id = await environment.start_plan(*_build_diamond(environment))
     cancelling: asyncio.Task[Any]
 
     async def cancel() -> None:
-        async with world.store.transaction(world.caller) as tx:
+        async with environment.store.transaction(environment.caller) as tx:
             await executions.cancel_execution(tx, execution_id)
 
-    async with world.store.transaction(world.caller) as tx:
+    async with environment.store.transaction(environment.caller) as tx:
         await coordinator.advance_plan(tx, execution_id, None)
         cancelling = asyncio.create_task(cancel())
         await asyncio.sleep(0.2)
     await cancelling
-    for one in await world.list_due():
-        await world.advance_plan(one)
-    assert (await world.get_execution(execution_id)).status == "cancelled"
-    assert await world.list_children(execution_id) == {"a": ["cancelled"]}
-    assert await world.settle_claimed() == []
+    for due_id in await environment.list_due():
+        await environment.advance_plan(due_id)
+    assert (await environment.get_execution(execution_id)).status == "cancelled"
+    assert await environment.list_children(execution_id) == {"a": ["cancelled"]}
+    assert await environment.settle_claimed() == []
 
 
-async def test_a_plan_that_takes_too_long_has_failed_and_runs_nothing(world: PlanEnvironment) -> None:
-    plan = Plan(kind="workflow", name="plan", steps=_diamond(world))
-    async with world.store.transaction(world.caller) as tx:
-        execution_id = (await service.start_plan(tx, world.caller, plan, ExecutionStart(timeout=100))).id
-    await world.advance_plan(execution_id)
-    world.clock[0] += timedelta(seconds=99)
-    assert await world.list_due() == []
-    world.clock[0] += timedelta(seconds=1)
-    assert await world.list_due() == [execution_id]
-    await world.advance_plan(execution_id)
-    ended = await world.get_execution(execution_id)
+async def test_plan_past_its_timeout_fails_and_runs_nothing(environment: PlanEnvironment) -> None:
+    plan = Plan(kind="workflow", name="plan", steps=_build_diamond(environment))
+    async with environment.store.transaction(environment.caller) as tx:
+        execution_id = (await service.start_plan(tx, environment.caller, plan, ExecutionStart(timeout=100))).id
+    await environment.advance_plan(execution_id)
+    environment.clock[0] += timedelta(seconds=99)
+    assert await environment.list_due() == []
+    environment.clock[0] += timedelta(seconds=1)
+    assert await environment.list_due() == [execution_id]
+    await environment.advance_plan(execution_id)
+    ended = await environment.get_execution(execution_id)
     assert (ended.status, ended.error_type) == ("failed", "timeout")
-    assert await world.list_children(execution_id) == {"a": ["cancelled"]}
+    assert await environment.list_children(execution_id) == {"a": ["cancelled"]}
 
 
-async def test_calls_in_a_minute_are_bounded_over_all_workers(world: PlanEnvironment) -> None:
-    execution_id = await world.start_plan(*_diamond(world))
+async def test_model_calls_per_minute_are_limited_across_workers(environment: PlanEnvironment) -> None:
+    execution_id = await environment.start_plan(*_build_diamond(environment))
 
-    async def pace(tx: Tx) -> float:
+    async def reserve_call(tx: Tx) -> float:
         return (await tx.plans.reserve_model_call(execution_id, 3, tx.now) - NOW).total_seconds()
 
-    found = []
+    delays = []
     for _ in range(7):
-        async with world.store.transaction(world.caller) as tx:
-            found.append(await pace(tx))
-    assert found == [0, 0, 0, 60, 60, 60, 120]
+        async with environment.store.transaction(environment.caller) as tx:
+            delays.append(await reserve_call(tx))
+    assert delays == [0, 0, 0, 60, 60, 60, 120]

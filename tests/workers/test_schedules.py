@@ -1,4 +1,4 @@
-"""Schedules that are due, with the clock in hand and several workers at it."""
+"""Start due schedules with a controlled clock and several workers."""
 
 import asyncio
 import random
@@ -31,447 +31,466 @@ from domain.shared.pages import Page
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
+from tests.support.plan_builders import SimulatedCrash
 from workers.upkeep.schedules import SCHEDULE_POLL_SECONDS, ScheduleStarter
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
 
-class Killed(Exception):
-    """Somebody pulled the plug."""
+class CrashingStore(PostgresStore):
+    """A store that crashes at times, after all the work of a transaction and before its commit."""
 
-
-class Mortal(PostgresStore):
-    """A store that dies now and then, after all the work of a transaction and before its commit."""
-
-    dies: Any = staticmethod(lambda: False)
+    is_crashing: Any = staticmethod(lambda: False)
 
     @asynccontextmanager
     async def _begin(self, tenant_id: str | None) -> AsyncIterator[Any]:
         async with super()._begin(tenant_id) as tx:
             yield tx
-            if tenant_id and self.dies():
-                raise Killed
+            if tenant_id and self.is_crashing():
+                raise SimulatedCrash
 
 
-class World:
-    """A database with a clock, and a store for each worker."""
+class ScheduleEnvironment:
+    """Hold a database with a clock, and a store for each worker."""
 
-    def __init__(self, database: IsolatedDatabase, stores: list[Mortal], clock: list[datetime]) -> None:
+    def __init__(self, database: IsolatedDatabase, stores: list[CrashingStore], clock: list[datetime]) -> None:
         self.database, self.stores, self.clock = database, stores, clock
         self.store = stores[0]
         self.workers: list[ScheduleStarter] = []
 
-    async def drain(self) -> None:
-        """All workers at once, until there is nothing to do."""
+    async def run_workers(self) -> None:
+        """Run all workers at once until nothing is due."""
 
         async def work(worker: ScheduleStarter) -> None:
             while (await worker.start_due()).pause_seconds == 0:
                 pass
 
-        # Whoever finds everything taken by another goes to sleep; so once more when all have.
+        # A worker that finds everything claimed by another pauses; so run them again after all have ended.
         for _ in range(2):
             await asyncio.gather(*map(work, self.workers))
 
-    async def at(self, now: datetime) -> None:
+    async def set_time(self, now: datetime) -> None:
         self.clock[0] = now
-        await self.drain()
+        await self.run_workers()
 
-    async def made(self, caller: Caller, cron_expression: str, **more: Any) -> Schedule:
-        """A schedule of an agent of its own."""
+    async def create_schedule(self, caller: Caller, cron_expression: str, **more: Any) -> Schedule:
+        """Create a schedule of a new agent."""
         more = {"agent_id": await self.database.add_agent(caller), "name": ids.generate_id("t"), **more}
         async with self.store.transaction(caller) as tx:
             return await schedules.create_schedule(tx, caller, NewSchedule(cron_expression=cron_expression, **more))
 
-    async def patched(self, caller: Caller, schedule: Schedule, **changes: Any) -> Schedule:
+    async def update_schedule(self, caller: Caller, schedule: Schedule, **changes: Any) -> Schedule:
         async with self.store.transaction(caller) as tx:
             return await schedules.update_schedule(tx, caller, schedule.id, PatchSchedule(**changes))
 
-    async def found(self, schedule: Schedule) -> Schedule:
+    async def get_schedule(self, schedule: Schedule) -> Schedule:
         async with self.store.tenant_transaction(schedule.tenant_id) as tx:
             return await schedules.get_schedule(tx, schedule.id)
 
-    async def runs(self, schedule: Schedule) -> list[ScheduleRun]:
-        """What became of its due times, the first one first."""
+    async def list_runs(self, schedule: Schedule) -> list[ScheduleRun]:
+        """Return what happened at its due times, the first one first."""
         async with self.store.tenant_transaction(schedule.tenant_id) as tx:
             page = await schedules.list_schedule_runs(tx, schedule.id, Page(limit=1000), None)
         assert page.total == len(page.items)
         return page.items[::-1]
 
-    async def started(self, schedule: Schedule) -> list[str]:
-        """Ids of its executions, in the order in which they were started."""
+    async def list_executions(self, schedule: Schedule) -> list[str]:
+        """Return the ids of its executions, in the order of their start."""
         query = "SELECT id FROM executions WHERE schedule_id = $1 ORDER BY id"
         rows = await self.database.owner.fetch(query, ids.decode_id("sched", schedule.id))
         return [ids.encode_id("exec", row["id"]) for row in rows]
 
-    async def end_all(self, status: str = "completed") -> None:
+    async def end_executions(self, status: str = "completed") -> None:
         await self.database.owner.execute("UPDATE executions SET status = $1, completed_at = now()", status)
 
 
 @pytest.fixture(scope="module")
-async def world(system) -> AsyncIterator[World]:
+async def environment(system) -> AsyncIterator[ScheduleEnvironment]:
     async with open_isolated_database(system) as database, AsyncExitStack() as stack:
         clock, stores = [NOON], []
         for number in range(3):
             engine = create_engine(database.url, pool_size=2, application=f"tests {number}")
             stack.push_async_callback(engine.dispose)
-            stores.append(Mortal(engine, SilentBell(), lambda: clock[0]))
-        yield World(database, stores, clock)
+            stores.append(CrashingStore(engine, SilentBell(), lambda: clock[0]))
+        yield ScheduleEnvironment(database, stores, clock)
 
 
 @pytest.fixture(autouse=True)
-async def noon(world: World) -> AsyncIterator[None]:
-    world.clock[0] = NOON
-    world.workers = [ScheduleStarter(store) for store in world.stores]
+async def _reset_environment(environment: ScheduleEnvironment) -> AsyncIterator[None]:
+    environment.clock[0] = NOON
+    environment.workers = [ScheduleStarter(store) for store in environment.stores]
     yield
-    await world.database.owner.execute("DELETE FROM schedules")
+    await environment.database.owner.execute("DELETE FROM schedules")
 
 
-CHANGES = [
+CLOCK_CHANGES = [
     *(("Europe/Berlin", "2026-03-29T01:00Z", "30 2"), ("Europe/Berlin", "2026-10-25T01:00Z", "30 2")),
     *(("America/New_York", "2026-03-08T07:00Z", "30 2"), ("America/New_York", "2026-11-01T06:00Z", "30 1")),
     *(("Australia/Lord_Howe", "2026-10-03T15:30Z", "15 2"), ("Australia/Lord_Howe", "2026-04-04T15:00Z", "45 1")),
 ]
 
 
-@pytest.mark.parametrize(("zone", "change", "of_day"), CHANGES)
-async def test_three_workers_meet_each_due_time_once_while_clocks_change(
-    world: World, monkeypatch, zone: str, change: str, of_day: str
+@pytest.mark.parametrize(("zone", "change", "of_day"), CLOCK_CHANGES)
+async def test_each_due_time_starts_once_across_clock_changes(
+    environment: ScheduleEnvironment, monkeypatch, zone: str, change: str, of_day: str
 ) -> None:
-    """Also when one of four transactions dies before its commit."""
-    chance = random.Random(change)
-    at, caller, there = datetime.fromisoformat(change), await world.database.add_tenant(), cron.find_timezone(zone)
+    """Run three workers, and crash a quarter of their transactions before the commit."""
+    dice = random.Random(change)
+    at, caller, timezone = (
+        datetime.fromisoformat(change),
+        await environment.database.add_tenant(),
+        cron.find_timezone(zone),
+    )
     begin, end = at - 35 * MINUTE, at + 35 * MINUTE
-    world.clock[0] = begin
-    lines = [f"{of_day} * * *", "0,30 * * * *", "*/7 1-3 * * *", "* * * * *"]
+    environment.clock[0] = begin
+    expressions = [f"{of_day} * * *", "0,30 * * * *", "*/7 1-3 * * *", "* * * * *"]
     options = {"timezone": zone, "overlap": "allow", "catch_up": 100}
-    made = [await world.made(caller, text, **options) for text in lines]
-    monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: chance.random() < 0.25))
-    while world.clock[0] < end:
-        await world.at(
-            min(end, world.clock[0] + timedelta(minutes=chance.randint(1, 20), seconds=chance.randint(0, 59)))
+    created_schedules = [await environment.create_schedule(caller, text, **options) for text in expressions]
+    monkeypatch.setattr(CrashingStore, "is_crashing", staticmethod(lambda: dice.random() < 0.25))
+    while environment.clock[0] < end:
+        await environment.set_time(
+            min(end, environment.clock[0] + timedelta(minutes=dice.randint(1, 20), seconds=dice.randint(0, 59)))
         )
-    monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: False))
-    await world.drain()
+    monkeypatch.setattr(CrashingStore, "is_crashing", staticmethod(lambda: False))
+    await environment.run_workers()
 
-    for text, schedule in zip(lines, made, strict=True):
-        due = list(cron.parse_cron(text).iterate_times(begin, end, there))
-        runs, found = await world.runs(schedule), await world.found(schedule)
-        assert [(run.due_at, run.outcome) for run in runs] == [(one, "fired") for one in due]
-        assert sorted(run.execution_id or "" for run in runs) == await world.started(schedule)
-        assert (found.run_count, found.missed_count, found.skipped_count) == (len(due), 0, 0)
-        assert found.next_run_at == cron.parse_cron(text).find_next(end, there)
-    assert len(await world.started(made[0])) == 1
-    assert len(await world.started(made[3])) == 70
+    for text, schedule in zip(expressions, created_schedules, strict=True):
+        due = list(cron.parse_cron(text).iterate_times(begin, end, timezone))
+        runs, schedule_after = await environment.list_runs(schedule), await environment.get_schedule(schedule)
+        assert [(run.due_at, run.outcome) for run in runs] == [(due_at, "fired") for due_at in due]
+        assert sorted(run.execution_id or "" for run in runs) == await environment.list_executions(schedule)
+        assert (schedule_after.run_count, schedule_after.missed_count, schedule_after.skipped_count) == (len(due), 0, 0)
+        assert schedule_after.next_run_at == cron.parse_cron(text).find_next(end, timezone)
+    assert len(await environment.list_executions(created_schedules[0])) == 1
+    assert len(await environment.list_executions(created_schedules[3])) == 70
 
 
 @pytest.mark.parametrize("catch_up", [0, 1, 5, 100])
-async def test_after_an_hour_the_latest_are_made_up_for_and_no_more(world: World, catch_up: int) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=catch_up)
+async def test_catch_up_after_an_hour_starts_the_latest_only(environment: ScheduleEnvironment, catch_up: int) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=catch_up)
     now = NOON + HOUR + timedelta(seconds=20)
-    await world.at(now)
+    await environment.set_time(now)
     # The one of twenty seconds ago is on time.
     fired = min(60, max(catch_up, 1))
-    runs, found = await world.runs(schedule), await world.found(schedule)
+    runs, schedule_after = await environment.list_runs(schedule), await environment.get_schedule(schedule)
     assert [run.due_at for run in runs] == [NOON + n * MINUTE for n in range(1, 61)]
     assert [run.outcome for run in runs] == ["missed"] * (60 - fired) + ["fired"] * fired
-    assert len(await world.started(schedule)) == fired
-    assert (found.run_count, found.missed_count, found.next_run_at) == (fired, 60 - fired, NOON + HOUR + MINUTE)
-    # And from there on as if nothing had been.
-    await world.at(now + MINUTE)
-    assert len(await world.started(schedule)) == fired + 1
+    assert len(await environment.list_executions(schedule)) == fired
+    assert (schedule_after.run_count, schedule_after.missed_count, schedule_after.next_run_at) == (
+        fired,
+        60 - fired,
+        NOON + HOUR + MINUTE,
+    )
+    # From then on it starts as usual.
+    await environment.set_time(now + MINUTE)
+    assert len(await environment.list_executions(schedule)) == fired + 1
 
 
-async def test_what_is_not_made_up_for_is_not_on_time_either(world: World) -> None:
-    caller = await world.database.add_tenant()
-    hourly = await world.made(caller, "0 * * * *", catch_up=0)
-    late = await world.made(caller, "30 * * * *", catch_up=0)
-    await world.at(NOON + HOUR + ON_TIME_WINDOW)
-    assert [run.outcome for run in await world.runs(hourly)] == ["fired"]
-    assert [run.outcome for run in await world.runs(late)] == ["missed"]
-    assert (await world.found(late)).next_run_at == NOON + HOUR + 30 * MINUTE
+async def test_late_due_time_without_catch_up_is_missed(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    hourly = await environment.create_schedule(caller, "0 * * * *", catch_up=0)
+    late = await environment.create_schedule(caller, "30 * * * *", catch_up=0)
+    await environment.set_time(NOON + HOUR + ON_TIME_WINDOW)
+    assert [run.outcome for run in await environment.list_runs(hourly)] == ["fired"]
+    assert [run.outcome for run in await environment.list_runs(late)] == ["missed"]
+    assert (await environment.get_schedule(late)).next_run_at == NOON + HOUR + 30 * MINUTE
 
 
-async def test_after_years_there_is_no_more_to_do_than_after_hours(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=3)
+async def test_catch_up_after_a_year_records_a_limited_number(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=3)
     later = NOON + 400 * DAY
-    await world.at(later)
-    runs, found = await world.runs(schedule), await world.found(schedule)
+    await environment.set_time(later)
+    runs, schedule_after = await environment.list_runs(schedule), await environment.get_schedule(schedule)
     assert [run.outcome for run in runs] == ["missed"] * MAX_MISSED_ROWS + ["fired"] * 3
     assert [run.due_at for run in runs] == [later - n * MINUTE for n in reversed(range(MAX_MISSED_ROWS + 3))]
-    assert (found.missed_count, found.run_count) == (400 * 1440 - 3, 3)
+    assert (schedule_after.missed_count, schedule_after.run_count) == (400 * 1440 - 3, 3)
 
 
-LINES = st.sampled_from(["* * * * *", "*/5 * * * *", "0 * * * *", "30 2 * * *", "0 0 1 * *", "15 3 * 3,10 0"])
+EXPRESSIONS = st.sampled_from(["* * * * *", "*/5 * * * *", "0 * * * *", "30 2 * * *", "0 0 1 * *", "15 3 * 3,10 0"])
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=LINES, minutes=st.integers(0, 600), lateness=st.integers(0, 59), catch_up=st.integers(0, 100))
-def test_turns_follow_each_other(text: str, minutes: int, lateness: int, catch_up: int) -> None:
-    """Turn by turn, each due time has one of its own; what fires is the latest, as many as may."""
-    line, there = cron.parse_cron(text), cron.find_timezone("Europe/Berlin")
-    first = line.find_next(datetime(2026, 10, 24, 20, tzinfo=UTC), there)
+@given(text=EXPRESSIONS, minutes=st.integers(0, 600), lateness=st.integers(0, 59), catch_up=st.integers(0, 100))
+def test_due_times_are_sorted_into_missed_and_fired(text: str, minutes: int, lateness: int, catch_up: int) -> None:
+    """Take each due time once; the latest ones fire, at most as many as `catch_up` allows."""
+    line, timezone = cron.parse_cron(text), cron.find_timezone("Europe/Berlin")
+    first = line.find_next(datetime(2026, 10, 24, 20, tzinfo=UTC), timezone)
     assert first is not None
     now = first + minutes * MINUTE + timedelta(seconds=lateness)
-    due = list(line.iterate_times(first - MINUTE, now, there))
-    one = sort_due_times(line, there, first, now, catch_up)
+    due = list(line.iterate_times(first - MINUTE, now, timezone))
+    due_times = sort_due_times(line, timezone, first, now, catch_up)
     keep = min(len(due), max(catch_up, int(now - due[-1] <= ON_TIME_WINDOW)))
-    assert one.missed == due[: len(due) - keep][-MAX_MISSED_ROWS:]
-    assert one.missed_count == len(due) - keep
+    assert due_times.missed == due[: len(due) - keep][-MAX_MISSED_ROWS:]
+    assert due_times.missed_count == len(due) - keep
     fired = []
-    while one.due is not None:
-        fired.append(one.due)
-        if one.next is None or one.next > now:
+    while due_times.due is not None:
+        fired.append(due_times.due)
+        if due_times.next is None or due_times.next > now:
             break
-        one = sort_due_times(line, there, one.next, now, catch_up)
-        assert not one.missed
+        due_times = sort_due_times(line, timezone, due_times.next, now, catch_up)
+        assert not due_times.missed
     assert fired == due[len(due) - keep :]
-    assert one.next == line.find_next(now, there)
+    assert due_times.next == line.find_next(now, timezone)
 
 
-async def test_one_that_runs_lets_due_times_pass(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="skip")
+async def test_skip_policy_skips_while_an_execution_runs(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="skip")
     for minute in (1, 2, 3):
-        await world.at(NOON + minute * MINUTE)
-    first = await world.started(schedule)
-    assert [run.outcome for run in await world.runs(schedule)] == ["fired", "skipped", "skipped"]
-    assert [run.reason for run in await world.runs(schedule)][1:] == ["An earlier execution has not ended."] * 2
-    # Whatever it waits for, and however it ends.
-    await world.end_all("waiting")
-    await world.at(NOON + 4 * MINUTE)
-    assert await world.started(schedule) == first
-    await world.end_all("failed")
-    await world.at(NOON + 5 * MINUTE)
-    runs, found = await world.runs(schedule), await world.found(schedule)
+        await environment.set_time(NOON + minute * MINUTE)
+    first = await environment.list_executions(schedule)
+    assert [run.outcome for run in await environment.list_runs(schedule)] == ["fired", "skipped", "skipped"]
+    assert [run.reason for run in await environment.list_runs(schedule)][1:] == [
+        "An earlier execution has not ended."
+    ] * 2
+    # The execution counts until it has ended, whether it waits or runs.
+    await environment.end_executions("waiting")
+    await environment.set_time(NOON + 4 * MINUTE)
+    assert await environment.list_executions(schedule) == first
+    await environment.end_executions("failed")
+    await environment.set_time(NOON + 5 * MINUTE)
+    runs, schedule_after = await environment.list_runs(schedule), await environment.get_schedule(schedule)
     assert Counter(run.outcome for run in runs) == {"fired": 2, "skipped": 3}
-    assert (found.skipped_count, found.run_count, len(await world.started(schedule))) == (3, 2, 2)
-    assert (found.last_execution_id, found.last_status) == (runs[-1].execution_id, "pending")
+    assert (
+        schedule_after.skipped_count,
+        schedule_after.run_count,
+        len(await environment.list_executions(schedule)),
+    ) == (3, 2, 2)
+    assert (schedule_after.last_execution_id, schedule_after.last_status) == (runs[-1].execution_id, "pending")
 
 
-async def test_one_waits_until_what_runs_has_ended(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="queue")
+async def test_queue_policy_starts_the_waiting_run_after_the_end(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="queue")
     for minute in (1, 2, 3):
-        await world.at(NOON + minute * MINUTE)
-    assert [run.outcome for run in await world.runs(schedule)] == ["fired", "queued", "skipped"]
-    assert (await world.runs(schedule))[2].reason == "Another due time is waiting."
-    assert len(await world.started(schedule)) == 1
-    # It is found by what is written down, not by anybody's word.
-    await world.end_all()
-    await world.at(NOON + 3 * MINUTE + timedelta(seconds=7))
-    runs, started = await world.runs(schedule), await world.started(schedule)
+        await environment.set_time(NOON + minute * MINUTE)
+    assert [run.outcome for run in await environment.list_runs(schedule)] == ["fired", "queued", "skipped"]
+    assert (await environment.list_runs(schedule))[2].reason == "Another due time is waiting."
+    assert len(await environment.list_executions(schedule)) == 1
+    # The end is found by reading the row, without a ring.
+    await environment.end_executions()
+    await environment.set_time(NOON + 3 * MINUTE + timedelta(seconds=7))
+    runs, execution_ids = await environment.list_runs(schedule), await environment.list_executions(schedule)
     assert [run.outcome for run in runs] == ["fired", "fired", "skipped"]
-    assert [run.execution_id for run in runs[:2]] == started
+    assert [run.execution_id for run in runs[:2]] == execution_ids
     assert (runs[1].settled_at, runs[1].reason) == (NOON + 3 * MINUTE + timedelta(seconds=7), None)
-    await world.at(NOON + 4 * MINUTE)
-    assert [run.outcome for run in await world.runs(schedule)][3:] == ["queued"]
-    # Of one that is disabled, nothing waits.
-    await world.patched(caller, schedule, enabled=False)
-    await world.end_all()
-    await world.at(NOON + 9 * MINUTE)
-    runs = await world.runs(schedule)
+    await environment.set_time(NOON + 4 * MINUTE)
+    assert [run.outcome for run in await environment.list_runs(schedule)][3:] == ["queued"]
+    # Disabling a schedule skips its waiting run.
+    await environment.update_schedule(caller, schedule, enabled=False)
+    await environment.end_executions()
+    await environment.set_time(NOON + 9 * MINUTE)
+    runs = await environment.list_runs(schedule)
     assert (runs[-1].outcome, runs[-1].reason) == ("skipped", "The schedule was disabled.")
     assert len(runs) == 4
-    assert len(await world.started(schedule)) == 2
+    assert len(await environment.list_executions(schedule)) == 2
 
 
-async def test_any_number_run_side_by_side(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow")
+async def test_allow_policy_starts_runs_side_by_side(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow")
     for minute in (1, 2, 3):
-        await world.at(NOON + minute * MINUTE)
-    assert len(await world.started(schedule)) == 3
+        await environment.set_time(NOON + minute * MINUTE)
+    assert len(await environment.list_executions(schedule)) == 3
 
 
-async def test_what_is_due_while_a_schedule_is_disabled_is_nobody_s(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=100)
+async def test_due_times_while_disabled_are_not_caught_up(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=100)
     for off, on in ((1, 10), (20, 30)):
-        world.clock[0] = NOON + off * MINUTE - timedelta(seconds=1)
-        async with world.store.transaction(caller) as tx:
+        environment.clock[0] = NOON + off * MINUTE - timedelta(seconds=1)
+        async with environment.store.transaction(caller) as tx:
             assert (await schedules.toggle_schedule(tx, caller, schedule.id)).next_run_at is None
-        await world.at(NOON + on * MINUTE)
-        async with world.store.transaction(caller) as tx:
+        await environment.set_time(NOON + on * MINUTE)
+        async with environment.store.transaction(caller) as tx:
             toggled = await schedules.toggle_schedule(tx, caller, schedule.id)
         assert toggled.next_run_at == NOON + (on + 1) * MINUTE
-        await world.at(NOON + (on + 1) * MINUTE)
-    # Nobody had come to look at what was due before it was disabled the second time.
-    runs = await world.runs(schedule)
+        await environment.set_time(NOON + (on + 1) * MINUTE)
+    # No worker had run between the due times and the second time it was disabled.
+    runs = await environment.list_runs(schedule)
     assert [run.due_at for run in runs] == [NOON + n * MINUTE for n in (11, *range(12, 20), 31)]
     assert [run.outcome for run in runs] == ["fired", *["missed"] * 8, "fired"]
-    assert (runs[1].reason, (await world.found(schedule)).missed_count) == ("The schedule was changed.", 8)
+    assert (runs[1].reason, (await environment.get_schedule(schedule)).missed_count) == ("The schedule was changed.", 8)
 
 
-async def test_another_line_or_zone_is_due_at_other_times(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "0 * * * *", overlap="allow")
-    changed = await world.patched(caller, schedule, cron_expression="30 14 * * *", timezone="Asia/Kolkata")
+async def test_changed_expression_or_timezone_moves_the_due_time(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "0 * * * *", overlap="allow")
+    changed = await environment.update_schedule(
+        caller, schedule, cron_expression="30 14 * * *", timezone="Asia/Kolkata"
+    )
     assert changed.next_run_at == NOON + 21 * HOUR
-    await world.at(NOON + HOUR)
-    assert await world.runs(schedule) == []
-    # What does not say when leaves what is due.
-    world.clock[0] = NOON + 22 * HOUR
-    assert (await world.patched(caller, schedule, name="Renamed")).next_run_at == NOON + 21 * HOUR
-    await world.drain()
-    assert [run.due_at for run in await world.runs(schedule)] == [NOON + 21 * HOUR]
+    await environment.set_time(NOON + HOUR)
+    assert await environment.list_runs(schedule) == []
+    # A change of other fields leaves the due time.
+    environment.clock[0] = NOON + 22 * HOUR
+    assert (await environment.update_schedule(caller, schedule, name="Renamed")).next_run_at == NOON + 21 * HOUR
+    await environment.run_workers()
+    assert [run.due_at for run in await environment.list_runs(schedule)] == [NOON + 21 * HOUR]
 
 
-async def test_a_due_time_is_met_once_whatever_the_clocks_of_others_show(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow", catch_up=9)
-    late = await world.made(caller, "* * * * *", overlap="allow", catch_up=0)
-    await world.at(NOON + MINUTE)
-    # Somebody's clock is behind: for them it is still to come.
-    world.clock[0] = NOON + timedelta(seconds=59)
-    changed = await world.patched(caller, schedule, cron_expression="*/1 * * * *")
+async def test_due_time_starts_once_whatever_other_clocks_show(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=9)
+    late = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=0)
+    await environment.set_time(NOON + MINUTE)
+    # To a clock that is behind, this due time is still to come.
+    environment.clock[0] = NOON + timedelta(seconds=59)
+    changed = await environment.update_schedule(caller, schedule, cron_expression="*/1 * * * *")
     assert changed.next_run_at == NOON + MINUTE
-    await world.patched(caller, late, cron_expression="*/1 * * * *")
-    await world.at(NOON + 2 * MINUTE)
-    for one in (schedule, late):
-        assert len(await world.started(one)) == 2
-        assert [run.outcome for run in await world.runs(one)] == ["fired", "fired"]
-        assert (await world.found(one)).missed_count == 0
+    await environment.update_schedule(caller, late, cron_expression="*/1 * * * *")
+    await environment.set_time(NOON + 2 * MINUTE)
+    for changed_schedule in (schedule, late):
+        assert len(await environment.list_executions(changed_schedule)) == 2
+        assert [run.outcome for run in await environment.list_runs(changed_schedule)] == ["fired", "fired"]
+        assert (await environment.get_schedule(changed_schedule)).missed_count == 0
 
 
-async def test_it_runs_on_behalf_of_an_active_user_alone(world: World) -> None:
-    owner = world.database.owner
-    for gone in ("is_active = false", "role = 'viewer'"):
-        caller = await world.database.add_tenant()
-        schedule = await world.made(caller, "* * * * *", overlap="allow")
-        waits = await world.made(caller, "* * * * *", overlap="queue")
-        await world.at(NOON + MINUTE)
-        (execution,) = await world.started(schedule)
-        by = await owner.fetchrow(
+async def test_schedule_runs_for_an_active_user_only(environment: ScheduleEnvironment) -> None:
+    owner = environment.database.owner
+    for change in ("is_active = false", "role = 'viewer'"):
+        caller = await environment.database.add_tenant()
+        schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow")
+        queued_schedule = await environment.create_schedule(caller, "* * * * *", overlap="queue")
+        await environment.set_time(NOON + MINUTE)
+        (execution,) = await environment.list_executions(schedule)
+        row = await owner.fetchrow(
             "SELECT user_id, key_id FROM executions WHERE id = $1", ids.decode_id("exec", execution)
         )
-        assert (ids.encode_id("user", by["user_id"]), by["key_id"]) == (caller.user_id, None)
-        await world.at(NOON + 2 * MINUTE)
-        assert [run.outcome for run in await world.runs(waits)] == ["fired", "queued"]
-        await owner.execute(f"UPDATE users SET {gone} WHERE id = $1", ids.decode_id("user", caller.user_id))
-        await world.end_all()
-        await world.at(NOON + 3 * MINUTE)
-        for one, outcomes in ((schedule, ["fired", "fired", "failed"]), (waits, ["fired", "failed"])):
-            runs, found = await world.runs(one), await world.found(one)
+        assert (ids.encode_id("user", row["user_id"]), row["key_id"]) == (caller.user_id, None)
+        await environment.set_time(NOON + 2 * MINUTE)
+        assert [run.outcome for run in await environment.list_runs(queued_schedule)] == ["fired", "queued"]
+        await owner.execute(f"UPDATE users SET {change} WHERE id = $1", ids.decode_id("user", caller.user_id))
+        await environment.end_executions()
+        await environment.set_time(NOON + 3 * MINUTE)
+        for checked_schedule, outcomes in (
+            (schedule, ["fired", "fired", "failed"]),
+            (queued_schedule, ["fired", "failed"]),
+        ):
+            runs, schedule_after = (
+                await environment.list_runs(checked_schedule),
+                await environment.get_schedule(checked_schedule),
+            )
             assert [run.outcome for run in runs] == outcomes
-            assert runs[-1].reason == found.last_error
-            assert ("active user" in runs[-1].reason) == ("is_active" in gone)
-            assert (found.enabled, found.next_run_at, found.failed_count) == (False, None, 1)
-            assert len(await world.started(one)) == outcomes.count("fired")
-        await world.at(NOON + 9 * MINUTE)
-        assert len(await world.runs(schedule)) == 3
-        world.clock[0] = NOON
+            assert runs[-1].reason == schedule_after.last_error
+            assert ("active user" in runs[-1].reason) == ("is_active" in change)
+            assert (schedule_after.enabled, schedule_after.next_run_at, schedule_after.failed_count) == (False, None, 1)
+            assert len(await environment.list_executions(checked_schedule)) == outcomes.count("fired")
+        await environment.set_time(NOON + 9 * MINUTE)
+        assert len(await environment.list_runs(schedule)) == 3
+        environment.clock[0] = NOON
 
 
-async def test_a_start_that_is_refused_is_on_record_and_the_next_is_tried(world: World) -> None:
-    caller, owner = await world.database.add_tenant(), world.database.owner
-    agent_id = await world.database.add_agent(caller, max_concurrency=1, policy="reject")
-    schedule = await world.made(caller, "* * * * *", overlap="allow", agent_id=agent_id)
-    await world.at(NOON + MINUTE)
-    await world.at(NOON + 2 * MINUTE)
-    found = await world.found(schedule)
-    assert "are already running or waiting; the agent allows" in (found.last_error or "")
-    assert (found.enabled, found.failed_count, found.run_count) == (True, 1, 1)
-    await world.end_all()
+async def test_refused_start_is_recorded_and_the_next_is_tried(environment: ScheduleEnvironment) -> None:
+    caller, owner = await environment.database.add_tenant(), environment.database.owner
+    agent_id = await environment.database.add_agent(caller, max_concurrency=1, policy="reject")
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow", agent_id=agent_id)
+    await environment.set_time(NOON + MINUTE)
+    await environment.set_time(NOON + 2 * MINUTE)
+    schedule_after = await environment.get_schedule(schedule)
+    assert "are already running or waiting; the agent allows" in (schedule_after.last_error or "")
+    assert (schedule_after.enabled, schedule_after.failed_count, schedule_after.run_count) == (True, 1, 1)
+    await environment.end_executions()
     await owner.execute("UPDATE agents SET status = 'archived' WHERE id = $1", ids.decode_id("agent", agent_id))
-    await world.at(NOON + 3 * MINUTE)
+    await environment.set_time(NOON + 3 * MINUTE)
     await owner.execute("UPDATE agents SET status = 'ready' WHERE id = $1", ids.decode_id("agent", agent_id))
-    await world.at(NOON + 4 * MINUTE)
-    runs, found = await world.runs(schedule), await world.found(schedule)
+    await environment.set_time(NOON + 4 * MINUTE)
+    runs, schedule_after = await environment.list_runs(schedule), await environment.get_schedule(schedule)
     assert [run.outcome for run in runs] == ["fired", "failed", "failed", "fired"]
     assert "is archived" in (runs[2].reason or "")
     assert [run.execution_id is None for run in runs] == [False, True, True, False]
-    assert (found.last_error, found.failed_count, found.run_count) == (None, 2, 2)
+    assert (schedule_after.last_error, schedule_after.failed_count, schedule_after.run_count) == (None, 2, 2)
 
 
-async def test_who_is_killed_before_the_commit_has_done_nothing(world: World, monkeypatch) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *", overlap="allow")
-    world.clock[0] = NOON + MINUTE
-    monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: True))
-    for worker in world.workers:
+async def test_crash_before_the_commit_changes_nothing(environment: ScheduleEnvironment, monkeypatch) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow")
+    environment.clock[0] = NOON + MINUTE
+    monkeypatch.setattr(CrashingStore, "is_crashing", staticmethod(lambda: True))
+    for worker in environment.workers:
         assert (await worker.start_due()).pause_seconds > 0
-    monkeypatch.setattr(Mortal, "dies", staticmethod(lambda: False))
-    assert await world.runs(schedule) == []
-    assert await world.started(schedule) == []
-    assert await world.found(schedule) == schedule
-    await world.drain()
-    assert [run.outcome for run in await world.runs(schedule)] == ["fired"]
-    assert len(await world.started(schedule)) == 1
+    monkeypatch.setattr(CrashingStore, "is_crashing", staticmethod(lambda: False))
+    assert await environment.list_runs(schedule) == []
+    assert await environment.list_executions(schedule) == []
+    assert await environment.get_schedule(schedule) == schedule
+    await environment.run_workers()
+    assert [run.outcome for run in await environment.list_runs(schedule)] == ["fired"]
+    assert len(await environment.list_executions(schedule)) == 1
 
 
-async def test_whoever_has_it_lets_nobody_wait(world: World) -> None:
-    caller = await world.database.add_tenant()
-    one, other = [await world.made(caller, "* * * * *") for _ in range(2)]
-    world.clock[0] = NOON + MINUTE
-    async with world.store.transaction(caller) as tx:
-        assert await schedules.fire_schedule(tx, one.id)
-        assert (await asyncio.wait_for(world.workers[1].start_due(), 5)).pause_seconds == 0
-        assert [run.outcome for run in await world.runs(other)] == ["fired"]
-        assert (await asyncio.wait_for(world.workers[1].start_due(), 5)).pause_seconds > 0
-    assert len(await world.started(one)) == 1
+async def test_locked_schedule_does_not_block_other_workers(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    locked, other = [await environment.create_schedule(caller, "* * * * *") for _ in range(2)]
+    environment.clock[0] = NOON + MINUTE
+    async with environment.store.transaction(caller) as tx:
+        assert await schedules.fire_schedule(tx, locked.id)
+        assert (await asyncio.wait_for(environment.workers[1].start_due(), 5)).pause_seconds == 0
+        assert [run.outcome for run in await environment.list_runs(other)] == ["fired"]
+        assert (await asyncio.wait_for(environment.workers[1].start_due(), 5)).pause_seconds > 0
+    assert len(await environment.list_executions(locked)) == 1
 
 
-async def test_a_schedule_that_cannot_be_read_stops_no_other(world: World, monkeypatch) -> None:
-    caller, owner = await world.database.add_tenant(), world.database.owner
-    broken, gone, whole = [await world.made(caller, "* * * * *") for _ in range(3)]
+async def test_unreadable_schedule_does_not_stop_others(environment: ScheduleEnvironment, monkeypatch) -> None:
+    caller, owner = await environment.database.add_tenant(), environment.database.owner
+    broken, bad_timezone, healthy = [await environment.create_schedule(caller, "* * * * *") for _ in range(3)]
     query = "UPDATE schedules SET {} WHERE id = $1"
     await owner.execute(query.format("mode = 'no mode'"), ids.decode_id("sched", broken.id))
-    await owner.execute(query.format("timezone = 'Mars/Olympus'"), ids.decode_id("sched", gone.id))
-    await world.at(NOON + MINUTE)
-    assert [run.outcome for run in await world.runs(whole)] == ["fired"]
-    assert await world.started(broken) == []
-    (failed,) = await world.runs(gone)
+    await owner.execute(query.format("timezone = 'Mars/Olympus'"), ids.decode_id("sched", bad_timezone.id))
+    await environment.set_time(NOON + MINUTE)
+    assert [run.outcome for run in await environment.list_runs(healthy)] == ["fired"]
+    assert await environment.list_executions(broken) == []
+    (failed,) = await environment.list_runs(bad_timezone)
     assert (failed.outcome, "Mars/Olympus" in (failed.reason or "")) == ("failed", True)
-    assert (await world.found(gone)).enabled is False
+    assert (await environment.get_schedule(bad_timezone)).enabled is False
 
 
-async def test_it_looks_again_when_something_is_due_and_every_second(world: World) -> None:
-    caller = await world.database.add_tenant()
-    worker = world.workers[0]
+async def test_worker_polls_at_the_next_due_time_or_every_second(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    worker = environment.workers[0]
     assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS <= 1
-    await world.made(caller, "* * * * *", enabled=False)
+    await environment.create_schedule(caller, "* * * * *", enabled=False)
     assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS
-    await world.made(caller, "* * * * *")
-    world.clock[0] = NOON + timedelta(seconds=59.75)
+    await environment.create_schedule(caller, "* * * * *")
+    environment.clock[0] = NOON + timedelta(seconds=59.75)
     assert (await worker.start_due()).pause_seconds == pytest.approx(0.25)
-    world.clock[0] = NOON + MINUTE
+    environment.clock[0] = NOON + MINUTE
     assert (await worker.start_due()).pause_seconds == 0
     assert (await worker.start_due()).pause_seconds == SCHEDULE_POLL_SECONDS
 
 
-async def test_what_became_of_due_times_is_forgotten_in_the_end(world: World) -> None:
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "0 0 * * *", overlap="queue")
+async def test_runs_of_schedules_expire_except_queued_ones(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "0 0 * * *", overlap="queue")
     for day in (1, 2):
-        await world.at(NOON + day * DAY)
-    assert [run.outcome for run in await world.runs(schedule)] == ["fired", "queued"]
+        await environment.set_time(NOON + day * DAY)
+    assert [run.outcome for run in await environment.list_runs(schedule)] == ["fired", "queued"]
     first, second = (NOON + (day - 0.5) * DAY for day in (1, 2))
-    kept = RETENTION_PERIODS["schedule_runs"]
+    retention = RETENTION_PERIODS["schedule_runs"]
 
-    async def forget(at: datetime) -> None:
-        await world.at(at)
-        async with world.stores[0].system_transaction() as tx:
-            await tx.retention.delete_expired("schedule_runs", tx.now - kept)
+    async def delete_expired(at: datetime) -> None:
+        await environment.set_time(at)
+        async with environment.stores[0].system_transaction() as tx:
+            await tx.retention.delete_expired("schedule_runs", tx.now - retention)
 
-    await forget(first + kept)
-    assert (await world.runs(schedule))[0].due_at == first
-    await forget(first + kept + HOUR)
-    assert [(run.due_at, run.outcome) for run in await world.runs(schedule)][0] == (second, "queued")
-    # What waits stays, however long.
-    await forget(first + kept + 5 * DAY)
-    runs = await world.runs(schedule)
+    await delete_expired(first + retention)
+    assert (await environment.list_runs(schedule))[0].due_at == first
+    await delete_expired(first + retention + HOUR)
+    assert [(run.due_at, run.outcome) for run in await environment.list_runs(schedule)][0] == (second, "queued")
+    # A queued run stays, however old.
+    await delete_expired(first + retention + 5 * DAY)
+    runs = await environment.list_runs(schedule)
     assert [run.outcome for run in runs][:2] == ["queued", "missed"]
     assert [run.due_at for run in runs][:2] == [second, first + 5 * DAY]
 
 
-async def test_a_savepoint_undoes_what_raised(world: World) -> None:
-    """Its rows, its rings; what was done before and after stays."""
-    caller = await world.database.add_tenant()
-    schedule = await world.made(caller, "* * * * *")
-    async with world.store.transaction(caller) as tx:
+async def test_savepoint_rolls_back_rows_and_rings(environment: ScheduleEnvironment) -> None:
+    """Keep what was done before and after it."""
+    caller = await environment.database.add_tenant()
+    schedule = await environment.create_schedule(caller, "* * * * *")
+    async with environment.store.transaction(caller) as tx:
         await schedules.run_schedule(tx, caller, schedule.id)
         with pytest.raises(DomainError):
             async with tx.savepoint():
@@ -480,5 +499,5 @@ async def test_a_savepoint_undoes_what_raised(world: World) -> None:
         async with tx.savepoint():
             await schedules.run_schedule(tx, caller, schedule.id)
         assert len(tx.rings) == 2  # type: ignore[attr-defined]
-    assert len(await world.started(schedule)) == 2
-    assert (await world.found(schedule)).run_count == 2
+    assert len(await environment.list_executions(schedule)) == 2
+    assert (await environment.get_schedule(schedule)).run_count == 2

@@ -1,4 +1,4 @@
-"""Upkeep and output, on the real parts, with the clock in hand."""
+"""Run upkeep and output on the real resources, with a controlled clock."""
 
 import asyncio
 import os
@@ -16,62 +16,62 @@ from workers.output import MAX_LOG_BYTES, OutputLog
 from workers.upkeep import Upkeep
 
 
-async def _one(data: bytes):
+async def _stream_once(data: bytes):
     yield data
 
 
-async def test_old_uploads_that_belong_to_nothing_are_removed(resources, shared_tenant: TenantClient) -> None:
+async def test_old_unreferenced_uploads_are_removed(resources, shared_tenant: TenantClient) -> None:
     versions = (await shared_tenant.http.get("/agents/hello/versions")).json()["items"]
-    kept = versions[0]["tarball_path"]
+    kept_key = versions[0]["tarball_path"]
     orphan = f"uploads/{shared_tenant.tenant_id}/ver_orphan.tar.gz"
-    await resources.blobs.write_object(orphan, _one(b"x"))
-    now = Upkeep(resources.settings, resources.store, resources.queue, resources.blobs, lambda: datetime.now(UTC))
-    await now.sweep_objects()
+    await resources.blobs.write_object(orphan, _stream_once(b"x"))
+    upkeep = Upkeep(resources.settings, resources.store, resources.queue, resources.blobs, lambda: datetime.now(UTC))
+    await upkeep.sweep_objects()
     assert [blob.key async for blob in resources.blobs.list_objects(orphan)] == [orphan]
-    later = Upkeep(
+    later_upkeep = Upkeep(
         resources.settings,
         resources.store,
         resources.queue,
         resources.blobs,
         lambda: datetime.now(UTC) + timedelta(hours=25),
     )
-    removed = await later.sweep_objects()
+    removed = await later_upkeep.sweep_objects()
     assert removed["objects"] >= 1
     assert [blob.key async for blob in resources.blobs.list_objects(orphan)] == []
-    assert [blob.key async for blob in resources.blobs.list_objects(kept)] == [kept]
-    ran = await shared_tenant.run_agent((await shared_tenant.http.get("/agents/hello")).json()["id"])
-    assert ran["status"] == "completed"
+    assert [blob.key async for blob in resources.blobs.list_objects(kept_key)] == [kept_key]
+    execution = await shared_tenant.run_agent((await shared_tenant.http.get("/agents/hello")).json()["id"])
+    assert execution["status"] == "completed"
 
 
 async def test_objects_of_deleted_agents_are_removed(resources, acme: TenantClient) -> None:
     agent_id = await acme.deploy_agent("def handle(p): return 1\n")
     version = (await acme.http.get(f"/agents/{agent_id}/versions/1")).json()
     await acme.http.delete(f"/agents/{agent_id}")
-    later = Upkeep(
+    later_upkeep = Upkeep(
         resources.settings,
         resources.store,
         resources.queue,
         resources.blobs,
         lambda: datetime.now(UTC) + timedelta(hours=25),
     )
-    await later.sweep_objects()
+    await later_upkeep.sweep_objects()
     for key in (version["tarball_path"], version["bundle_path"]):
         assert [blob.key async for blob in resources.blobs.list_objects(key)] == []
 
 
-async def test_a_job_that_is_listed_is_not_rung_twice(resources) -> None:
+async def test_listed_job_is_not_rung_twice(resources) -> None:
     job = Job(lane="build", row_id="ver_listed", tenant_id="t", attempt=0)
     redis = resources.queue._redis
     await redis.zadd("paddock:queue:build", {job.id: 9e15})
     assert await resources.queue.ring_lost_jobs([job]) == 0
-    # Taken by a worker that died before it claimed the row: rung under another id.
+    # Taken by a worker that died before it claimed the row: rung with another id.
     await redis.set(f"arq:in-progress:{job.id}", b"1")
     assert await resources.queue.ring_lost_jobs([job]) == 1
     await redis.zrem("paddock:queue:build", job.id)
     await redis.delete(f"arq:in-progress:{job.id}")
 
 
-def test_caches_that_nobody_used_are_forgotten(tmp_path: Path) -> None:
+def test_unused_caches_are_removed(tmp_path: Path) -> None:
     for kind in ("bundles", "environments"):
         for name, age in (("old", 100), ("new", 0)):
             folder = tmp_path / kind / name
@@ -82,7 +82,7 @@ def test_caches_that_nobody_used_are_forgotten(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("[be]*/*")) == ["new", "new"]
 
 
-async def test_output_is_whole_up_to_its_limit() -> None:
+async def test_output_is_complete_up_to_its_limit() -> None:
     written: list[ExecutionEvent] = []
 
     async def write(batch: list[ExecutionEvent]) -> None:
@@ -105,7 +105,7 @@ async def test_output_is_whole_up_to_its_limit() -> None:
     assert MAX_LOG_BYTES - 20 <= total <= MAX_LOG_BYTES
 
 
-async def test_limits_are_counted_here_while_redis_is_away() -> None:
+async def test_limits_are_counted_in_memory_while_redis_is_unavailable() -> None:
     from infra.redis import create_redis_client
 
     counter = WindowCounter(create_redis_client("redis://127.0.0.1:9/0"))
@@ -117,9 +117,9 @@ async def test_limits_are_counted_here_while_redis_is_away() -> None:
     assert await counter.count_use("a", 3600, now + 3600) == 1
 
 
-def test_pip_s_configuration_in_uv_s_words() -> None:
-    told = "global.index-url='https://i.test/simple'\nglobal.extra-index-url='https://a.test https://b.test'\nglobal.cert='/c.pem'\n"
-    assert uv_variables_from_pip(told) == {
+def test_pip_configuration_becomes_uv_variables() -> None:
+    configuration = "global.index-url='https://i.test/simple'\nglobal.extra-index-url='https://a.test https://b.test'\nglobal.cert='/c.pem'\n"
+    assert uv_variables_from_pip(configuration) == {
         "UV_DEFAULT_INDEX": "https://i.test/simple",
         "UV_INDEX": "https://a.test https://b.test",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
@@ -128,7 +128,7 @@ def test_pip_s_configuration_in_uv_s_words() -> None:
     assert uv_variables_from_pip("") == {}
 
 
-async def test_an_environment_is_installed_once(shared_tenant: TenantClient) -> None:
+async def test_environment_is_installed_once(shared_tenant: TenantClient) -> None:
     from scripts.demo import pack_example
 
     agent = await shared_tenant.create_agent()

@@ -212,6 +212,6 @@ def _parse_answer_schema(answer_format: AnswerFormat | None) -> dict[str, Any] |
         return {"type": "object"}
     if answer_format.json_schema is None:
         raise GatewayRefusal(400, "`response_format.json_schema` is missing.", param="response_format")
-    # Its name and description tell a model what is answer_format; in a schema they are called so.
+    # Its name and description tell a model what to answer; in a schema they are called so.
     naming = drop_nulls({"title": answer_format.json_schema.name, "description": answer_format.json_schema.description})
     return {**naming, **answer_format.json_schema.schema}
