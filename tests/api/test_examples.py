@@ -1,12 +1,13 @@
 """Test that every body of the OpenAPI document has an example and that each example works unchanged."""
 
 import asyncio
+import secrets
 from typing import Any
 
 import httpx
 
 from api.examples import EXAMPLE_BODIES, find_example
-from tests.conftest import run_system
+from scripts.system import System
 
 # The names of what the examples create, by path parameter.
 NAMES_BY_PARAMETER = {
@@ -48,16 +49,17 @@ async def _build_path_values(http: httpx.AsyncClient, operation_id: str, created
     if operation_id == "execute_tool":
         values["tool_id"] = "filesystem_write"
     if operation_id == "update_user":
-        token = (await http.post("/api/v1/users/invites", json={"email": "other@example.com"})).json()["invite_token"]
+        email = f"{secrets.token_hex(6)}@example.com"
+        token = (await http.post("/api/v1/users/invites", json={"email": email})).json()["invite_token"]
         me = (await http.get("/api/v1/auth/me")).json()
-        body = {"email": "other@example.com", "password": "long enough", "tenant_id": me["tenant_id"]}
+        body = {"email": email, "password": "long enough", "tenant_id": me["tenant_id"]}
         joined = await http.post("/api/v1/auth/register", json={**body, "invite_token": token}, headers={})
         values["user_id"] = joined.json()["id"]
     return values
 
 
-async def test_every_example_works_unchanged() -> None:
-    async with run_system() as system, httpx.AsyncClient(base_url=system.url, timeout=120) as http:
+async def test_every_example_works_unchanged(system: System) -> None:
+    async with httpx.AsyncClient(base_url=system.url, timeout=120) as http:
         document = (await http.get("/openapi.json")).json()
         contents = {
             (operation["operationId"], method.upper(), path): operation["requestBody"]["content"]["application/json"]

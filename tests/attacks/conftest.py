@@ -8,6 +8,8 @@ import pytest
 from tests.attacks.catalog import ATTACKS
 from tests.attacks.runner_process import run_attacks
 
+pytest.register_assert_rewrite("tests.attacks.fence_contract")
+
 USERS = [
     pytest.param("root", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run as root")),
     "ordinary",

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from infra.embedded.child_process import find_free_ports
+from scripts.backup import _get_object_path, create_backup, restore_backup
 from scripts.system import System
 from tests.conftest import FAST_SETTINGS, run_system
 from tests.support.clients import TenantClient, pack_archive, register_tenant
@@ -34,6 +35,13 @@ async def run_paddock(*args: str) -> tuple[int, str]:
     output, _ = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode()
+
+
+async def run_refused(command: Coroutine[Any, Any, int], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command that is refused in this process: a process of its own would import everything for it."""
+    capsys.readouterr()
+    status = await command
+    return status, capsys.readouterr().err
 
 
 @asynccontextmanager
@@ -67,13 +75,15 @@ async def submit_load(owner: TenantClient, agent_id: str, accepted: dict[str, li
             assert uploaded.status_code == 201, uploaded.text
             accepted.setdefault("versions", []).append(f"/agents/{other['id']}/versions/{uploaded.json()['id']}")
             await owner.http.delete(f"/executions/{accepted['/executions'][0]}")
+        # Enough to happen during every part of the backup; without a pause it would be minutes of work to check.
+        await asyncio.sleep(0.1)
 
 
-async def test_backup_under_load_restores_all_records_accepted_before_it() -> None:
+async def test_backup_under_load_restores_all_records_accepted_before_it(capsys: pytest.CaptureFixture[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="paddock-backup-") as name:
         folder, stop = Path(name), asyncio.Event()
         async with run_system() as system:
-            refused = await run_paddock("restore", str(folder / "none"), "--data", str(folder / "x"))
+            refused = await run_refused(restore_backup(folder / "none", folder / "x"), capsys)
             assert (refused[0], "is no backup" in refused[1]) == (1, True)
             async with register_tenant(system.url) as owner:
                 key = await owner.create_key()
@@ -86,12 +96,12 @@ async def test_backup_under_load_restores_all_records_accepted_before_it() -> No
                 stop.set()
                 await asyncio.gather(*loading)
                 assert status == 0, output
-                second_backup = await run_paddock("backup", str(folder / "backup"), "--data", str(system.data))
+                second_backup = await run_refused(create_backup(folder / "backup", system.data), capsys)
                 assert (second_backup[0], "already exists" in second_backup[1]) == (1, True)
         assert {path.stat().st_mode & 0o77 for path in (folder / "backup", folder / "backup" / "secrets.json")} == {0}
         status, output = await run_paddock("restore", str(folder / "backup"), "--data", str(folder / "restored"))
         assert status == 0, output
-        second_restore = await run_paddock("restore", str(folder / "backup"), "--data", str(folder / "restored"))
+        second_restore = await run_refused(restore_backup(folder / "backup", folder / "restored"), capsys)
         assert (second_restore[0], "is not empty" in second_restore[1]) == (1, True)
         async with run_system_on(folder / "restored") as restored:
             headers = {"X-API-Key": key}
@@ -132,8 +142,6 @@ async def check_damaged_backup(folder: Path) -> None:
     objects = {line["key"]: line for line in map(json.loads, lines)}
     missing_key, damaged_key = sorted(key for key in objects if key.startswith("uploads/"))[:2]
     (folder / "cold" / "objects.jsonl").write_text("\n".join(line for line in lines if missing_key not in line) + "\n")
-    from scripts.backup import _get_object_path
-
     _get_object_path(folder / "cold", damaged_key).write_bytes(b"something else")
     status, output = await run_paddock("restore", str(folder / "cold"), "--data", str(folder / "lossy"))
     assert status == 2, output
@@ -152,7 +160,9 @@ async def check_damaged_backup(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["nothing", "."])
-async def test_folder_without_an_installation_is_not_backed_up(tmp_path: Path, folder: str) -> None:
-    status, output = await run_paddock("backup", str(tmp_path / "backup"), "--data", str(tmp_path / folder))
+async def test_folder_without_an_installation_is_not_backed_up(
+    tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, output = await run_refused(create_backup(tmp_path / "backup", tmp_path / folder), capsys)
     assert (status, "no installation" in output) == (1, True)
     assert not (tmp_path / "backup").exists()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from aiohttp import web
 from infra.credentials import AccessTokens
 from infra.embedded.child_process import find_free_ports
 from infra.settings import VARIABLE_ALIASES, Settings, SettingsError, get_variable_name, read_settings
+from scripts.system import System
 from tests.conftest import run_system
-from tests.journeys.test_up import run_paddock, wait_until_ready
-from tests.support.clients import register_tenant
+from tests.support.clients import TenantClient, register_tenant
 
 ROOT = Path(__file__).parents[2]
 SEED_DOCUMENTS = ("kurral", "anymind", "agentops", "kasal", "paracle")
@@ -130,12 +131,20 @@ def test_tokens_are_signed_with_the_configured_algorithm_only(algorithm: str) ->
         assert AccessTokens("k" * 32, timedelta(minutes=5), other).read_token(token) is None
 
 
-async def test_rate_limit_and_app_name_apply_to_a_running_system() -> None:
+@pytest.fixture(scope="module")
+async def configured_system() -> AsyncIterator[System]:
+    """Yield a separate system with settings under the documents' names, and with three processes of the API."""
     names = {"RATE_LIMIT_PER_MINUTE": "12", "ENVIRONMENT": "staging", "APP_NAME": "Our agents", "ALGORITHM": "HS512"}
-    async with run_system(**names) as system, register_tenant(system.url) as owner:
-        document = (await owner.http.get(f"{system.url}/openapi.json")).json()
+    async with run_system(**names, PARACLE_API_WORKERS="3") as separate_system:
+        yield separate_system
+
+
+async def test_rate_limit_and_app_name_apply_to_a_running_system(configured_system: System) -> None:
+    url = configured_system.url
+    async with register_tenant(url) as owner:
+        document = (await owner.http.get(f"{url}/openapi.json")).json()
         assert document["info"]["title"] == "Our agents"
-        assert "Our agents" in (await owner.http.get(f"{system.url}/docs")).text
+        assert "Our agents" in (await owner.http.get(f"{url}/docs")).text
         async with owner.open_client(await owner.create_key()) as cli:
             answers = [await cli.get("/auth/me") for _ in range(13)]
         statuses = [answer.status_code for answer in answers]
@@ -144,36 +153,37 @@ async def test_rate_limit_and_app_name_apply_to_a_running_system() -> None:
         assert answers[0].headers["x-ratelimit-limit"] == "12"
 
 
-async def test_artifact_records_the_environment() -> None:
-    async with run_system(ENVIRONMENT="staging") as system, register_tenant(system.url) as owner:
-        agent = await owner.deploy_agent("def handle(payload): return {}")
-        ended = await owner.run_agent(agent)
-        for _ in range(400):
-            answer = await owner.http.get(f"/artifacts/{ended['id']}/metadata")
-            if answer.status_code == 200:
-                break
-            await asyncio.sleep(0.1)
-        assert answer.json()["environment"] == "staging"
-        assert (await owner.http.get("/artifacts?environment=staging")).json()["total"] == 1
+async def test_artifact_records_the_environment(configured_system: System) -> None:
+    async with register_tenant(configured_system.url) as registered:
+        # A key with a limit of its own: twelve requests a minute are too few here.
+        key = await registered.create_key(rate_limit_per_minute=1000)
+        async with registered.open_client(key) as http:
+            owner = TenantClient(http, registered.account, registered.password)
+            agent = await owner.deploy_agent("def handle(payload): return {}")
+            ended = await owner.run_agent(agent)
+            for _ in range(400):
+                answer = await owner.http.get(f"/artifacts/{ended['id']}/metadata")
+                if answer.status_code == 200:
+                    break
+                await asyncio.sleep(0.1)
+            assert answer.json()["environment"] == "staging"
+            assert (await owner.http.get("/artifacts?environment=staging")).json()["total"] == 1
 
 
-async def test_api_processes_share_port_and_metrics(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", str(find_free_ports(1)[0])
-    async with run_paddock("up", "--data", str(data), "--port", port, PARACLE_API_WORKERS="3") as process:
-        lines = await wait_until_ready(process)
-        assert sum("api-" in line and "pid" in line for line in lines) == 3
-        url = json.loads((data / "running.json").read_text())["url"]
-        for _ in range(30):
-            # One connection for each request, so that the kernel distributes them.
-            async with httpx.AsyncClient() as client:
-                assert (await client.get(f"{url}/health/live")).status_code == 200
-        counts = set()
-        for _ in range(5):
-            async with httpx.AsyncClient() as client:
-                text = (await client.get(f"{url}/metrics")).text
-            (line,) = re.findall(r'paddock_requests_total{endpoint="/health/live".*} ([\d.]+)', text)
-            counts.add(float(line))
-        assert counts == {30.0}
+async def test_api_processes_share_port_and_metrics(configured_system: System) -> None:
+    system = configured_system
+    assert len({process.pid for process in system.processes if process.name.startswith("api-")}) == 3
+    for _ in range(30):
+        # One connection for each request, so that the kernel distributes them.
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"{system.url}/health/live")).status_code == 200
+    counts = set()
+    for _ in range(5):
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"{system.url}/metrics")).text
+        (line,) = re.findall(r'paddock_requests_total{endpoint="/health/live".*} ([\d.]+)', text)
+        counts.add(float(line))
+    assert counts == {30.0}
 
 
 async def test_error_reports_contain_no_tenant_data(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from scripts.bench.soak import run_soak
 from scripts.system import System
-from tests.conftest import run_system
 
 
 def _list_descendants(pid: int) -> list[int]:
@@ -32,33 +31,32 @@ def _list_idle_slots(system: System) -> list[int]:
     return stopped
 
 
-async def test_killing_slots_workers_and_redis_loses_no_execution() -> None:
-    async with run_system(PADDOCK_LOG_LEVEL="WARNING") as system:
-        killed = 0
+async def test_killing_slots_workers_and_redis_loses_no_execution(system: System) -> None:
+    killed = 0
 
-        async def kill_processes() -> None:
-            nonlocal killed
-            valkey = system.services[1]
-            assert valkey is not None
-            for _ in range(3):
-                await asyncio.sleep(0.5)
-                for pid in _list_idle_slots(system):
-                    os.kill(pid, signal.SIGKILL)
-                    killed += 1
-            for _ in range(2):
-                await asyncio.sleep(1.0)
-                worker = next(process.pid for process in system.processes if process.name == "run")
-                assert worker is not None
-                os.kill(worker, signal.SIGKILL)
-                await asyncio.sleep(3.0)
-            assert valkey.child is not None
-            valkey.child.process.kill()
+    async def kill_processes() -> None:
+        nonlocal killed
+        valkey = system.services[1]
+        assert valkey is not None
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            for pid in _list_idle_slots(system):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        for _ in range(2):
+            await asyncio.sleep(1.0)
+            worker = next(process.pid for process in system.processes if process.name == "run")
+            assert worker is not None
+            os.kill(worker, signal.SIGKILL)
+            await asyncio.sleep(3.0)
+        assert valkey.child is not None
+        valkey.child.process.kill()
 
-        report = await run_soak(system, tenants=5, executions=1200, in_flight=24, during=kill_processes)
-        assert killed > 0
-        assert report.retried > 0, "no worker was killed with a lease, so the test shows nothing"
-        assert len(report.took) == 1200
-        assert (report.lost, report.twice) == ([], [])
+    report = await run_soak(system, tenants=5, executions=1200, in_flight=24, during=kill_processes)
+    assert killed > 0
+    assert report.retried > 0, "no worker was killed with a lease, so the test shows nothing"
+    assert len(report.took) == 1200
+    assert (report.lost, report.twice) == ([], [])
 
 
 async def test_soak_reports_repeated_executions(shared_tenant) -> None:

@@ -19,6 +19,7 @@ from infra.embedded.child_process import find_free_ports
 from scripts.installation import get_command_name
 
 ROOT = Path(__file__).resolve().parents[2]
+DRAIN_LINE = " run     info    the worker drains reason=SIGTERM"
 
 
 @asynccontextmanager
@@ -87,42 +88,40 @@ async def test_demo_once_shows_the_main_job_and_ends(tmp_path: Path) -> None:
     assert _list_processes_using(tmp_path) == []
 
 
-async def test_up_prints_its_log_unless_it_is_quiet(tmp_path: Path) -> None:
+async def test_quiet_up_writes_its_log_to_a_file(tmp_path: Path) -> None:
     data, port = tmp_path / "data", str(find_free_ports(1)[0])
     log = data / "paddock.log"
-    line = " run     info    the worker drains reason=SIGTERM"
-    for options, is_quiet in ((), False), (("--quiet",), True), (("--quiet",), True):
-        async with run_paddock("up", "--once", "--data", str(data), "--port", port, *options) as process:
+    for _ in range(2):
+        async with run_paddock("up", "--once", "--data", str(data), "--port", port, "--quiet") as process:
             output, _ = await process.communicate()
         text = output.decode()
         assert process.returncode == 0, text
-        assert (line in text) == (not is_quiet), text
-        assert (str(log) in text) == is_quiet, text
-        assert line in log.read_text() if is_quiet else not log.exists()
+        assert DRAIN_LINE not in text, text
+        assert str(log) in text, text
+        assert DRAIN_LINE in log.read_text()
     # The log file of the previous run is kept.
-    assert line in (data / "paddock.log.old").read_text()
+    assert DRAIN_LINE in (data / "paddock.log.old").read_text()
     async with run_paddock("up", "--quiet", "--verbose") as process:
         output, _ = await process.communicate()
     assert (process.returncode, b"not allowed with argument" in output) == (2, True)
 
 
-async def test_other_commands_find_the_running_installation(tmp_path: Path) -> None:
-    data, port = tmp_path / "data", str(find_free_ports(1)[0])
-    async with run_paddock("up", "--data", str(data), "--port", port) as process:
-        lines = await wait_until_ready(process)
-        (queues_command,) = [line.split("queues", 1)[1].strip() for line in lines if line.startswith("  queues")]
-        assert queues_command.endswith(f" queues --data {data}")
-        key = json.loads((data / "running.json").read_text())["admin_key"]
-        for arguments, expected in (
-            (("admin-key",), key),
-            (("plan", "default", "premium"), "default is now premium"),
-            (("keys", "rotate"), "keys sealed again: 0; already sealed"),
-            (("queues",), "lane"),
-        ):
-            async with run_paddock(*arguments, "--data", str(data)) as command:
-                output, _ = await command.communicate()
-            assert command.returncode == 0, output.decode()
-            assert expected in output.decode()
+async def _check_other_commands(data: Path, queues_command: str, key: str) -> None:
+    """Check that other commands find the running installation."""
+    assert queues_command.endswith(f" queues --data {data}")
+    for arguments, expected in (
+        (("admin-key",), key),
+        (("plan", "default", "premium"), "default is now premium"),
+        (("keys", "rotate"), "keys sealed again: 0; already sealed"),
+        (("queues",), "lane"),
+    ):
+        async with run_paddock(*arguments, "--data", str(data)) as command:
+            output, _ = await command.communicate()
+        assert command.returncode == 0, output.decode()
+        assert expected in output.decode()
+
+
+async def _check_commands_without_installation(data: Path) -> None:
     for arguments in (("admin-key",), ("plan", "default", "premium"), ("keys", "rotate")):
         async with run_paddock(*arguments, "--data", str(data)) as command:
             output, _ = await command.communicate()
@@ -184,7 +183,7 @@ async def test_demo_fails_when_the_main_job_does(tmp_path: Path) -> None:
     assert "sandbox_unavailable" in text
 
 
-async def test_killed_up_leaves_no_orphans_and_restarts_on_its_data(tmp_path: Path) -> None:
+async def test_killed_up_leaves_no_orphans_and_restarts_where_other_commands_find_it(tmp_path: Path) -> None:
     data, port = tmp_path / "data", str(find_free_ports(1)[0])
     async with run_paddock("up", "--data", str(data), "--port", port) as process:
         await wait_until_ready(process)
@@ -214,6 +213,8 @@ async def test_killed_up_leaves_no_orphans_and_restarts_on_its_data(tmp_path: Pa
                 output, _ = await second.communicate()
                 assert second.returncode == 1
                 assert message in output.decode()
+        (queues_command,) = [line.split("queues", 1)[1].strip() for line in lines if line.startswith("  queues")]
+        await _check_other_commands(data, queues_command, running["admin_key"])
         queues = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "scripts.cli", "queues", "--data", str(data)),
             cwd=ROOT,
@@ -229,6 +230,7 @@ async def test_killed_up_leaves_no_orphans_and_restarts_on_its_data(tmp_path: Pa
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 30) == 0
     assert _list_processes_using(data) == []
+    await _check_commands_without_installation(data)
 
 
 async def test_up_runs_on_external_services(system, tmp_path: Path) -> None:
@@ -249,6 +251,10 @@ async def test_up_runs_on_external_services(system, tmp_path: Path) -> None:
     assert process.returncode == 0, text
     assert "PADDOCK_DATABASE_URL" in text
     assert not (tmp_path / "data" / "postgres").exists()
+    # Without --quiet, the log is printed and written to no file.
+    assert DRAIN_LINE in text
+    assert "paddock.log" not in text
+    assert not (tmp_path / "data" / "paddock.log").exists()
 
 
 @pytest.mark.parametrize("arguments", [["frobnicate"], ["worker"], ["worker", "fly"], ["up", "--port", "many"]])
