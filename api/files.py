@@ -11,7 +11,7 @@ from litestar.response import Stream
 
 from api.file_stream import FileStream, describe_file_body
 from api.idempotency import ResourceCreator, read_idempotency_key
-from api.operations import IDEMPOTENCY_KEY, RANGE, require_scope, return_files
+from api.operations import IDEMPOTENCY_KEY, RANGE_HEADER, require_scope, return_files
 from api.ranges import parse_range
 from api.requests import Blobs, HttpRequest, Store
 from domain import files, ports
@@ -93,7 +93,7 @@ async def get_uploaded_file(store: Store, caller: Caller, file_id: str) -> Store
 
 @get(
     "/files/{file_id:str}/content",
-    opt=require_scope("read:files", RANGE, return_files(_BINARY_TYPE)),
+    opt=require_scope("read:files", RANGE_HEADER, return_files(_BINARY_TYPE)),
     media_type=_BINARY_TYPE,
 )
 async def download_uploaded_file(

@@ -81,7 +81,7 @@ IDEMPOTENCY_KEY: Final = HeaderParameter(
     description="A repeated request with the same key and body gets the first answer again, for 24 hours.",
     schema={"type": "string", "maxLength": 255},
 )
-RANGE: Final = HeaderParameter(
+RANGE_HEADER: Final = HeaderParameter(
     name="Range", description="One range of bytes, as `bytes=0-1023`.", schema={"type": "string"}
 )
 LAST_EVENT_ID: Final = HeaderParameter(

@@ -136,18 +136,18 @@ async def give_files(tx: Tx, execution_id: str, files: Mapping[str, str] | None,
     """
     if not files:
         return
-    known = await tx.files.find_many(sorted(set(files.values())))
+    files_by_id = await tx.files.find_many(sorted(set(files.values())))
     chosen: dict[str, StoredFile] = {}
     for path, file_id in files.items():
         try:
             name = workspaces.check_path(path)
         except ToolFailed as error:
             raise InvalidField("files", str(error)) from None
-        if file_id not in known:
+        if file_id not in files_by_id:
             raise InvalidField("files", f"{path[:200]!r}: there is no file {file_id[:200]!r}, or it has expired.")
         if name in chosen:
             raise InvalidField("files", f"{path[:200]!r} is named twice.")
-        chosen[name] = known[file_id]
+        chosen[name] = files_by_id[file_id]
     try:
         workspaces.check_workspace_limits([], {name: file.size_bytes for name, file in chosen.items()}, limits)
     except ToolFailed as error:

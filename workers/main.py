@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local_model import LocalModelClient
-from infra.lookups import LookupThreads
 from infra.notifications import BellWorker, create_arq_client
 from infra.otlp import TraceCollector
 from infra.sandbox import BubblewrapSandbox, SlotCounts, open_run_sandbox
@@ -58,14 +57,11 @@ from workers.record import (
 from workers.run import (
     CodeDependencies,
     CodeRunner,
-    EgressAccess,
-    EgressConnection,
-    EgressLimits,
     NamedModelCalls,
     ReasoningSealer,
-    TenantLookups,
     WorkFiles,
     WorkLimits,
+    open_egress,
 )
 from workers.upkeep import RetentionSweeper, ScheduleStarter, Upkeep
 
@@ -187,31 +183,12 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
             make_calls=lambda execution: NamedModelCalls(
                 ModelCalls(access, execution), ReasoningSealer(reasoning_keyring, execution.tenant_id)
             ),
-            egress_access=stack.enter_context(_open_egress(settings, drain)),
+            egress_access=stack.enter_context(open_egress(settings, drain.metrics)),
         )
         runner = CodeRunner(lane.create_context("run"), dependencies)
         lane.parts.bell.listen_to_changes(runner.slots.retire_changed)
         claimer = Claimer(runner, settings.run_slots, lane.parts.bell.get_lane_event("run"), drain)
         await lane.serve(claimer.run(), lambda: sandbox.counts)
-
-
-@contextlib.contextmanager
-def _open_egress(settings: Settings, drain: Drain) -> Iterator[EgressAccess]:
-    threads, metrics = LookupThreads(), drain.metrics
-
-    def count_connection(connection: EgressConnection) -> None:
-        metrics.egress_connections.labels(connection.outcome).inc()
-        metrics.egress_bytes.labels("sent").inc(connection.sent_bytes)
-        metrics.egress_bytes.labels("received").inc(connection.received_bytes)
-
-    try:
-        yield EgressAccess(
-            lookups=TenantLookups(Outbound(settings.private_hosts, threads.resolve_host)),
-            limits=EgressLimits(max_bytes=settings.egress_max_bytes),
-            on_closed=count_connection,
-        )
-    finally:
-        threads.close()
 
 
 async def serve_llms(settings: Settings, drain: Drain) -> None:

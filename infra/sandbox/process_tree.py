@@ -184,7 +184,7 @@ class ProcessTree:
         self._leader.send_signal(signal.SIGCONT)
 
     def allow_memory(self, size: int) -> None:
-        """Let the tree hold so many bytes more: files that it was given lie in memory."""
+        """Raise the memory limit by so many bytes: files that the run was given lie in memory."""
         self._watch.allow_bytes(size)
 
     def serve_network(self, serve: NetworkServer | None) -> AbstractAsyncContextManager[None]:

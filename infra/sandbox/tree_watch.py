@@ -25,7 +25,7 @@ class TreeWatch:
         self._schedule_check()
 
     def allow_bytes(self, size: int) -> None:
-        """Let the tree hold so many bytes more."""
+        """Raise the memory limit of the tree by so many bytes."""
         if self._watchdog is not None:
             self._watchdog.allow_bytes(size)
 

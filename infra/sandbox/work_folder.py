@@ -1,7 +1,7 @@
-"""Read and write the work folder of a sandbox from outside, past whatever its agent has put there.
+"""Read and write the work folder of a sandbox from outside, past links and devices that its agent has put there.
 
-The folder is a tmpfs of the sandbox. A descriptor of it keeps its files after the sandbox has ended, when nobody
-changes them any more. Paths are walked one part at a time and never through a link.
+The folder is a tmpfs of the sandbox. A descriptor of it keeps its files after the sandbox has ended, when no
+process changes them any more. Paths are walked one part at a time and never through a link.
 """
 
 import contextlib

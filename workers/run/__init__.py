@@ -1,7 +1,7 @@
 """Run executions of uploaded agents: in the sandbox, and with a network to the models and hosts that they name."""
 
 from workers.run.code_runner import CodeDependencies, CodeRunner
-from workers.run.egress import EgressAccess, EgressConnection, EgressLimits, TenantLookups
+from workers.run.egress import open_egress
 from workers.run.named_models import NamedModelCalls
 from workers.run.reasoning_sealer import ReasoningSealer
 from workers.run.work_files import WorkFiles, WorkLimits
@@ -9,12 +9,9 @@ from workers.run.work_files import WorkFiles, WorkLimits
 __all__ = [
     "CodeDependencies",
     "CodeRunner",
-    "EgressAccess",
-    "EgressConnection",
-    "EgressLimits",
     "NamedModelCalls",
     "ReasoningSealer",
-    "TenantLookups",
     "WorkFiles",
     "WorkLimits",
+    "open_egress",
 ]

@@ -109,8 +109,8 @@ class WorkFiles:
 
     async def _keep_file(self, folder: WorkFolder, file: WorkFile) -> None:
         sha256 = await asyncio.to_thread(_hash_file, folder, file.path)
-        given = self._given.get(file.path)
-        if given is not None and given.sha256 == sha256:
+        original = self._given.get(file.path)
+        if original is not None and original.sha256 == sha256:
             return
         key = format_blob_key(self._execution.tenant_id, self._owner, sha256)
         await retry_through_outage(lambda: self._blobs.write_object(key, _read_chunks(folder, file.path)))

@@ -4,6 +4,7 @@ A sandbox's network has listeners of the worker and nothing else. Each connectio
 and its bytes are copied both ways; what is in them stays between the agent and the host.
 """
 
+from workers.run.egress.access import open_egress
 from workers.run.egress.lookups import TenantLookups
 from workers.run.egress.record import EgressRecord
 from workers.run.egress.schema import EgressAccess, EgressConnection, EgressLimits, EgressOutcome
@@ -16,5 +17,6 @@ __all__ = [
     "EgressOutcome",
     "EgressRecord",
     "TenantLookups",
+    "open_egress",
     "serve_egress",
 ]
