@@ -90,6 +90,26 @@ def handle(payload, context):
     assert await guest_run.run_well(source) == expected
 
 
+async def test_the_context_can_be_annotated_without_being_uploaded(guest_run: GuestRun) -> None:
+    source = """
+import subprocess, sys
+from paddock_context import Context
+
+def handle(payload: dict, context: Context):
+    names = {name for name in [*Context.__annotations__, *vars(Context)] if not name.startswith("_")}
+    child = "import paddock_context; print(paddock_context.Context.__name__)"
+    output = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout
+    return [sorted(name for name in names if not hasattr(context, name)), output]
+"""
+    assert await guest_run.run_well(source) == [[], "Context\n"]
+
+
+async def test_an_agent_s_own_module_of_that_name_comes_first(guest_run: GuestRun) -> None:
+    (guest_run._code / "paddock_context.py").write_text("Context = 'own'\n")
+    source = "from paddock_context import Context\ndef handle(p): return Context\n"
+    assert await guest_run.run_well(source) == "own"
+
+
 SIGNATURES = """
 import contextlib, functools
 

@@ -1,6 +1,7 @@
 """Test that every accepted upload and execution ends exactly once, even if a process is killed."""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -66,6 +67,56 @@ async def test_killed_run_worker_costs_one_attempt(system, shared_tenant, sleepe
     await _kill_process(system, "run")
     await _check_ended_once(shared_tenant, executions)
     assert (await shared_tenant.wait_for_end(executions[0]["id"]))["attempt"] == 2
+
+
+STREAMING_AGENT = """
+import time
+
+def handle(payload, context):
+    context.state["runs"] = context.state.get("runs", 0) + 1
+    for number in range(1, 9):
+        print("line", number)
+        context.progress(number / 8, f"attempt {context.attempt}")
+        yield {"attempt": context.attempt, "number": number}
+        time.sleep(0.4)
+"""
+
+
+async def test_a_worker_killed_in_the_middle_of_a_stream_starts_it_again(system, shared_tenant) -> None:
+    """Readers see the attempt change, and nothing is stored twice."""
+    agent_id = await shared_tenant.deploy_agent(STREAMING_AGENT)
+    execution = await shared_tenant.start_execution(agent_id, timeout=60)
+    events = list[dict[str, Any]]()
+    killing: asyncio.Task[None] | None = None
+    async with shared_tenant.http.stream("GET", f"/executions/{execution['id']}/events") as answer:
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: "):
+                continue
+            events.append(json.loads(line[6:]))
+            if killing is None and events[-1].get("number") == 3:
+                killing = asyncio.create_task(_kill_process(system, "run"))
+    assert killing is not None
+    await killing
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    changes = [(event["status"], event["attempt"]) for event in events if event["type"] == "status"]
+    assert [change for change in changes if change[0] in ("pending", "completed")] == [
+        ("pending", 0),
+        ("pending", 1),
+        ("completed", 2),
+    ]
+    second = next(n for n, event in enumerate(events) if event["type"] == "status" and event["attempt"] == 2)
+    for attempt, part in ((1, events[:second]), (2, events[second:])):
+        outputs = [event for event in part if event["type"] == "output"]
+        assert [event["value"] for event in outputs] == [
+            {"attempt": attempt, "number": number} for number in range(1, len(outputs) + 1)
+        ]
+        assert [event["number"] for event in outputs] == list(range(1, len(outputs) + 1))
+        lines = [event["message"] for event in part if event["type"] == "log"]
+        assert len(set(lines)) == len(lines)
+    assert len(outputs) == 8
+    assert (await shared_tenant.wait_for_end(execution["id"]))["result"] == {"attempt": 2, "number": 8}
+    state = (await shared_tenant.http.get(f"/agents/{agent_id}/states/default")).json()
+    assert state["value"] == {"runs": 1}, "the attempt that was lost left no state"
 
 
 async def test_killed_fork_server_costs_one_attempt(system, shared_tenant, sleeper) -> None:

@@ -139,7 +139,7 @@ class MessageWriter:
         self._file.flush()
 
 
-class Context:
+class RunContext:
     """Tell an entrypoint about its run, and take what it has to say while it works."""
 
     __slots__ = (

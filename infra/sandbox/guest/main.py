@@ -106,7 +106,7 @@ class EntrypointCall:
         else:
             read_state = lambda: read_frame(self._pipes[0])  # noqa: E731
             values = json.loads(self._values)
-            self._context = load_part("context").Context(values, self._open_writer(), encode_value, read_state)
+            self._context = load_part("context").RunContext(values, self._open_writer(), encode_value, read_state)
             if self._way == "positional":
                 result = self._function(payload, self._context)
             else:
@@ -265,6 +265,8 @@ def serve_run(head, requests, answers):
         time.tzset()
     sys.dont_write_bytecode = True
     sys.path[:0] = head["path"]
+    # Types for agents, behind all that they bring.
+    sys.path.append("/guest/packages")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
