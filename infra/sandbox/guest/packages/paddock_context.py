@@ -1,4 +1,4 @@
-"""Type the context of an entrypoint: `def handle(payload: dict, context: Context)`.
+"""Describe the context of an entrypoint, for type checkers: `def handle(payload: dict, context: Context)`.
 
 In Paddock's sandbox this module is always there. For an editor and for tests elsewhere, copy the file beside the code.
 """
