@@ -21,6 +21,7 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from workers.run.code_run import CodeRun
+from workers.run.work_files import WorkFiles, WorkLimits
 
 LEASE = timedelta(seconds=10)
 
@@ -52,7 +53,9 @@ class StateEnvironment:
         return execution, CodeRun(execution, lambda: NOW, self._drop_events)
 
     async def load(self, run: CodeRun) -> Any:
-        load_state = run.build_hooks(self.store, None).load_state
+        blobs: Any = None  # never used: the run has no files
+        files = WorkFiles(self.store, blobs, run.execution, WorkLimits())
+        load_state = run.build_hooks(self.store, None, files).load_state
         assert load_state is not None
         return json.loads(await load_state() or b"{}")
 
