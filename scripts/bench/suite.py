@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from infra.embedded import find_free_ports
-from scripts.bench import plans, records, streams
+from scripts.bench import outputs, plans, records, streams
 from scripts.bench.environment import run_bench_system
 from scripts.bench.figures import BenchRow, measure_rate, print_rows, time_interpreter
 from scripts.bench.load import run_bare_handlers
@@ -140,6 +140,7 @@ async def measure_system(system: System) -> tuple[list[BenchRow], float]:
         rows, base, p50, memory_before = await _measure_latency(client, agent_id)
         rows.append(await _measure_numpy_agent(client, p50 / base))
         rows.append(await _measure_first_runs(client, base))
+        rows.append(await outputs.measure_first_output(system, client))
         await measure_rate(lambda: _run_agent(client, agent_id), 200, RUNS_IN_FLIGHT)
         rate = await measure_rate(lambda: _run_agent(client, agent_id), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
         rows.append(_format_rate(f"completed runs, {RUNS_IN_FLIGHT} in flight", rate, base))

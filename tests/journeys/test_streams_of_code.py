@@ -120,3 +120,38 @@ async def test_a_progress_bar_is_progress_and_its_end_a_line(shared_tenant: Tena
     assert fractions == sorted(fractions)
     assert progress[-1]["message"] == "100%|####    | 250/250"
     assert [event["message"] for event in pick(events, "log")] == ["100%|####    | 250/250", "done"]
+
+
+async def test_the_example_streams_and_continues_its_total(acme: TenantClient) -> None:
+    agent_id = await acme.deploy_example("survey")
+    execution = await acme.run_agent(agent_id, {"texts": ["one two", "two three four"]})
+    assert execution["result"] == {
+        "words": 5,
+        "common": [["two", 2], ["one", 1], ["three", 1]],
+        "words_of_all_runs": 5,
+    }
+    events = await read_sse(acme, execution["id"])
+    assert [event["value"] for event in pick(events, "output")] == [{"text": 1, "words": 2}, {"text": 2, "words": 3}]
+    assert (pick(events, "progress")[-1]["fraction"], pick(events, "progress")[-1]["message"]) == (1, "2 of 2 texts")
+    again = await acme.run_agent(agent_id, {"texts": ["one"]})
+    assert again["result"]["words_of_all_runs"] == 6
+
+
+async def test_a_code_step_of_a_workflow_streams(shared_tenant: TenantClient) -> None:
+    agent_id = await shared_tenant.deploy_agent(STREAMER)
+    steps = [
+        {"id": "streams", "agent": agent_id},
+        {
+            "id": "uses",
+            "agent": "hello",
+            "depends_on": ["streams"],
+            "inputs": {"name": "{{ steps.streams.outputs.streamed }}"},
+        },
+    ]
+    answer = await shared_tenant.http.post("/workflows", json={"name": "streams-in-a-step", "steps": steps})
+    assert answer.status_code == 201, answer.text
+    run = (await shared_tenant.http.post("/workflows/streams-in-a-step/execute", json={})).json()
+    assert (await shared_tenant.wait_for_end(run["id"]))["status"] == "completed"
+    children = (await shared_tenant.http.get(f"/executions?parent_id={run['id']}")).json()["items"]
+    child = next(child for child in children if child["step"] == "streams")
+    assert len(pick(await read_sse(shared_tenant, child["id"]), "output")) == 3

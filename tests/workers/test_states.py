@@ -14,12 +14,14 @@ from domain.executions import AttemptOutcome, Execution, ExecutionStart
 from domain.ports import SandboxOutcome
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
+from domain.shared.masking import SecretMask
 from domain.shared.pages import Page
 from domain.states import StateChange
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from workers.run.code_run import CodeRun
+from workers.run.work_files import WorkFiles, WorkLimits
 
 LEASE = timedelta(seconds=10)
 
@@ -51,7 +53,9 @@ class StateEnvironment:
         return execution, CodeRun(execution, lambda: NOW, self._drop_events)
 
     async def load(self, run: CodeRun) -> Any:
-        load_state = run.build_hooks(self.store, None).load_state
+        blobs: Any = None  # never used: the run has no files
+        files = WorkFiles(self.store, blobs, run.execution, WorkLimits())
+        load_state = run.build_hooks(self.store, None, files).load_state
         assert load_state is not None
         return json.loads(await load_state() or b"{}")
 
@@ -168,6 +172,14 @@ async def test_a_result_past_its_limits_leaves_no_state(environment: StateEnviro
     assert outcome.error_type == "result_not_json"
     with pytest.raises(DomainError, match="There is no state"):
         await environment.get()
+
+
+async def test_a_secret_in_a_state_is_masked(environment: StateEnvironment) -> None:
+    _, run = await environment.start_run()
+    await environment.load(run)
+    run.mask.use_mask(SecretMask(["correct-horse-battery"]))
+    await environment.settle(run, {"token": "Bearer correct-horse-battery", "plain": 1})
+    assert await environment.get() == {"token": "Bearer ***", "plain": 1}
 
 
 async def test_a_revision_guards_a_change_from_outside(environment: StateEnvironment) -> None:
