@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks.catalog import ALWAYS_HELD, ATTACKS, NEEDS_GROUPS, ROOT_ONLY
-from tests.attacks.remains import KINDS
+from tests.attacks.leftovers import LEFTOVER_KINDS
 from tests.attacks.runner_process import run_runner, start_runner
 
 
@@ -23,7 +23,7 @@ class FenceContract:
     backend: str
 
     @pytest.mark.parametrize("attack", ATTACKS)
-    def test_the_fence_holds(self, results, attack: str) -> None:
+    def test_fence_holds(self, results, attack: str) -> None:
         user, by_attack = results
         if attack in ROOT_ONLY and user != "root":
             assert by_attack[(attack, True)]["broke"], (
@@ -39,7 +39,7 @@ class FenceContract:
         assert result["error_type"] != "sandbox_unavailable", result
 
     @pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in ALWAYS_HELD])
-    def test_the_attack_is_real(self, results, way: str, attack: str) -> None:
+    def test_attack_is_real(self, results, way: str, attack: str) -> None:
         user, by_attack = results
         if way.endswith("-warm"):
             return
@@ -49,13 +49,13 @@ class FenceContract:
         result = by_attack[(attack, False)]
         assert result.get("broke") is True, result
 
-    def test_a_stubborn_agent_is_ended_by_its_timeout(self, results) -> None:
+    def test_stubborn_agent_is_ended_by_its_timeout(self, results) -> None:
         _, by_attack = results
         result = by_attack[("stubborn", True)]
         assert (result["error_type"], result["broke"]) == ("timeout", False)
         assert result["seconds"] < 20
 
-    def test_memory_errors_say_so(self, results) -> None:
+    def test_memory_errors_have_their_type(self, results) -> None:
         _, by_attack = results
         for attack in (
             "memory_of_one",
@@ -72,14 +72,14 @@ class FenceContract:
         for attack in ("inodes", "inodes_of_an_ended_thread"):
             assert by_attack[(attack, True)]["error_type"] == "too_many_files"
 
-    def test_nothing_is_left_behind_for_the_next_run(self, user: str) -> None:
-        remains = run_runner([f"{self.backend}-warm", "remains"], "", user)
-        assert {remain["kind"] for remain in remains} == set(KINDS)
-        for remain in remains:
-            kind = remain["kind"]
-            assert remain["together"]["found"] is True, f"{kind} is not looked for properly"
-            assert [run["found"] for run in remain["apart"]] == [None, False, None, False, False], kind
-            assert all(run["waited"] for run in remain["apart"]), "these were no warm slots"
+    def test_runs_leave_nothing_for_the_next(self, user: str) -> None:
+        leftovers = run_runner([f"{self.backend}-warm", "leftovers"], "", user)
+        assert {leftover["kind"] for leftover in leftovers} == set(LEFTOVER_KINDS)
+        for leftover in leftovers:
+            kind = leftover["kind"]
+            assert leftover["together"]["found"] is True, f"{kind} is not looked for properly"
+            assert [run["found"] for run in leftover["apart"]] == [None, False, None, False, False], kind
+            assert all(run["waited"] for run in leftover["apart"]), "the slots were not warm"
 
 
 def check_outliving(user: str, backend: str, without: str, outlives: bool) -> None:

@@ -1,9 +1,9 @@
-"""Runs attacks through the adapters that workers use, with all guards and with some taken away.
+"""Run attacks through the adapters that workers use, with all guards and with some removed.
 
-A process of its own, so that it can be an ordinary user: `python -m tests.attacks.runner WAY`, where WAY is
-`bubblewrap`, `bubblewrap-gateway`, `forkserver`, or one of them with `-warm`. Reads a JSON list of `[attack, [guards to take
-away]]`, prints a JSON object per line. With `remains` behind WAY: what one run leaves for the next. With `outlive
-NAME GUARDS`: runs an agent that wants to go on, and waits to be killed.
+Run as a separate process, so that it can be an ordinary user: `python -m tests.attacks.runner WAY`, where WAY is
+`bubblewrap`, `bubblewrap-gateway`, `forkserver`, or one of them with `-warm`. It reads a JSON list of `[attack, [guards to
+remove]]` and prints a JSON object per line. With `leftovers` after WAY: what one run leaves for the next. With `outlive
+NAME GUARDS`: runs an agent that wants to keep running, and waits to be killed.
 """
 
 import asyncio
@@ -45,63 +45,63 @@ from infra.sandbox.cgroups import ControlGroupFactory
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
-from tests.attacks.remains import KINDS
+from tests.attacks.leftovers import LEFTOVER_KINDS
 from workers.run import gateway
 from workers.run.egress import EgressAccess, EgressLimits, EgressRecord, TenantLookups, serve_egress
 from workers.run.gateway import responder, router
 from workers.run.wire import GatewayRefusal
 
-SECRET = "the-worker-s-secret"
-KEY = f"sk-pdk-{os.urandom(16).hex()}"
-NAME = f"pdk-{os.getpid()}"
-MEMORY = 160
+WORKER_SECRET = "the-worker-s-secret"
+PROVIDER_KEY = f"sk-pdk-{os.urandom(16).hex()}"
+PROCESS_NAME = f"pdk-{os.getpid()}"
+MEMORY_MB = 160
 
 
 def _ignore(_: str, __: bytes) -> None:
     return None
 
 
-def survivors() -> list[int]:
-    """Processes of this host that carry the name which the attacks give themselves."""
+def list_survivors() -> list[int]:
+    """List processes of this host that have the name which the attacks give themselves."""
     # A run's answer is there a moment before the last of its processes is gone.
     for _ in range(100):
-        if not (found := _named()):
+        if not (process_ids := _list_named_processes()):
             break
         time.sleep(0.01)
-    return found
+    return process_ids
 
 
-def _named() -> list[int]:
-    found = []
+def _list_named_processes() -> list[int]:
+    process_ids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (folder / "comm").read_text().strip() == NAME:
-                found.append(int(folder.name))
-    return found
+            if (folder / "comm").read_text().strip() == PROCESS_NAME:
+                process_ids.append(int(folder.name))
+    return process_ids
 
 
-class Provider:
-    """Calls of models with a key, which is in everything that goes wrong with them."""
+class LeakyProvider:
+    """Model calls with a key that is in every error message."""
 
-    def __init__(self, says: str) -> None:
-        self._says, self._key = says, KEY
+    def __init__(self, answer: str) -> None:
+        self._answer, self._key = answer, PROVIDER_KEY
 
     async def stream_answer(
         self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
     ) -> AsyncGenerator[ReplyPart, None]:
         _, _, kind = messages[-1].content.rpartition("fail ")
-        told = f"Incorrect API key provided: {self._key}"
+        message = f"Incorrect API key provided: {self._key}"
         if kind in get_args(ModelErrorKind):
             # What a provider says of a request is passed on, with the key struck out where it is known (infra.llm).
-            raise ModelError(kind, told if kind != "refused" else "The prompt is too long.")
+            raise ModelError(kind, message if kind != "refused" else "The prompt is too long.")
         if kind == "late":
             yield TextDelta("begun")
         if kind in ("late", "broken"):
-            raise RuntimeError(told)
+            raise RuntimeError(message)
         if kind == "unavailable_here":
-            raise DomainError("unavailable", told)
-        yield TextDelta(self._says)
-        yield ModelReply(message=ChatMessage(role="assistant", content=self._says), finish="stop", usage=None)
+            raise DomainError("unavailable", message)
+        yield TextDelta(self._answer)
+        yield ModelReply(message=ChatMessage(role="assistant", content=self._answer), finish="stop", usage=None)
 
 
 # Guards of the gateway itself: how each is taken away.
@@ -114,44 +114,44 @@ GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
 
 
 @contextlib.contextmanager
-def _taken_away(without: list[str]) -> Iterator[list[str]]:
-    """Without those of the gateway; the fence's, to be taken away from it."""
-    own = [GATEWAY_GUARDS[name] for name in without if name in GATEWAY_GUARDS]
-    before = [(place, name, getattr(place, name)) for place, name, _ in own]
-    for place, name, instead in own:
-        setattr(place, name, instead)
+def _remove_guards(without: list[str]) -> Iterator[list[str]]:
+    """Remove guards of the gateway; yields those of the fence, to be removed from it."""
+    gateway_guards = [GATEWAY_GUARDS[name] for name in without if name in GATEWAY_GUARDS]
+    originals = [(place, name, getattr(place, name)) for place, name, _ in gateway_guards]
+    for place, name, replacement in gateway_guards:
+        setattr(place, name, replacement)
     try:
         yield [name for name in without if name not in GATEWAY_GUARDS]
     finally:
-        for place, name, was in before:
-            setattr(place, name, was)
+        for place, name, original in originals:
+            setattr(place, name, original)
 
 
-def _sandbox(way: str, without: list[str]) -> WarmSandbox:
+def _create_sandbox(way: str, without: list[str]) -> WarmSandbox:
     fence = Fence(without=frozenset(without))
     server = ForkServerBackend(fence) if way.startswith("forkserver") else None
     return WarmSandbox(BubblewrapSandbox(fence), server, 512 if way.endswith("-warm") else 0)
 
 
-async def _warmed(sandbox: WarmSandbox, program: SandboxProgram, base: dict[str, Any]) -> None:
-    """A slot of this very program, ready and waiting."""
+async def _warm_up(sandbox: WarmSandbox, program: SandboxProgram, base: dict[str, Any]) -> None:
+    """Wait until a slot of this very program is warm."""
     await sandbox.run_program(program, json.dumps({**base, "attack": "nothing"}).encode(), _ignore)
     async with asyncio.timeout(20):
         while not sandbox.counts.warm:
             await asyncio.sleep(0.01)
 
 
-async def attack(way: str, name: str, without: list[str], code: Path, base: dict[str, Any]) -> dict[str, Any]:
-    """One attack on one fence."""
-    with _taken_away(without) as of_fence:
-        sandbox = _sandbox(way, of_fence)
+async def run_attack(way: str, name: str, without: list[str], code: Path, base: dict[str, Any]) -> dict[str, Any]:
+    """Run one attack on one fence."""
+    with _remove_guards(without) as fence_guards:
+        sandbox = _create_sandbox(way, fence_guards)
         try:
-            return await _attack(sandbox, way, name, without, code, base)
+            return await _run_in_sandbox(sandbox, way, name, without, code, base)
         finally:
             await sandbox.close()
 
 
-async def _attack(
+async def _run_in_sandbox(
     sandbox: WarmSandbox, way: str, name: str, without: list[str], code: Path, base: dict[str, Any]
 ) -> dict[str, Any]:
     memory = {
@@ -160,7 +160,7 @@ async def _attack(
         "inodes": 1000,
         "disk": 1000,
         "inodes_of_an_ended_thread": 1000,
-    }.get(name, MEMORY)
+    }.get(name, MEMORY_MB)
     program = SandboxProgram(
         code=code,
         environment=None,
@@ -169,39 +169,41 @@ async def _attack(
         memory_mb=memory,
         network=_network(way, base),
     )
-    serve = gateway.serve_gateway(Provider("mine"), ["small"]) if "-gateway" in way else None
+    serve = gateway.serve_gateway(LeakyProvider("mine"), ["small"]) if "-gateway" in way else None
     if "-egress" in way:
         serve = _serve_hosts(base)
     try:
         if way.endswith("-warm"):
-            await _warmed(sandbox, program, base)
-        began = time.monotonic()
-        with _neighbour() if name == "processors" else contextlib.nullcontext() as neighbour:
+            await _warm_up(sandbox, program, base)
+        start = time.monotonic()
+        with _run_competitor() if name == "processors" else contextlib.nullcontext() as competitor:
             async with (
-                _beside(sandbox, program, base) if name == "gateway_others" else contextlib.nullcontext(base) as told
+                _run_second_gateway(sandbox, program, base)
+                if name == "gateway_others"
+                else contextlib.nullcontext(base) as payload
             ):
                 outcome = await sandbox.run_program(
-                    program, json.dumps({**told, "attack": name}).encode(), _ignore, ProgramHooks(serve=serve)
+                    program, json.dumps({**payload, "attack": name}).encode(), _ignore, ProgramHooks(serve=serve)
                 )
-            left_to_others = _processor_seconds(neighbour.pid) if neighbour is not None else 0.0
+            left_to_others = _get_processor_seconds(competitor.pid) if competitor is not None else 0.0
     except DomainError as error:
         return {"attack": name, "without": without, "error_type": error.code, "error_message": error.detail}
-    told = json.loads(outcome.output) if outcome.output else {"broke": False}
-    if "used" in told:
-        told["broke"], told["got"] = told["used"] > left_to_others, [told["used"], left_to_others]
-    left = survivors()
-    for pid in left:
+    result = json.loads(outcome.output) if outcome.output else {"broke": False}
+    if "used" in result:
+        result["broke"], result["got"] = result["used"] > left_to_others, [result["used"], left_to_others]
+    survivors = list_survivors()
+    for pid in survivors:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return {
         "attack": name,
         "without": without,
-        "broke": bool(told["broke"] or left),
+        "broke": bool(result["broke"] or survivors),
         "groups": ControlGroupFactory().bounds_memory,
-        "got": told.get("got", []) + left,
+        "got": result.get("got", []) + survivors,
         "error_type": outcome.error_type,
         "error_message": outcome.error_message,
-        "seconds": round(time.monotonic() - began, 2),
+        "seconds": round(time.monotonic() - start, 2),
     }
 
 
@@ -259,8 +261,8 @@ PROCESSOR = min(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
-def _neighbour() -> Iterator[subprocess.Popen[bytes]]:
-    """One process of the host in a session of its own, which wants all of the processor that the attack runs on."""
+def _run_competitor() -> Iterator[subprocess.Popen[bytes]]:
+    """Run one process of the host in its own session, which wants all of the processor that the attack runs on."""
     spin = f"import os; os.sched_setaffinity(0, {{{PROCESSOR}}})\nwhile True: pass"
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", spin], start_new_session=True) as process:
         try:
@@ -269,19 +271,19 @@ def _neighbour() -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _processor_seconds(pid: int) -> float:
+def _get_processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.asynccontextmanager
-async def _beside(
+async def _run_second_gateway(
     sandbox: WarmSandbox, program: SandboxProgram, base: dict[str, Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """While another run has a gateway of its own."""
+    """Keep another run with its own gateway; yields the payload with that gateway's port."""
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     payload = json.dumps({**base, "attack": "gateway_wait"}).encode()
-    serve = gateway.serve_gateway(Provider("another's"), ["small"])
+    serve = gateway.serve_gateway(LeakyProvider("another's"), ["small"])
     running = asyncio.create_task(
         sandbox.run_program(program, payload, lambda _, data: port.set_result(int(data)), ProgramHooks(serve=serve))
     )
@@ -293,33 +295,33 @@ async def _beside(
         await asyncio.wait([running])
 
 
-async def remains(way: str, folder: Path) -> None:
-    """Every kind of thing that a run can leave: looked for in the same run, and in the next ones of its version."""
-    source = (Path(__file__).parent / "remains.py").read_bytes()
+async def run_leftovers(way: str, folder: Path) -> None:
+    """Leave every kind of thing, and look for it in the same run and in the next ones of its version."""
+    source = (Path(__file__).parent / "leftovers.py").read_bytes()
     code, open_code = folder / "code", folder / "open"
-    for made in (code, open_code):
-        made.mkdir()
-        (made / "agent.py").write_bytes(source)
-        # Whoever is let may write there: what keeps the code as it is shall be the fence.
-        made.chmod(0o777)
-    whole, open_fence = _sandbox(way, []), _sandbox(way, ["read_only"])
+    for code_folder in (code, open_code):
+        code_folder.mkdir()
+        (code_folder / "agent.py").write_bytes(source)
+        # Any user may write there: the fence must protect the code.
+        code_folder.chmod(0o777)
+    whole_sandbox, open_sandbox = _create_sandbox(way, []), _create_sandbox(way, ["read_only"])
     try:
-        for kind in KINDS:
-            control = (open_fence, open_code) if kind in ("file_in_code", "file_in_cwd") else (whole, code)
-            told = {"kind": kind, "together": await _remaining(*control, kind, ["leave", "look"]), "apart": []}
+        for kind in LEFTOVER_KINDS:
+            control = (open_sandbox, open_code) if kind in ("file_in_code", "file_in_cwd") else (whole_sandbox, code)
+            report = {"kind": kind, "together": await _leave_and_look(*control, kind, ["leave", "look"]), "apart": []}
             for do in (["leave"], ["look"], ["leave"], ["look"], ["look"]):
                 async with asyncio.timeout(20):
-                    while not whole.counts.warm:
+                    while not whole_sandbox.counts.warm:
                         await asyncio.sleep(0.005)
-                told["apart"].append(await _remaining(whole, code, kind, do))
-            print(json.dumps(told), flush=True)
+                report["apart"].append(await _leave_and_look(whole_sandbox, code, kind, do))
+            print(json.dumps(report), flush=True)
     finally:
-        await whole.close()
-        await open_fence.close()
+        await whole_sandbox.close()
+        await open_sandbox.close()
 
 
-async def _remaining(sandbox: WarmSandbox, code: Path, kind: str, do: list[str]) -> dict[str, Any]:
-    program = SandboxProgram(code=code, environment=None, entrypoint="agent:handle", timeout=10, memory_mb=MEMORY)
+async def _leave_and_look(sandbox: WarmSandbox, code: Path, kind: str, do: list[str]) -> dict[str, Any]:
+    program = SandboxProgram(code=code, environment=None, entrypoint="agent:handle", timeout=10, memory_mb=MEMORY_MB)
     payload = {"kind": kind, "do": do, "submitted": time.monotonic()}
     outcome = await sandbox.run_program(program, json.dumps(payload).encode(), _ignore)
     assert outcome.output is not None, outcome
@@ -329,28 +331,28 @@ async def _remaining(sandbox: WarmSandbox, code: Path, kind: str, do: list[str])
 async def main() -> None:
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if len(sys.argv) == 2:
-        await attacks()
+        await run_attacks()
         return
     with tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder:
         os.chmod(folder, 0o755)
-        if sys.argv[2] == "remains":
-            await remains(sys.argv[1], Path(folder))
+        if sys.argv[2] == "leftovers":
+            await run_leftovers(sys.argv[1], Path(folder))
         else:
-            await outlive(sys.argv[1], Path(folder), *sys.argv[3:])
+            await run_outliving_agent(sys.argv[1], Path(folder), *sys.argv[3:])
 
 
-async def outlive(way: str, code: Path, name: str, guards: str) -> None:
+async def run_outliving_agent(way: str, code: Path, name: str, guards: str) -> None:
     (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
-    program = SandboxProgram(code=code, environment=None, entrypoint="agent:outlive", timeout=50, memory_mb=MEMORY)
-    sandbox = _sandbox(way, guards.split(",") if guards else [])
+    program = SandboxProgram(code=code, environment=None, entrypoint="agent:outlive", timeout=50, memory_mb=MEMORY_MB)
+    sandbox = _create_sandbox(way, guards.split(",") if guards else [])
     await sandbox.run_program(
         program, json.dumps({"name": name}).encode(), lambda _, data: print(data.decode(), flush=True)
     )
 
 
-async def attacks() -> None:
-    """The plan on standard input."""
-    os.environ["PADDOCK_SECRET_KEY"], os.environ["PADDOCK_PROVIDER_KEY"] = SECRET, KEY
+async def run_attacks() -> None:
+    """Run the plan on standard input."""
+    os.environ["PADDOCK_SECRET_KEY"], os.environ["PADDOCK_PROVIDER_KEY"] = WORKER_SECRET, PROVIDER_KEY
     with (
         tempfile.TemporaryDirectory(prefix="paddock-attack-", dir="/var/tmp") as folder,
         socket.socket() as tcp,
@@ -359,27 +361,27 @@ async def attacks() -> None:
         os.chmod(folder, 0o755)
         versions, marker, data = Path(folder) / "versions", Path(folder) / "marker", Path(folder) / "data"
         code = versions / "mine"
-        for made in (versions, code, versions / "theirs", data):
-            made.mkdir()
+        for folder_in_test in (versions, code, versions / "theirs", data):
+            folder_in_test.mkdir()
         (data / "file").write_text("another's")
         marker.write_text("read me if you can")
         (code / "agent.py").write_bytes((Path(__file__).parent / "agent.py").read_bytes())
-        # Named like the module that sets the limits: it must not be the one that does.
+        # Named like the module that sets the limits, which must not be replaced by this one.
         (code / "resource.py").write_text("def __getattr__(name):\n    return lambda *a: None\n")
         (code / "owner_only").write_text("for the owner alone")
         (code / "owner_only").chmod(0o600)
         tcp.bind(("0.0.0.0", 0))
         tcp.listen(64)
         abstract = socket.socket(socket.AF_UNIX)
-        abstract.bind("\0" + NAME)
+        abstract.bind("\0" + PROCESS_NAME)
         abstract.listen(64)
-        doors = []
+        sockets = []
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            for place in (f"{code}/door-{int(kind)}", f"\0{NAME}-{int(kind)}"):
-                doors.append(socket.socket(socket.AF_UNIX, kind))
-                doors[-1].bind(place)
+            for place in (f"{code}/door-{int(kind)}", f"\0{PROCESS_NAME}-{int(kind)}"):
+                sockets.append(socket.socket(socket.AF_UNIX, kind))
+                sockets[-1].bind(place)
                 if kind == socket.SOCK_STREAM:
-                    doors[-1].listen(64)
+                    sockets[-1].listen(64)
             (code / f"door-{int(kind)}").chmod(0o777)
         service = stack.enter_context(_service())
         inherited = os.open(marker, os.O_RDONLY)
@@ -388,23 +390,23 @@ async def attacks() -> None:
             "marker": str(marker),
             "data": str(data),
             "code": str(code),
-            "secret": SECRET,
+            "secret": WORKER_SECRET,
             "port": tcp.getsockname()[1],
             "address": "127.0.0.2",
-            "abstract": NAME,
+            "abstract": PROCESS_NAME,
             "runner": os.getpid(),
             "ipc": os.readlink("/proc/self/ns/ipc"),
-            "name": NAME,
+            "name": PROCESS_NAME,
             "much": 400,
             "service": service,
             "declared": ["open.example", service],
             "private": ["this.example", "metadata.example", "bound.anew.example"],
             "processor": PROCESSOR,
-            "key": hashlib.sha256(KEY.encode()).hexdigest(),
+            "key": hashlib.sha256(PROVIDER_KEY.encode()).hexdigest(),
             "kinds": [*get_args(ModelErrorKind), "late", "broken", "unavailable_here"],
         }
         for name, without in json.load(sys.stdin):
-            print(json.dumps(await attack(sys.argv[1], name, without, code, base)), flush=True)
+            print(json.dumps(await run_attack(sys.argv[1], name, without, code, base)), flush=True)
 
 
 if __name__ == "__main__":

@@ -59,13 +59,13 @@ def _switch_to_ordinary_user(uid: int) -> Callable[[], None]:
         if closed:
             assert libc.unshare(0x00020000) == 0
             assert libc.mount(None, b"/", None, 1 << 18 | 0x4000, None) == 0
-            # Open the way to it in a mount namespace of its own: a bind on itself, then the closed parents
-            # are covered by an empty folder that holds nothing but the way.
-            held = [os.open(folder, os.O_PATH | os.O_DIRECTORY) for folder in closed]
+            # Open the path to it in a new mount namespace: bind it on itself, then cover the closed parents
+            # with an empty folder that contains only that path.
+            descriptors = [os.open(folder, os.O_PATH | os.O_DIRECTORY) for folder in closed]
             for folder in closed:
                 top = "/" + folder.parts[1]
                 assert libc.mount(b"tmpfs", top.encode(), b"tmpfs", 0, b"mode=755") == 0
-            for fd, folder in zip(held, closed, strict=True):
+            for fd, folder in zip(descriptors, closed, strict=True):
                 os.makedirs(folder, exist_ok=True)
                 assert libc.mount(f"/proc/self/fd/{fd}".encode(), str(folder).encode(), None, 0x1000, None) == 0
         os.setgroups([])

@@ -16,5 +16,5 @@ class TestBubblewrap(FenceContract):
 
 # Its slots are sent a signal when their worker ends.
 @pytest.mark.parametrize(("without", "outlives"), [("", False), ("seccomp", True)])
-def test_no_agent_outlives_its_worker(user: str, without: str, outlives: bool) -> None:
+def test_agent_does_not_outlive_its_worker(user: str, without: str, outlives: bool) -> None:
     check_outliving(user, "bubblewrap", without, outlives)

@@ -16,5 +16,5 @@ class TestForkServer(FenceContract):
 
 # Its slots live in its process namespace and end with it.
 @pytest.mark.parametrize(("without", "outlives"), [("", False), ("seccomp", False), ("seccomp,processes", True)])
-def test_no_agent_outlives_its_worker(user: str, without: str, outlives: bool) -> None:
+def test_agent_does_not_outlive_its_worker(user: str, without: str, outlives: bool) -> None:
     check_outliving(user, "forkserver", without, outlives)

@@ -20,17 +20,17 @@ def gateway_results(user: str, request: pytest.FixtureRequest) -> tuple[str, dic
     return request.param, run_attacks(plan, user, request.param)
 
 
-def test_the_fence_holds_with_a_gateway_as_well(gateway_results) -> None:
+def test_fence_holds_with_a_gateway(gateway_results) -> None:
     _, by_attack = gateway_results
     for result in [result for (_, is_whole), result in by_attack.items() if is_whole]:
         if result["attack"] in NEEDS_GROUPS and not result["groups"]:
             continue
         assert result.get("broke") is False, result
-        # An attack that fell over is none that was held; one that was ended for what it did is.
+        # An attack that failed by itself was not held; one that was ended for what it did was.
         assert result["error_type"] not in ("sandbox_unavailable", "AssertionError", "KeyError", "NameError"), result
 
 
-def test_the_attacks_on_a_gateway_are_real(gateway_results) -> None:
+def test_attacks_on_a_gateway_are_real(gateway_results) -> None:
     way, by_attack = gateway_results
     if not way.endswith("-warm"):
         for attack in GATEWAY_ATTACKS:

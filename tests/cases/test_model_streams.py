@@ -168,7 +168,7 @@ async def test_too_many_calls_are_malformed():
 async def test_events_without_data_are_ignored(serve_case, model: str):
     result = await call_model(await serve_case(find_case_folder("09-empty-data-as-keep-alive")), model)
     assert result.text == "Paris."
-    assert result.reported == ReportedUsage(prompt_tokens=10, completion_tokens=5)
+    assert result.reported_usage == ReportedUsage(prompt_tokens=10, completion_tokens=5)
     assert bool(result.notices) == (model == "data-ping")
 
 
@@ -264,7 +264,7 @@ async def test_ollama_json_lines_are_read():
     )
     result = await call_model_with_body("\n".join(map(json.dumps, lines)), "application/x-ndjson")
     assert result.text == "haha!"
-    assert result.reported == ReportedUsage(prompt_tokens=9, completion_tokens=3)
+    assert result.reported_usage == ReportedUsage(prompt_tokens=9, completion_tokens=3)
 
 
 async def test_cumulative_messages_are_read_once():
@@ -315,7 +315,7 @@ async def test_empty_answer_is_malformed(body: str):
 async def test_usage_in_odd_numbers_is_read(serve_case, model: str, reported: ReportedUsage):
     result = await call_model(await serve_case(find_case_folder("13-usage-in-odd-numbers")), model)
     assert result.text == "Paris."
-    assert result.reported == reported
+    assert result.reported_usage == reported
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ async def test_valid_parts_of_usage_are_read(usage: Any, reported: tuple[int | N
         PARIS_CHUNKS + format_event({"choices": [{"delta": {}, "finish_reason": "stop", "usage": usage}]}),
     ):
         result = await call_model_with_body(body)
-        assert (result.text, result.reported) == ("Paris.", expected)
+        assert (result.text, result.reported_usage) == ("Paris.", expected)
 
 
 CLAUDE_MESSAGE = {"type": "message", "role": "assistant", "stop_reason": "end_turn"}
@@ -410,7 +410,7 @@ async def test_nan_and_infinity_in_usage_are_ignored():
         + 'data: {"usage": {"prompt_tokens": NaN, "completion_tokens": Infinity}}\n\n'
     )
     result = await call_model_with_body(body)
-    assert (result.text, result.reported) == ("Paris.", None)
+    assert (result.text, result.reported_usage) == ("Paris.", None)
 
 
 # The reason for the end
@@ -504,8 +504,8 @@ async def test_whole_answers_of_anthropic_and_responses_are_read(provider: str, 
     ):
         result = await call_model_with_body(text_sent, media_type, provider=provider)
         assert result.text == "Paris."
-        assert result.reported is not None
-        assert (result.reported.prompt_tokens, result.reported.completion_tokens) == (3, 2)
+        assert result.reported_usage is not None
+        assert (result.reported_usage.prompt_tokens, result.reported_usage.completion_tokens) == (3, 2)
 
 
 def format_anthropic_events(*deltas: dict[str, Any], usage: Any = None, stop: Any = "end_turn") -> str:

@@ -1,4 +1,4 @@
-"""Started again on the folders of a system that was killed: never two servers on one, and nothing lost."""
+"""Start on the folders of a system that was killed: never two servers on one folder, and no data lost."""
 
 import asyncio
 import os
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @asynccontextmanager
-async def held(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[str]]]:
-    """The parts in a process of their own; it, and how to reach them."""
+async def run_holder(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[str]]]:
+    """Run the servers in a separate process; yields it and their addresses."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.support.folder_holder", str(folder), cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -39,37 +39,37 @@ async def held(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, 
         await process.wait()
 
 
-def parent(pid: int) -> int:
+def get_parent(pid: int) -> int:
     with suppress(OSError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
 
 
-def called(pid: int, word: str) -> bool:
+def has_argument(pid: int, word: str) -> bool:
     with suppress(OSError):
         return word in Path(f"/proc/{pid}/cmdline").read_text()
     return False
 
 
-def masters(data: Path) -> list[int]:
-    """Processes that work on the folder and were started by none of the others."""
-    all_of_them = find_leftovers(data, "postgres")
-    return [pid for pid in all_of_them if parent(pid) not in all_of_them]
+def list_masters(data: Path) -> list[int]:
+    """List processes that work on the folder and were started by none of the others."""
+    leftovers = find_leftovers(data, "postgres")
+    return [pid for pid in leftovers if get_parent(pid) not in leftovers]
 
 
-def generations(data: Path) -> int:
-    """To how many segments of shared memory the processes on the folder are attached: one for each server."""
-    found: set[str] = set()
+def count_generations(data: Path) -> int:
+    """Count the segments of shared memory that processes on the folder use: one for each server."""
+    segments: set[str] = set()
     for pid in find_leftovers(data, "postgres"):
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-            found |= {line.split()[4] for line in lines if "/SYSV" in line}
-    return len(found)
+            segments |= {line.split()[4] for line in lines if "/SYSV" in line}
+    return len(segments)
 
 
 @contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    """SIGSTOP; what is still there in the end goes on."""
+def pause_processes(pids: list[int]) -> Iterator[None]:
+    """Send SIGSTOP, and SIGCONT at the end to those that still exist."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -81,9 +81,9 @@ def stopped(pids: list[int]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("which", ["checkpointer", "all", "none", "orphan"])
-async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, which: str) -> None:
+async def test_start_on_the_folder_of_a_killed_system(tmp_path: Path, which: str) -> None:
     data = tmp_path / "postgres" / "data"
-    async with held(tmp_path) as (process, urls):
+    async with run_holder(tmp_path) as (process, urls):
         owner = await asyncpg.connect(urls[0])
         await owner.execute("CREATE TABLE kept (n integer); INSERT INTO kept SELECT generate_series(1, 1000)")
         await owner.execute("CHECKPOINT")
@@ -92,11 +92,11 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
         await redis.set("kept", "1")
         await redis.execute_command("WAITAOF", 1, 0, 5000)
         await redis.aclose()
-        (first,) = masters(data)
+        (first,) = list_masters(data)
         backends = [pid for pid in find_leftovers(data, "postgres") if pid != first]
-        stop = {
-            "checkpointer": [pid for pid in backends if called(pid, "checkpointer")],
-            "orphan": [pid for pid in backends if called(pid, "checkpointer")],
+        paused = {
+            "checkpointer": [pid for pid in backends if has_argument(pid, "checkpointer")],
+            "orphan": [pid for pid in backends if has_argument(pid, "checkpointer")],
             "all": [
                 *find_leftovers(data, "postgres"),
                 *find_leftovers(tmp_path / "valkey", "valkey-server"),
@@ -104,80 +104,80 @@ async def test_started_at_once_on_the_folder_of_a_killed_system(tmp_path: Path, 
             ],
             "none": [],
         }[which]
-        assert stop or which == "none"
-        with stopped(stop):
+        assert paused or which == "none"
+        with pause_processes(paused):
             if which == "orphan":
                 os.kill(first, signal.SIGKILL)
             process.kill()
             await process.wait()
-            again = create_servers(tmp_path)
-            again[0].leftover_grace_seconds = 2.0
-            starting = asyncio.gather(*(part.start() for part in again))
-            most = 0
+            servers = create_servers(tmp_path)
+            servers[0].leftover_grace_seconds = 2.0
+            starting = asyncio.gather(*(part.start() for part in servers))
+            max_generations = 0
             while not starting.done():
-                most = max(most, generations(data))
+                max_generations = max(max_generations, count_generations(data))
                 await asyncio.sleep(0.002)
             try:
                 await starting
-                assert most == 1
-                assert len(masters(data)) == 1
+                assert max_generations == 1
+                assert len(list_masters(data)) == 1
                 assert first not in find_leftovers(data, "postgres")
-                assert not set(stop) & set(find_leftovers(data, "postgres"))
+                assert not set(paused) & set(find_leftovers(data, "postgres"))
                 assert len(find_leftovers(tmp_path / "valkey", "valkey-server")) == 1
                 assert len(find_leftovers(tmp_path / "seaweedfs", "weed")) == 1
-                new = await asyncpg.connect(again[0].owner_url)
-                assert await new.fetchval("SELECT array_agg(n ORDER BY n) FROM kept") == list(range(1, 2001))
-                await new.close()
-                fresh = Redis.from_url(again[1].url)
-                assert await fresh.get("kept") == b"1"
-                await fresh.aclose()
+                connection = await asyncpg.connect(servers[0].owner_url)
+                assert await connection.fetchval("SELECT array_agg(n ORDER BY n) FROM kept") == list(range(1, 2001))
+                await connection.close()
+                new_redis = Redis.from_url(servers[1].url)
+                assert await new_redis.get("kept") == b"1"
+                await new_redis.aclose()
             finally:
                 with suppress(Exception):
                     await starting
-                await asyncio.gather(*(part.stop() for part in again))
+                await asyncio.gather(*(part.stop() for part in servers))
         owner.terminate()
 
 
-async def test_a_lock_file_that_names_a_stranger_does_not_keep_postgres_from_starting(tmp_path: Path) -> None:
+async def test_lock_file_with_an_unrelated_pid_does_not_block_postgres(tmp_path: Path) -> None:
     (postgres, *_) = create_servers(tmp_path)
     await postgres.start()
     await postgres.stop()
     data = tmp_path / "postgres" / "data"
-    with subprocess.Popen(["/bin/sleep", "600"], cwd=data) as stranger:
+    with subprocess.Popen(["/bin/sleep", "600"], cwd=data) as unrelated:
         try:
-            (data / "postmaster.pid").write_text(f"{stranger.pid}\n{data}\n0\n{postgres.port}\n\n127.0.0.1\n\n")
+            (data / "postmaster.pid").write_text(f"{unrelated.pid}\n{data}\n0\n{postgres.port}\n\n127.0.0.1\n\n")
             await postgres.start()
-            assert stranger.poll() is None
+            assert unrelated.poll() is None
             await postgres.stop()
         finally:
-            stranger.kill()
+            unrelated.kill()
 
 
-async def test_a_server_that_somebody_else_runs_on_the_folder_is_ended_before_ours_starts(tmp_path: Path) -> None:
-    """By hand, with other words on its command line: it is known by its program and where it works."""
+async def test_running_server_on_the_folder_is_ended_before_the_start(tmp_path: Path) -> None:
+    """Recognize it by its program and its folder, with any command line."""
     (postgres, *_) = create_servers(tmp_path)
     await postgres.start()
-    other, (own,) = create_servers(tmp_path)[0], masters(tmp_path / "postgres" / "data")
-    assert own == postgres.child.process.pid
-    await other.start()
+    second_server, (first_pid,) = create_servers(tmp_path)[0], list_masters(tmp_path / "postgres" / "data")
+    assert first_pid == postgres.child.process.pid
+    await second_server.start()
     try:
         assert not postgres.child.is_alive()
-        assert masters(tmp_path / "postgres" / "data") == [other.child.process.pid]
+        assert list_masters(tmp_path / "postgres" / "data") == [second_server.child.process.pid]
     finally:
-        await other.stop()
+        await second_server.stop()
 
 
-async def test_what_is_no_server_of_the_folder_is_left_alone(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+async def test_unrelated_processes_are_left_alone(tmp_path: Path) -> None:
+    other_folder = tmp_path / "elsewhere"
+    other_folder.mkdir()
     with subprocess.Popen(["/bin/sleep", "600"], cwd=tmp_path) as shell:
         try:
             assert find_leftovers(tmp_path, "postgres") == []
             assert find_leftovers(tmp_path, "sleep") == [shell.pid]
-            assert find_leftovers(elsewhere, "sleep") == []
+            assert find_leftovers(other_folder, "sleep") == []
             (tmp_path / "link").symlink_to(tmp_path)
             assert find_leftovers(tmp_path / "link", "sleep") == [shell.pid]
-            await end_leftovers(elsewhere, "sleep", signal.SIGTERM, grace_seconds=0.1)
+            await end_leftovers(other_folder, "sleep", signal.SIGTERM, grace_seconds=0.1)
             assert shell.poll() is None
             await end_leftovers(tmp_path, "sleep", signal.SIGTERM, leader=1, grace_seconds=0.1)
         finally:
@@ -185,24 +185,24 @@ async def test_what_is_no_server_of_the_folder_is_left_alone(tmp_path: Path) -> 
     assert shell.returncode == -signal.SIGKILL
 
 
-def test_postgres_is_looked_for_under_its_name() -> None:
+def test_postgres_is_found_under_its_name() -> None:
     assert (find_binaries() / "postgres").resolve().name == "postgres"
 
 
-async def test_objects_outlive_a_kill(tmp_path: Path) -> None:
-    async with held(tmp_path) as (process, urls):
-        given = {"region_name": "auto", "aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": TEST_SECRET}
-        async with get_session().create_client("s3", endpoint_url=urls[2], **given) as client:
+async def test_objects_survive_a_kill(tmp_path: Path) -> None:
+    async with run_holder(tmp_path) as (process, urls):
+        credentials = {"region_name": "auto", "aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": TEST_SECRET}
+        async with get_session().create_client("s3", endpoint_url=urls[2], **credentials) as client:
             await client.create_bucket(Bucket="paddock")
             await client.put_object(Bucket="paddock", Key="kept", Body=b"1" * 100_000)
-        with stopped(find_leftovers(tmp_path / "seaweedfs", "weed")):
+        with pause_processes(find_leftovers(tmp_path / "seaweedfs", "weed")):
             process.kill()
             await process.wait()
-            again = create_servers(tmp_path)[2]
-            await again.start()
+            storage = create_servers(tmp_path)[2]
+            await storage.start()
     try:
-        async with get_session().create_client("s3", endpoint_url=again.endpoint_url, **given) as client:
+        async with get_session().create_client("s3", endpoint_url=storage.endpoint_url, **credentials) as client:
             body = (await client.get_object(Bucket="paddock", Key="kept"))["Body"]
             assert await body.read() == b"1" * 100_000
     finally:
-        await again.stop()
+        await storage.stop()

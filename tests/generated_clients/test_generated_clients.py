@@ -1,4 +1,4 @@
-"""Generators of clients take the whole OpenAPI document, and what they make creates, lists and runs agents."""
+"""Client generators accept the whole OpenAPI document, and their clients create, list and run agents."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.clients import TenantClient
 
-TOOLS = Path(__file__).parents[2] / ".clients"
-SOURCE = "def handle(payload):\n    return {'hello': payload['name']}\n"
+TOOLS_FOLDER = Path(__file__).parents[2] / ".clients"
+AGENT_SOURCE = "def handle(payload):\n    return {'hello': payload['name']}\n"
 
 PYTHON_CLIENT = """
 import sys
@@ -87,13 +87,13 @@ console.log("works");
 """
 
 pytestmark = pytest.mark.skipif(
-    not (TOOLS / ".ready").exists(),
+    not (TOOLS_FOLDER / ".ready").exists(),
     reason="the generators are not installed: run `make test`, or `make .clients/.ready`",
 )
 
 
-async def _run(*command: str | Path, cwd: Path) -> str:
-    path = f"{TOOLS / 'bin'}:{os.environ['PATH']}"
+async def _run_command(*command: str | Path, cwd: Path) -> str:
+    path = f"{TOOLS_FOLDER / 'bin'}:{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec(
         *map(str, command),
         cwd=cwd,
@@ -115,47 +115,47 @@ async def document(system, tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def arguments(system, acme: TenantClient) -> tuple[str, str, str]:
-    return system.url, await acme.create_key(), await acme.deploy_agent(SOURCE)
+    return system.url, await acme.create_key(), await acme.deploy_agent(AGENT_SOURCE)
 
 
-async def test_openapi_python_client(document: Path, arguments: tuple[str, str, str]) -> None:
+async def test_openapi_python_client_works(document: Path, arguments: tuple[str, str, str]) -> None:
     folder = document.parent
-    told = await _run(
-        *(TOOLS / "bin/openapi-python-client", "generate", "--path", document, "--meta", "none"),
+    output = await _run_command(
+        *(TOOLS_FOLDER / "bin/openapi-python-client", "generate", "--path", document, "--meta", "none"),
         *("--output-path", folder / "made", "--fail-on-warning"),
         cwd=folder,
     )
-    assert "Warning" not in told
+    assert "Warning" not in output
     (folder / "call.py").write_text(PYTHON_CLIENT)
-    assert "works" in await _run(TOOLS / "bin/python", "call.py", *arguments, cwd=folder)
-    # Every schema and every route is there.
-    described = json.loads(document.read_text())
-    routes = sum(len(item) for item in described["paths"].values())
+    assert "works" in await _run_command(TOOLS_FOLDER / "bin/python", "call.py", *arguments, cwd=folder)
+    # Every route has a module.
+    openapi = json.loads(document.read_text())
+    routes = sum(len(item) for item in openapi["paths"].values())
     assert len([file for file in (folder / "made/api").rglob("*.py") if file.name != "__init__.py"]) == routes
 
 
-async def test_openapi_generator(document: Path, arguments: tuple[str, str, str]) -> None:
+async def test_openapi_generator_client_works(document: Path, arguments: tuple[str, str, str]) -> None:
     folder = document.parent
-    await _run(
-        *(TOOLS / "bin/openapi-generator-cli", "generate", "-i", document, "-g", "python", "-o", folder),
+    await _run_command(
+        *(TOOLS_FOLDER / "bin/openapi-generator-cli", "generate", "-i", document, "-g", "python", "-o", folder),
         *("--package-name", "made", "--global-property", "apis,models,supportingFiles"),
         cwd=folder,
     )
     (folder / "call.py").write_text(GENERATOR_CLIENT)
-    assert "works" in await _run(TOOLS / "bin/python", "call.py", *arguments, cwd=folder)
+    assert "works" in await _run_command(TOOLS_FOLDER / "bin/python", "call.py", *arguments, cwd=folder)
 
 
-async def test_openapi_typescript(document: Path, arguments: tuple[str, str, str]) -> None:
+async def test_openapi_typescript_client_works(document: Path, arguments: tuple[str, str, str]) -> None:
     folder = document.parent
-    (folder / "node_modules").symlink_to(TOOLS / "node_modules")
+    (folder / "node_modules").symlink_to(TOOLS_FOLDER / "node_modules")
     (folder / "package.json").write_text('{"type": "module"}')
     bin_folder = folder / "node_modules/.bin"
     # Without the option, a field of a body that has a default would have to be sent.
-    await _run(
+    await _run_command(
         *(bin_folder / "openapi-typescript", document, "-o", "schema.d.ts", "--default-non-nullable", "false"),
         cwd=folder,
     )
     (folder / "call.ts").write_text(TYPESCRIPT_CLIENT)
     strict = ("--strict", "--target", "es2022", "--module", "nodenext", "--moduleResolution", "nodenext")
-    await _run(bin_folder / "tsc", *strict, "--types", "node", "call.ts", cwd=folder)
-    assert "works" in await _run(TOOLS / "bin/node", "call.js", *arguments, cwd=folder)
+    await _run_command(bin_folder / "tsc", *strict, "--types", "node", "call.ts", cwd=folder)
+    assert "works" in await _run_command(TOOLS_FOLDER / "bin/node", "call.js", *arguments, cwd=folder)

@@ -16,7 +16,7 @@ import pytest
 import websockets
 
 from scripts.system import System
-from tests.attacks.test_accounts import SLOW, read_until_shut_out
+from tests.attacks.test_accounts import SLOW_AGENT, read_until_disconnected
 from tests.conftest import run_system
 from tests.support.clients import TenantClient, run_second_api
 
@@ -311,9 +311,9 @@ async def test_streams_end_when_the_user_is_deactivated(proxied_system: System) 
     user_id = (await member.fetch_account(proxied_system.url))["id"]
     async with httpx.AsyncClient(base_url=f"{proxied_system.url}/api/v1", headers=admin.headers, timeout=90) as http:
         owner = TenantClient(http, await admin.fetch_account(proxied_system.url), "")
-        agent = await owner.deploy_agent(SLOW, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
+        agent = await owner.deploy_agent(SLOW_AGENT, "name: slow\nentrypoint: agent:handle\ntimeout: 300\n")
         run = await owner.start_execution(agent)
-        async with read_until_shut_out(owner, run["id"], member.headers):
+        async with read_until_disconnected(owner, run["id"], member.headers):
             deactivated = await http.patch(f"/users/{user_id}", json={"is_active": False})
             assert deactivated.status_code == 200, deactivated.text
     refused = await member.send_request(proxied_system.url, "GET", "/auth/me")

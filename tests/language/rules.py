@@ -187,7 +187,7 @@ def check_words(paths: list[str]) -> Iterator[Violation]:
                     yield Violation("word", path, number, match[0].lower(), instead)
 
 
-def package_of(module: str, packages: set[str]) -> str:
+def find_package(module: str, packages: set[str]) -> str:
     """Return the innermost package that has a door and holds a module; empty if none does."""
     parts = module.split(".")
     for count in range(len(parts), 1, -1):
@@ -209,7 +209,7 @@ def check_doors(trees: dict[str, ast.Module]) -> Iterator[Violation]:
         for node in ast.walk(tree):
             if not isinstance(node, ast.ImportFrom) or not node.module:
                 continue
-            package = package_of(node.module, packages)
+            package = find_package(node.module, packages)
             if package and node.module != package and not f"{here}.".startswith(f"{package}."):
                 yield Violation("door", path, node.lineno, node.module, f"import from {package}")
 
@@ -252,6 +252,39 @@ def check_copies(paths: list[str]) -> Iterator[Violation]:
             end = start + COPIED_LINES
             number = list_code_lines(first_path)[first_start][0]
             yield Violation("copy", path, run[0][0], run[0][1], f"the same {COPIED_LINES} lines: {first_path}:{number}")
+
+
+def list_tests() -> dict[str, ast.Module]:
+    """Return the syntax tree of every test module by path; inputs of cases are files of other projects."""
+    paths = [path for path in list_files(".py") if path.startswith("tests/") and "/inputs/" not in path]
+    return {path: ast.parse((ROOT / path).read_text()) for path in paths}
+
+
+def is_fixture(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Tell whether pytest calls a function as a fixture, whose name is a noun."""
+    return any("fixture" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def check_test_functions(path: str, tree: ast.Module) -> Iterator[Violation]:
+    """Yield helpers that do not begin with a verb or are participles, and names of tests with words that confuse."""
+    patterns = {re.compile(pattern): instead for pattern, instead in WORDS.items()}
+    for node, name in walk_names(tree):
+        if not isinstance(node, FUNCTIONS) or is_fixture(node) or node.name.startswith("pytest_"):
+            continue
+        if node.name.startswith("test_"):
+            for pattern, instead in patterns.items():
+                if match := pattern.search(node.name.replace("_", " ")):
+                    yield Violation("test name", path, node.lineno, name, f"{match[0]}: {instead}")
+        elif (hint := check_function(node)) and ("." not in name or is_participle(node.name.strip("_"))):
+            yield Violation("function", path, node.lineno, name, hint)
+
+
+def check_tests() -> list[Violation]:
+    """Return everything in the tests that breaks the rules that apply to them."""
+    trees = list_tests()
+    names = [violation for violation in check_names(trees) if violation.rule in ("class", "variable")]
+    functions = [violation for path, tree in trees.items() for violation in check_test_functions(path, tree)]
+    return [*names, *functions, *check_words(list(trees))]
 
 
 def check_product() -> list[Violation]:

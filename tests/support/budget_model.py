@@ -1,4 +1,4 @@
-"""Budgets on the bench: a tenant with a clock that is turned by hand, and a plain model of what budgets have to be."""
+"""Test budgets of one tenant with a controlled clock against a plain model."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -38,14 +38,20 @@ SUBJECTS = {"tenant": [None], "key": KEYS, "agent": AGENTS, "workflow": WORKFLOW
 
 
 def build_billed_call(cost: float, **fields: Any) -> BilledCall:
-    given = {"status": "ok", "estimated": False, "duration_ms": 12.5, "usage": ModelUsage(prompt_tokens=3), **fields}
-    return BilledCall(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **given)
+    fields_of_call = {
+        "status": "ok",
+        "estimated": False,
+        "duration_ms": 12.5,
+        "usage": ModelUsage(prompt_tokens=3),
+        **fields,
+    }
+    return BilledCall(provider="openai", model="gpt", model_name="gpt", cost_usd=cost, **fields_of_call)
 
 
 async def add_execution(
     database: IsolatedDatabase, caller: Caller, total_cost: float = 0.0, status: str = "running"
 ) -> str:
-    """An execution; its id."""
+    """Add an execution and return its id."""
     execution_id = ids.generate_uuid7()
     await database.owner.execute(
         "INSERT INTO executions (id, tenant_id, user_id, run_name, kind, status, attempt, max_attempts, timeout, "
@@ -59,7 +65,7 @@ async def add_execution(
 async def add_budget(
     tx: Any, caller: Caller, scope: str, subject: str | None, limit: float, period: str = "total"
 ) -> Budget:
-    """A budget, also for what is not there: which is checked in `create`, and elsewhere here."""
+    """Add a budget without the checks of `create_budget`, also for a subject that does not exist."""
     budget = Budget(
         id=ids.generate_id("bud"),
         tenant_id=caller.tenant_id,
@@ -82,7 +88,7 @@ async def add_budget(
 
 
 class BudgetEnvironment:
-    """One tenant in a database of its own, and a clock that is turned by hand."""
+    """Hold one tenant in an isolated database, and a controlled clock."""
 
     def __init__(self, database: IsolatedDatabase, store: PostgresStore, caller: Caller, clock: list[datetime]) -> None:
         self.database, self.store, self.caller, self.clock = database, store, caller, clock
@@ -95,10 +101,10 @@ class BudgetEnvironment:
         return await self.run_transaction(lambda tx: add_budget(tx, self.caller, scope, subject, limit, period))
 
     async def reserve_budget(
-        self, spender: CostAttribution, wanted: float, least: float | None = None, seconds: float = 60
+        self, spender: CostAttribution, amount: float, least: float | None = None, seconds: float = 60
     ) -> BudgetReservation:
-        enough = wanted if least is None else least
-        return await self.run_transaction(lambda tx: costs.reserve_budget(tx, spender, wanted, enough, seconds))
+        enough = amount if least is None else least
+        return await self.run_transaction(lambda tx: costs.reserve_budget(tx, spender, amount, enough, seconds))
 
     async def settle_call(self, hold_id: str | None, spender: CostAttribution, cost: float) -> CostSettlement:
         return await self.run_transaction(lambda tx: costs.settle_call(tx, hold_id, spender, build_billed_call(cost)))
@@ -114,11 +120,11 @@ class BudgetEnvironment:
         return await self.database.owner.fetchval(query, ids.decode_id("exec", execution_id))
 
 
-# A plain model.
+# The plain model.
 
 
 class BudgetModel:
-    """What budgets have to be."""
+    """Compute what budgets must be."""
 
     def __init__(self) -> None:
         self.budgets: list[dict[str, Any]] = []
@@ -130,32 +136,34 @@ class BudgetModel:
             budget |= {"began": start, "spent": 0, "warned": None}
 
     def list_applying(self, spender: CostAttribution, now: datetime) -> list[dict[str, Any]]:
-        found = [one for one in self.budgets if one["subject"] is None or one["subject"] in spender.subjects]
-        for one in found:
-            self.start_period(one, now)
-        return found
+        budgets = [
+            budget for budget in self.budgets if budget["subject"] is None or budget["subject"] in spender.subjects
+        ]
+        for budget in budgets:
+            self.start_period(budget, now)
+        return budgets
 
     def sum_reserved(self, budget: dict[str, Any] | None, run: str | None, now: datetime) -> int:
         return sum(
-            one["amount"]
-            for one in self.holds
-            if not one["settled"]
-            and one["until"] > now
+            hold["amount"]
+            for hold in self.holds
+            if not hold["settled"]
+            and hold["until"] > now
             and (
-                one["spender"].execution_id == run
+                hold["spender"].execution_id == run
                 if budget is None
-                else budget["subject"] is None or budget["subject"] in one["spender"].subjects
+                else budget["subject"] is None or budget["subject"] in hold["spender"].subjects
             )
         )
 
     def find_tightest_limit(
-        self, spender: CostAttribution, wanted: int, least: int, now: datetime
+        self, spender: CostAttribution, amount: int, least: int, now: datetime
     ) -> tuple[int, dict[str, Any]] | None:
-        """The room and whose it is, or None if there is no limit."""
+        """Return what is left of the tightest limit, and that limit; None without a limit."""
         limits = [
-            (one["limit"] - one["spent"] - self.sum_reserved(one, None, now), one["id"], one)
-            for one in self.list_applying(spender, now)
-            if one["enabled"]
+            (budget["limit"] - budget["spent"] - self.sum_reserved(budget, None, now), budget["id"], budget)
+            for budget in self.list_applying(spender, now)
+            if budget["enabled"]
         ]
         if spender.run_limit is not None:
             room = (
@@ -164,29 +172,29 @@ class BudgetModel:
             limits.append((room, "~", {"scope": "run", "limit": spender.run_limit, "period": "total"}))
         if not limits:
             return None
-        room, _, whose = min(limits, key=lambda one: one[:2])
+        room, _, whose = min(limits, key=lambda budget: budget[:2])
         return room, whose
 
     def settle(
         self, hold: dict[str, Any] | None, spender: CostAttribution, cost: int, now: datetime
     ) -> list[str | None]:
-        """Returns what is warned of."""
+        """Settle a call and return the ids of the budgets that warn; None stands for the run."""
         warned: list[str | None] = []
         if hold is not None:
             hold["settled"] = True
         if cost == 0:
             return warned
-        for one in self.list_applying(spender, now):
-            one["spent"] += cost
-            if one["enabled"] and one["warned"] is None and one["spent"] * 10 >= one["limit"] * 8:
-                one["warned"] = now
-                warned.append(one["id"])
+        for budget in self.list_applying(spender, now):
+            budget["spent"] += cost
+            if budget["enabled"] and budget["warned"] is None and budget["spent"] * 10 >= budget["limit"] * 8:
+                budget["warned"] = now
+                warned.append(budget["id"])
         before = self.runs[spender.execution_id]
         self.runs[spender.execution_id] += cost
         limit = spender.run_limit
         if limit is not None and before * 10 < limit * 8 <= (before + cost) * 10:
             warned.append(None)
-        return sorted(warned, key=lambda one: one or "~")
+        return sorted(warned, key=lambda budget_id: budget_id or "~")
 
 
 AMOUNT = st.sampled_from([1, 10**7, 10**8, 2 * 10**8, 10**9]) | st.integers(1, 10**9)
@@ -205,7 +213,7 @@ STEP = st.one_of(
     st.tuples(st.just("hold"), SPENDER, AMOUNT, st.just(1)),
     st.tuples(st.just("settle"), PLACE, st.sampled_from([0.0, 0.5, 1.0, 1.0, 1.5])),
     st.tuples(st.just("settle"), PLACE, st.just(1.0)),
-    st.tuples(st.just("pay"), SPENDER, AMOUNT),
+    st.tuples(st.just("settle_without_hold"), SPENDER, AMOUNT),
     st.tuples(st.just("limit"), PLACE, LIMIT),
     st.tuples(st.just("enable"), PLACE, st.booleans()),
     st.tuples(st.just("delete"), PLACE),
@@ -214,7 +222,7 @@ STEP = st.one_of(
 
 
 class CheckedBudgets:
-    """The real thing beside its model."""
+    """Compare budgets with their model."""
 
     def __init__(self, bench: BudgetEnvironment, runs: list[str]) -> None:
         self.bench, self.runs, self.model = bench, runs, BudgetModel()
@@ -247,12 +255,12 @@ class CheckedBudgets:
             | {"enabled": True, "spent": 0, "warned": None}
         )
 
-    async def hold(self, drawn: tuple[Any, ...], wanted: int, least: int) -> None:
+    async def hold(self, drawn: tuple[Any, ...], amount: int, least: int) -> None:
         spender, now = self.build_spender(drawn), self.bench.clock[0]
-        expected = self.model.find_tightest_limit(spender, wanted, least, now)
-        enough = max(1, min(least, wanted))
+        expected = self.model.find_tightest_limit(spender, amount, least, now)
+        enough = max(1, min(least, amount))
         try:
-            found = await self.bench.reserve_budget(spender, wanted / 10**9, least / 10**9)
+            reservation = await self.bench.reserve_budget(spender, amount / 10**9, least / 10**9)
         except DomainError as error:
             assert expected is not None
             room, whose = expected
@@ -263,68 +271,68 @@ class CheckedBudgets:
             assert (whose["scope"] == "run") == ("cost limit" in error.detail)
             return
         if expected is None:
-            assert found == BudgetReservation(id=None, amount_usd=wanted / 10**9)
+            assert reservation == BudgetReservation(id=None, amount_usd=amount / 10**9)
             return
-        granted = min(wanted, expected[0])
+        granted = min(amount, expected[0])
         assert granted >= enough
-        assert (found.id is not None, nanos_from_usd(found.amount_usd)) == (True, granted)
+        assert (reservation.id is not None, nanos_from_usd(reservation.amount_usd)) == (True, granted)
         self.model.holds.append(
-            {"id": found.id, "spender": spender, "amount": granted, "until": now + timedelta(seconds=60)}
+            {"id": reservation.id, "spender": spender, "amount": granted, "until": now + timedelta(seconds=60)}
             | {"settled": False}
         )
 
     async def settle(self, place: int, share: float) -> None:
-        waiting = [one for one in self.model.holds if not one["settled"]]
+        waiting = [budget for budget in self.model.holds if not budget["settled"]]
         if not waiting:
             return
         hold = waiting[place % len(waiting)]
         await self._settle(hold, hold["spender"], int(hold["amount"] * share))
 
-    async def pay(self, drawn: tuple[Any, ...], cost: int) -> None:
+    async def settle_without_hold(self, drawn: tuple[Any, ...], cost: int) -> None:
         await self._settle(None, self.build_spender(drawn), cost)
 
     async def _settle(self, hold: dict[str, Any] | None, spender: CostAttribution, cost: int) -> None:
         expected = self.model.settle(hold, spender, cost, self.bench.clock[0])
-        found = await self.bench.settle_call(None if hold is None else hold["id"], spender, cost / 10**9)
-        assert [one.budget_id for one in found.warnings] == expected
+        settlement = await self.bench.settle_call(None if hold is None else hold["id"], spender, cost / 10**9)
+        assert [hold.budget_id for hold in settlement.warnings] == expected
 
     async def limit(self, place: int, limit: int) -> None:
-        if (one := self.choose_budget(place)) is not None:
-            self.model.start_period(one, self.bench.clock[0])
-            one["limit"] = limit
-            if one["spent"] * 10 < limit * 8:
-                one["warned"] = None
+        if (budget := self.choose_budget(place)) is not None:
+            self.model.start_period(budget, self.bench.clock[0])
+            budget["limit"] = limit
+            if budget["spent"] * 10 < limit * 8:
+                budget["warned"] = None
             await self.bench.run_transaction(
-                lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(limit_usd=limit / 10**9))
+                lambda tx: budgets.update_budget(tx, budget["id"], PatchBudget(limit_usd=limit / 10**9))
             )
 
     async def enable(self, place: int, enabled: bool) -> None:
-        if (one := self.choose_budget(place)) is not None:
-            one["enabled"] = enabled
+        if (budget := self.choose_budget(place)) is not None:
+            budget["enabled"] = enabled
             await self.bench.run_transaction(
-                lambda tx: budgets.update_budget(tx, one["id"], PatchBudget(enabled=enabled))
+                lambda tx: budgets.update_budget(tx, budget["id"], PatchBudget(enabled=enabled))
             )
 
     async def delete(self, place: int) -> None:
-        if (one := self.choose_budget(place)) is not None:
-            self.model.budgets.remove(one)
-            await self.bench.run_transaction(lambda tx: budgets.delete_budget(tx, one["id"]))
+        if (budget := self.choose_budget(place)) is not None:
+            self.model.budgets.remove(budget)
+            await self.bench.run_transaction(lambda tx: budgets.delete_budget(tx, budget["id"]))
 
     async def wait(self, passing: timedelta) -> None:
         self.bench.clock[0] += passing
 
     async def check(self) -> None:
-        now, found = self.bench.clock[0], {one.id: one for one in await self.bench.list_budgets()}
-        assert len(found) == len(self.model.budgets)
-        for one in self.model.budgets:
-            self.model.start_period(one, now)
-            budget, held = found[one["id"]], self.model.sum_reserved(one, None, now)
-            left = max(0, one["limit"] - one["spent"] - held)
+        now, budget_by_id = self.bench.clock[0], {budget.id: budget for budget in await self.bench.list_budgets()}
+        assert len(budget_by_id) == len(self.model.budgets)
+        for expected in self.model.budgets:
+            self.model.start_period(expected, now)
+            budget, reserved = budget_by_id[expected["id"]], self.model.sum_reserved(expected, None, now)
+            left = max(0, expected["limit"] - expected["spent"] - reserved)
             amounts = (budget.limit_usd, budget.spent_usd, budget.held_usd, budget.remaining_usd)
-            assert tuple(map(nanos_from_usd, amounts)) == (one["limit"], one["spent"], held, left)
-            share = one["spent"] / one["limit"]
+            assert tuple(map(nanos_from_usd, amounts)) == (expected["limit"], expected["spent"], reserved, left)
+            share = expected["spent"] / expected["limit"]
             assert budget.status == ("exhausted" if share >= 1 else "warned" if share >= 0.8 else "ok")
-            assert (budget.warned_at, budget.enabled) == (one["warned"], one["enabled"])
-            assert budget.period_start == (None if one["period"] == "total" else one["began"])
+            assert (budget.warned_at, budget.enabled) == (expected["warned"], expected["enabled"])
+            assert budget.period_start == (None if expected["period"] == "total" else expected["began"])
         for run, spent in self.model.runs.items():
             assert await self.bench.get_total_cost(run) == spent / 10**9

@@ -1,4 +1,4 @@
-"""The folders of the cases' inputs, and a process that plays provider, MCP server and endpoint from one."""
+"""Find the inputs of a case, and serve a folder as a provider, an MCP server and an endpoint."""
 
 import asyncio
 import sys

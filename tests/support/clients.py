@@ -1,4 +1,4 @@
-"""Clients that speak to a running system from outside, as users do."""
+"""Call a running system from outside, as users do."""
 
 import asyncio
 import io
@@ -27,7 +27,7 @@ DEFAULT_MANIFEST = "name: test\nentrypoint: agent:handle\n"
 
 
 def pack_archive(files: dict[str, str | bytes], manifest: str | None = DEFAULT_MANIFEST) -> bytes:
-    """A `.tar.gz` of the given files, with a manifest unless there shall be none."""
+    """Return a `.tar.gz` of files, with a manifest unless it is None."""
     if manifest is not None:
         files = {"agent.yaml": manifest, **files}
     buffer = io.BytesIO()
@@ -41,7 +41,7 @@ def pack_archive(files: dict[str, str | bytes], manifest: str | None = DEFAULT_M
 
 
 class TenantClient:
-    """A tenant's admin at the API. `http` carries its bearer token."""
+    """Call the API as a tenant's admin. `http` sends its bearer token."""
 
     def __init__(self, http: httpx.AsyncClient, account: dict[str, Any], password: str) -> None:
         self.http, self.account, self.password = http, account, password
@@ -64,10 +64,10 @@ class TenantClient:
         return await self.http.post(f"/uploads/agent/{agent_id}", files={"file": ("agent.tar.gz", data)})
 
     async def build_version(self, agent_id: str, data: bytes) -> dict[str, Any]:
-        """Upload and wait for the build; the version as it ended."""
-        made = await self.upload_archive(agent_id, data)
-        assert made.status_code == 201, made.text
-        path = f"/agents/{agent_id}/versions/{made.json()['id']}"
+        """Upload an archive, wait for the build, and return the version."""
+        answer = await self.upload_archive(agent_id, data)
+        assert answer.status_code == 201, answer.text
+        path = f"/agents/{agent_id}/versions/{answer.json()['id']}"
         for _ in range(3):
             version = (await self.http.get(path, headers={"Prefer": "wait=60"})).json()
             if version["status"] in ("ready", "failed"):
@@ -75,7 +75,7 @@ class TenantClient:
         return dict(version)
 
     async def deploy_agent(self, source: str, manifest: str = DEFAULT_MANIFEST, **files: str) -> str:
-        """An agent made of one module, built and ready; its id."""
+        """Build an agent of one module and return its id."""
         agent = await self.create_agent()
         version = await self.build_version(agent["id"], pack_archive({"agent.py": source, **files}, manifest))
         assert version["status"] == "ready", version["build_log"]
@@ -93,7 +93,7 @@ class TenantClient:
         return dict(answer.json())
 
     async def run_agent(self, agent_id: str, payload: Any = None, **fields: Any) -> dict[str, Any]:
-        """Start an execution and wait until it has ended."""
+        """Start an execution and return it after its end."""
         return await self.wait_for_end((await self.start_execution(agent_id, payload, **fields))["id"])
 
     async def wait_for_end(self, execution_id: str, patience: int = 90) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class TenantClient:
 
 @asynccontextmanager
 async def register_tenant(url: str) -> AsyncIterator[TenantClient]:
-    """A new tenant with a logged-in admin."""
+    """Register a tenant; yields its admin."""
     name, password = secrets.token_hex(6), secrets.token_urlsafe(12)
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
         body = {"email": f"{name}@example.com", "password": password, "tenant_id": f"tenant-{name}"}
@@ -158,7 +158,7 @@ async def wait_for_server(url: str) -> None:
 
 @asynccontextmanager
 async def run_second_api(system: Any, **environment: str) -> AsyncIterator[str]:
-    """Another process of the API on the system's parts, with other settings; its address."""
+    """Run another API process of the system with other settings; yields its address."""
     port = str(find_free_ports(1)[0])
     process = SupervisedProcess(
         "beside", "api", {**system.environment, "PADDOCK_PORT": port, **environment}, lambda _: None
@@ -174,8 +174,8 @@ async def run_second_api(system: Any, **environment: str) -> AsyncIterator[str]:
 
 
 async def fetch_events(tx: Tx, execution: Execution, seq: int = 0) -> list[ExecutionEvent]:
-    """The log of an execution after an event."""
-    asked = EventQuery(tenant_id=execution.tenant_id, execution_id=execution.id, seq=seq)
-    (found,) = await tx.events.find_slices([asked], 1000)
-    assert found is not None
-    return found.events
+    """Return the log of an execution after an event."""
+    query = EventQuery(tenant_id=execution.tenant_id, execution_id=execution.id, seq=seq)
+    (event_slice,) = await tx.events.find_slices([query], 1000)
+    assert event_slice is not None
+    return event_slice.events

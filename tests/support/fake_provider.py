@@ -2,7 +2,7 @@
 
     async with run_fake_provider() as provider:        # provider.url is http://127.0.0.1:PORT/v1
         provider.queue_text("Hello there")             # the next answer, for any model
-        provider.queue_text("Hi", to="gpt-x")          # the next answer of that model alone; `script:NAME` is such a name too
+        provider.queue_text("Hi", to="gpt-x")          # the next answer of that model alone; also a name like `script:NAME`
         provider.queue_tool_call("add", {"a": 1})      # a tool call; queue_text(text, calls=[build_call(…)]) for several
         provider.queue_failure(429, retry_after=3)     # queue_cut(3), queue_malformed(), queue_hang(), queue_slow(…), …
         provider.add_rule(lambda asked: None)          # returns a ScriptedAnswer, or None to leave it to the script
@@ -46,7 +46,7 @@ MALFORMED_JSON = '{"id": "chatcmpl-1", "choices": [{"delta": oops'
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedCall:
-    """A tool call. `arguments` is sent as it stands if it is text, valid or not."""
+    """A tool call. `arguments` is sent unchanged if it is text, valid or not."""
 
     name: str
     arguments: dict[str, Any] | str
@@ -61,7 +61,7 @@ id_numbers = itertools.count(1)
 
 
 def build_call(name: str, arguments: dict[str, Any] | str | None = None, id: str | None = None) -> ScriptedCall:  # noqa: A002
-    """A tool call to say. Without an id it gets one that nobody else has."""
+    """Build a tool call. Without an id it gets a unique one."""
     return ScriptedCall(
         name=name, arguments={} if arguments is None else arguments, id=id or f"call_{name[:20]}_{next(id_numbers)}"
     )
@@ -69,7 +69,7 @@ def build_call(name: str, arguments: dict[str, Any] | str | None = None, id: str
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedAnswer:
-    """What is answered. Numbers of tokens that are None are counted; `tells` False leaves usage out."""
+    """An answer. Numbers of tokens that are None are counted; `reports_usage` False leaves usage out."""
 
     tokens: Sequence[str] = ()
     thinking: str = ""
@@ -81,7 +81,7 @@ class ScriptedAnswer:
     message: str = ""
     retry_after: str | None = None
     ending: Literal["whole", "cut", "hang", "malformed", "unfinished"] = "whole"
-    after: int = 0  # tokens before such an ending
+    after: int = 0  # tokens before that ending
     prompt: int | None = None
     completion: int | None = None
     cached: int = 0
@@ -95,7 +95,7 @@ class ScriptedAnswer:
 
 @dataclass(kw_only=True)
 class ProviderRequest:
-    """One request. `gone` is when the client hung up, `done` when the answer had ended, `at` when it came (monotonic)."""
+    """One request. `hung_up_at`, `answered_at` and `received_at` are monotonic times."""
 
     path: str
     headers: dict[str, str]  # lower case names
@@ -112,17 +112,17 @@ class ProviderRequest:
 
     @property
     def api_key(self) -> str | None:
-        """The API key that came with it."""
+        """Return the API key of the request."""
         bearer = self.headers.get("authorization", "")
         return self.headers.get("x-api-key") or (bearer[7:] if bearer.lower().startswith("bearer ") else None)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation, whichever wire it came over."""
+        """Return the conversation, in the form of chat completions."""
         return list_messages(self.body) if "input" in self.body else self.body.get("messages", [])
 
     def get_last_text(self, role: str = "user") -> str:
-        """The text of the last message of a role."""
+        """Return the text of the last message of a role."""
         for message in reversed(self.messages):
             if message["role"] == role:
                 return extract_text(message.get("content"))
@@ -135,7 +135,7 @@ def get_client_port(request: web.Request) -> int:
 
 
 def extract_text(content: Any) -> str:
-    """The text of a message's content, be it text or parts."""
+    """Return the text of a message's content, which is text or a list of parts."""
     if isinstance(content, list):
         return "".join(
             extract_text(part.get("content")) if part.get("type") == "tool_result" else part.get("text", "")
@@ -145,7 +145,7 @@ def extract_text(content: Any) -> str:
 
 
 def split_tokens(text: str) -> list[str]:
-    """Its words, each with the space before it: joined, they are the text."""
+    """Split a text into words, each with the space before it: joined, they are the text."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
@@ -153,15 +153,15 @@ AnswerRule = Callable[[ProviderRequest], ScriptedAnswer | None]
 
 
 class FakeProvider:
-    """The server. Its scripts and what it saw."""
+    """Serve scripted answers and record the requests."""
 
     def __init__(self, records_requests: bool = True) -> None:
         self.url = self.root = ""
         self.requests: list[ProviderRequest] = []
-        self.accepted_keys: set[str] = set()  # those accepted; none: anybody may ask
+        self.accepted_keys: set[str] = set()  # empty: every key is accepted
         self.models: list[str] = ["echo"]
-        self.open_answers = 0  # answers under way
-        self.is_strict = False  # as today's models are: tools over Responses alone, reasoning given back as it was
+        self.open_answers = 0  # answers being sent
+        self.is_strict = False  # like current models: tools over Responses only, reasoning sent back unchanged
         self._records_requests = records_requests
         self._queues: dict[str | None, deque[ScriptedAnswer]] = defaultdict(deque)
         self._rules: list[AnswerRule] = []
@@ -170,17 +170,17 @@ class FakeProvider:
 
     @property
     def hung_up_requests(self) -> list[ProviderRequest]:
-        """Requests whose client hung up before the end of the answer."""
+        """Return the requests whose client hung up before the end of the answer."""
         return [asked for asked in self.requests if asked.hung_up_at is not None]
 
-    # What to answer
+    # Scripting answers
 
     def queue_answer(self, answer: ScriptedAnswer, to: str | None = None) -> None:
-        """Any answer, for a model alone or for whoever asks next."""
+        """Queue an answer, for one model or for the next request of any model."""
         self._queues[to].append(answer)
 
     def queue_text(self, text: str, calls: Iterable[ScriptedCall] = (), to: str | None = None, **more: Any) -> None:
-        """Text and tool calls; `more` as in `Answer`: thinking, usage (prompt, completion, cached, reasoning), delay."""
+        """Queue text and tool calls; `more` as in `ScriptedAnswer`: thinking, usage (prompt, completion, cached, reasoning), delay."""
         self.queue_answer(ScriptedAnswer(tokens=split_tokens(text), calls=tuple(calls), **more), to)
 
     def queue_tool_call(
@@ -200,7 +200,7 @@ class FakeProvider:
         self.queue_answer(ScriptedAnswer(status=status, message=message, retry_after=after), to)
 
     def queue_cut(self, after_tokens: int = 3, to: str | None = None) -> None:
-        """The connection drops after some tokens; 0: before the headers."""
+        """Queue a connection that drops after some tokens; 0: before the headers."""
         self.queue_answer(
             ScriptedAnswer(tokens=list_numbered_tokens(after_tokens), ending="cut", after=after_tokens), to
         )
@@ -211,45 +211,45 @@ class FakeProvider:
         )
 
     def queue_hang(self, after_tokens: int = 0, to: str | None = None) -> None:
-        """Headers, some tokens, then nothing for ever."""
+        """Queue headers and some tokens, followed by silence."""
         self.queue_answer(
             ScriptedAnswer(tokens=list_numbered_tokens(after_tokens), ending="hang", after=after_tokens), to
         )
 
     def queue_unfinished(self, text: str = "so far", to: str | None = None) -> None:
-        """The answer ends in good order but nobody says that it was finished."""
+        """Queue an answer that ends without a finish reason."""
         tokens = split_tokens(text)
         self.queue_answer(ScriptedAnswer(tokens=tokens, ending="unfinished", after=len(tokens)), to)
 
     def queue_empty(self, to: str | None = None) -> None:
-        """A stream of nothing at all."""
+        """Queue an empty stream."""
         self.queue_answer(ScriptedAnswer(ending="unfinished"), to)
 
     def queue_slow(self, tokens: int, delay: float, to: str | None = None) -> None:
-        """Numbered tokens with `delay` seconds between."""
+        """Queue numbered tokens with `delay` seconds between them."""
         self.queue_answer(ScriptedAnswer(tokens=list_numbered_tokens(tokens), delay=delay), to)
 
     def add_rule(self, rule: AnswerRule) -> None:
-        """Asked before anything else, the latest rule first."""
+        """Add a rule, which is asked before the script, the latest rule first."""
         self._rules.insert(0, rule)
 
     def reset_scripts(self) -> None:
-        """Forgets scripts, rules, keys and requests."""
+        """Forget scripts, rules, keys and requests."""
         self.requests.clear()
         self._queues.clear()
         self._rules.clear()
         self.accepted_keys.clear()
         self.is_strict = False
 
-    # What it saw
+    # Waiting for requests
 
     async def wait_for_request(self, count: int = 1, timeout: float = 60.0) -> ProviderRequest:
-        """The last request, once there are as many."""
+        """Return the last request, once there are `count`."""
         await self._wait_until(lambda: len(self.requests) >= count, timeout)
         return self.requests[-1]
 
     async def wait_for_hang_up(self, count: int = 1, timeout: float = 60.0) -> ProviderRequest:
-        """The last request whose client hung up early, once there are as many."""
+        """Return the last request whose client hung up early, once there are `count`."""
         await self._wait_until(lambda: len(self.hung_up_requests) >= count, timeout)
         return self.hung_up_requests[-1]
 
@@ -293,64 +293,64 @@ class FakeProvider:
         if self._records_requests:
             self.requests.append(asked)
             self._changed.set()
-        voice = _WIRE_FORMATS[request.path.rpartition("/")[2]](asked)
+        wire_format = _WIRE_FORMATS[request.path.rpartition("/")[2]](asked)
         if self.accepted_keys and asked.api_key not in self.accepted_keys:
             asked.answered_at = time.monotonic()
             return build_refusal(
-                voice, ScriptedAnswer(status=401, message=f"Incorrect API key provided: {asked.api_key}")
+                wire_format, ScriptedAnswer(status=401, message=f"Incorrect API key provided: {asked.api_key}")
             )
         if self.is_strict and (problem := find_strict_problem(asked)) is not None:
             asked.answered_at = time.monotonic()
-            return build_refusal(voice, ScriptedAnswer(status=400, message=problem))
+            return build_refusal(wire_format, ScriptedAnswer(status=400, message=problem))
         answer = self.choose_answer(asked)
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)
         self.open_answers += 1
         try:
-            return await self._send_answer(request, asked, answer, voice)
+            return await self._send_answer(request, asked, answer, wire_format)
         except (asyncio.CancelledError, ConnectionError):
             if asked.answered_at is None:
                 asked.hung_up_at = time.monotonic()
-            raise asyncio.CancelledError from None  # of a connection that is lost: nothing to be said about it
+            raise asyncio.CancelledError from None  # the connection is lost: nothing to log
         finally:
             self._answering.discard(task)
             self.open_answers -= 1
             self._changed.set()
 
     async def _send_answer(
-        self, request: web.Request, asked: ProviderRequest, answer: ScriptedAnswer, voice: "WireFormat"
+        self, request: web.Request, asked: ProviderRequest, answer: ScriptedAnswer, wire_format: "WireFormat"
     ) -> web.StreamResponse:
         if answer.wait:
             await asyncio.sleep(answer.wait)
         if answer.status != 200:
             asked.answered_at = time.monotonic()
-            return build_refusal(voice, answer)
+            return build_refusal(wire_format, answer)
         if answer.ending == "cut" and not answer.after:
             return await self._drop_connection(request, asked)
         if not asked.body.get("stream"):
-            return await self._send_whole(request, asked, answer, voice)
+            return await self._send_whole(request, asked, answer, wire_format)
         response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
         await response.prepare(request)
         if answer.ending == "unfinished" and not answer.tokens and not answer.calls:
             asked.answered_at = time.monotonic()
             return response
         if answer.ending != "hang" or answer.after:
-            for frame in voice.head(answer):
+            for frame in wire_format.render_head(answer):
                 await response.write(frame)
-        shown = answer.tokens if answer.ending == "whole" else answer.tokens[: answer.after]
-        delay, write, frame_of = answer.delay, response.write, voice.token
-        for token in shown:
+        shown_tokens = answer.tokens if answer.ending == "whole" else answer.tokens[: answer.after]
+        delay, write, frame_of = answer.delay, response.write, wire_format.render_token
+        for token in shown_tokens:
             await write(frame_of(token))
             asked.sent_tokens += 1
-            await asyncio.sleep(delay)  # 0 too: streams take turns
+            await asyncio.sleep(delay)  # also 0, so that streams take turns
         match answer.ending:
             case "whole":
-                for frame in voice.tail(answer):
+                for frame in wire_format.render_tail(answer):
                     await write(frame)
                 asked.answered_at = time.monotonic()
             case "malformed":
-                await write(voice.garbage())
+                await write(wire_format.render_malformed())
                 asked.answered_at = time.monotonic()
             case "unfinished":
                 asked.answered_at = time.monotonic()
@@ -362,7 +362,7 @@ class FakeProvider:
         return response
 
     async def _send_whole(
-        self, request: web.Request, asked: ProviderRequest, answer: ScriptedAnswer, voice: "WireFormat"
+        self, request: web.Request, asked: ProviderRequest, answer: ScriptedAnswer, wire_format: "WireFormat"
     ) -> web.StreamResponse:
         match answer.ending:
             case "hang":
@@ -378,14 +378,14 @@ class FakeProvider:
         if answer.delay:
             await asyncio.sleep(answer.delay * len(answer.tokens))
         asked.sent_tokens, asked.answered_at = len(answer.tokens), time.monotonic()
-        return web.json_response(voice.whole(answer))
+        return web.json_response(wire_format.render_whole(answer))
 
     async def _drop_connection(
         self, request: web.Request, asked: ProviderRequest, response: web.StreamResponse | None = None
     ) -> web.StreamResponse:
         asked.answered_at = time.monotonic()
         if request.transport is not None:
-            # What was written goes out first; then the connection ends without the last chunk.
+            # Written data is sent first; then the connection ends without the last chunk.
             request.transport.close()
         await asyncio.Event().wait()  # until the server has noticed, and ends this handler
         raise AssertionError
@@ -423,7 +423,7 @@ class FakeProvider:
         return web.json_response({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
 
     def drop_answers(self) -> None:
-        """Drops every answer that is under way."""
+        """Drop every answer that is being sent."""
         for task in list(self._answering):
             task.cancel()
 
@@ -436,7 +436,7 @@ def list_numbered_tokens(count: int) -> list[str]:
 
 
 class TimestampedTokens(Sequence[str]):
-    """Tokens that tell when they were sent: `w7@` and the monotonic time in microseconds."""
+    """Tokens with the time of sending: `w7@` and the monotonic time in microseconds."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -459,27 +459,27 @@ _MODEL_NAME_PATTERN = re.compile(
 
 
 def answer_by_model_name(asked: ProviderRequest) -> ScriptedAnswer | None:
-    """What the model's name says, if it says anything."""
-    if (told := _MODEL_NAME_PATTERN.fullmatch(asked.model)) is None:
+    """Return the answer that a model's name stands for, or None."""
+    if (match := _MODEL_NAME_PATTERN.fullmatch(asked.model)) is None:
         return None
-    if told["tokens"]:
-        count = int(told["tokens"])
+    if match["tokens"]:
+        count = int(match["tokens"])
         return ScriptedAnswer(
-            tokens=TimestampedTokens(count) if told["stamped"] else list_numbered_tokens(count),
-            delay=int(told["delay"] or 0) / 1000,
+            tokens=TimestampedTokens(count) if match["stamped"] else list_numbered_tokens(count),
+            delay=int(match["delay"] or 0) / 1000,
         )
-    if told["status"]:
-        return ScriptedAnswer(status=int(told["status"]), retry_after="1" if told["status"] == "429" else None)
-    if told["cut"]:
-        return ScriptedAnswer(tokens=list_numbered_tokens(int(told["cut"])), ending="cut", after=int(told["cut"]))
-    if told["call"]:
+    if match["status"]:
+        return ScriptedAnswer(status=int(match["status"]), retry_after="1" if match["status"] == "429" else None)
+    if match["cut"]:
+        return ScriptedAnswer(tokens=list_numbered_tokens(int(match["cut"])), ending="cut", after=int(match["cut"]))
+    if match["call"]:
         last = asked.messages[-1]
         parts = last.get("content") if isinstance(last.get("content"), list) else []
         if last["role"] == "tool" or any(part.get("type") == "tool_result" for part in parts):
             return ScriptedAnswer(tokens=split_tokens(extract_text(last.get("content"))))
-        said = asked.get_last_text()
-        return ScriptedAnswer(calls=[build_call(told["call"], said if said.startswith("{") else {})])
-    match told["word"]:
+        text = asked.get_last_text()
+        return ScriptedAnswer(calls=[build_call(match["call"], text if text.startswith("{") else {})])
+    match match["word"]:
         case "echo":
             return ScriptedAnswer(tokens=split_tokens(asked.get_last_text()))
         case "malformed":
@@ -492,7 +492,7 @@ def answer_by_model_name(asked: ProviderRequest) -> ScriptedAnswer | None:
 
 
 def find_strict_problem(asked: ProviderRequest) -> str | None:
-    """What today's models refuse a request for."""
+    """Return why current models would refuse a request, or None."""
     if asked.path.endswith("/messages"):
         return find_thinking_problem(asked)
     if asked.path.endswith("/responses"):
@@ -500,10 +500,10 @@ def find_strict_problem(asked: ProviderRequest) -> str | None:
     return TOOLS_REFUSED if asked.body.get("tools") else None
 
 
-def build_refusal(voice: "WireFormat", answer: ScriptedAnswer) -> web.Response:
+def build_refusal(wire_format: "WireFormat", answer: ScriptedAnswer) -> web.Response:
     headers = {} if answer.retry_after is None else {"retry-after": answer.retry_after}
     message = answer.message or f"scripted failure {answer.status}"
-    return web.json_response(voice.error(answer.status, message), status=answer.status, headers=headers)
+    return web.json_response(wire_format.build_error(answer.status, message), status=answer.status, headers=headers)
 
 
 def count_usage(asked: ProviderRequest, answer: ScriptedAnswer) -> tuple[int, int]:
@@ -514,7 +514,7 @@ def count_usage(asked: ProviderRequest, answer: ScriptedAnswer) -> tuple[int, in
     completion = answer.completion
     if completion is None:
         completion = (
-            len(answer.tokens) + sum(1 + len(one.arguments_text.split()) for one in answer.calls) + answer.reasoning
+            len(answer.tokens) + sum(1 + len(call.arguments_text.split()) for call in answer.calls) + answer.reasoning
         )
     return prompt, completion
 
@@ -524,7 +524,7 @@ def split_pieces(text: str, length: int = 12) -> list[str]:
 
 
 class OpenAIFormat:
-    """How OpenAI says it."""
+    """Render answers as OpenAI's chat completions."""
 
     def __init__(self, asked: ProviderRequest) -> None:
         self.asked, self.id = asked, f"chatcmpl-{next(id_numbers)}"
@@ -535,45 +535,47 @@ class OpenAIFormat:
             + ', "choices": [{"index": 0, "finish_reason": null, "delta": {"content": '
         )
 
-    def head(self, answer: ScriptedAnswer) -> list[bytes]:
-        frames = [self.chunk({"role": "assistant", "content": ""})]
-        return frames + [self.chunk({"reasoning_content": token}) for token in split_tokens(answer.thinking)]
+    def render_head(self, answer: ScriptedAnswer) -> list[bytes]:
+        frames = [self.render_chunk({"role": "assistant", "content": ""})]
+        return frames + [self.render_chunk({"reasoning_content": token}) for token in split_tokens(answer.thinking)]
 
-    def token(self, token: str) -> bytes:
+    def render_token(self, token: str) -> bytes:
         return f"{self.front}{json.dumps(token)}}}}}]}}\n\n".encode()
 
-    def tail(self, answer: ScriptedAnswer) -> list[bytes]:
+    def render_tail(self, answer: ScriptedAnswer) -> list[bytes]:
         frames = []
-        for index, one in enumerate(answer.calls):
-            function = {"name": one.name, "arguments": ""}
+        for index, call in enumerate(answer.calls):
+            function = {"name": call.name, "arguments": ""}
             frames.append(
-                self.chunk({"tool_calls": [{"index": index, "id": one.id, "type": "function", "function": function}]})
+                self.render_chunk(
+                    {"tool_calls": [{"index": index, "id": call.id, "type": "function", "function": function}]}
+                )
             )
-            for piece in split_pieces(one.arguments_text):
-                frames.append(self.chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]}))
-        frames.append(self.chunk({}, finish=self.finish(answer)))
+            for piece in split_pieces(call.arguments_text):
+                frames.append(self.render_chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]}))
+        frames.append(self.render_chunk({}, finish=self.get_finish(answer)))
         if (self.asked.body.get("stream_options") or {}).get("include_usage") and answer.reports_usage:
-            frames.append(self.event({**self.common, "choices": [], "usage": self.usage(answer)}))
+            frames.append(self.render_event({**self.common, "choices": [], "usage": self.build_usage(answer)}))
         return [*frames, b"data: [DONE]\n\n"]
 
-    def whole(self, answer: ScriptedAnswer) -> dict[str, Any]:
+    def render_whole(self, answer: ScriptedAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
         if answer.thinking:
             message["reasoning_content"] = answer.thinking
         if answer.calls:
             message["tool_calls"] = [
-                {"id": one.id, "type": "function", "function": {"name": one.name, "arguments": one.arguments_text}}
-                for one in answer.calls
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments_text}}
+                for call in answer.calls
             ]
-        finish = None if answer.ending == "unfinished" else self.finish(answer)
+        finish = None if answer.ending == "unfinished" else self.get_finish(answer)
         choices = [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}]
-        told = {"usage": self.usage(answer)} if answer.reports_usage else {}
-        return {**self.common, "object": "chat.completion", "choices": choices, **told}
+        usage = {"usage": self.build_usage(answer)} if answer.reports_usage else {}
+        return {**self.common, "object": "chat.completion", "choices": choices, **usage}
 
-    def finish(self, answer: ScriptedAnswer) -> str:
+    def get_finish(self, answer: ScriptedAnswer) -> str:
         return answer.finish or ("tool_calls" if answer.calls else "stop")
 
-    def usage(self, answer: ScriptedAnswer) -> dict[str, Any]:
+    def build_usage(self, answer: ScriptedAnswer) -> dict[str, Any]:
         prompt, completion = count_usage(self.asked, answer)
         return {
             "prompt_tokens": prompt,
@@ -583,77 +585,79 @@ class OpenAIFormat:
             "completion_tokens_details": {"reasoning_tokens": answer.reasoning},
         }
 
-    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
-        return self.event({**self.common, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+    def render_chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
+        return self.render_event({**self.common, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
-    def event(self, data: dict[str, Any]) -> bytes:
+    def render_event(self, data: dict[str, Any]) -> bytes:
         return f"data: {json.dumps(data)}\n\n".encode()
 
-    def garbage(self) -> bytes:
+    def render_malformed(self) -> bytes:
         return f"data: {MALFORMED_JSON}\n\n".encode()
 
-    def error(self, status: int, message: str) -> dict[str, Any]:
+    def build_error(self, status: int, message: str) -> dict[str, Any]:
         return {"error": {"message": message, "type": "scripted", "param": None, "code": f"status_{status}"}}
 
 
 class AnthropicFormat:
-    """How Anthropic says it: numbered blocks, each opened and closed; prompt tokens without the cached ones."""
+    """Render answers as Anthropic's messages: numbered blocks with start and end; prompt tokens without the cached ones."""
 
     def __init__(self, asked: ProviderRequest) -> None:
         self.asked, self.id = asked, f"msg_{next(id_numbers)}"
         self.block = 0
         self.front = ""
 
-    def head(self, answer: ScriptedAnswer) -> list[bytes]:
-        usage = {**self.usage(answer), "output_tokens": 1}
-        frames = [self.event("message_start", message={**self.common(), "content": [], "usage": usage})]
+    def render_head(self, answer: ScriptedAnswer) -> list[bytes]:
+        usage = {**self.build_usage(answer), "output_tokens": 1}
+        frames = [self.render_event("message_start", message={**self.build_common(), "content": [], "usage": usage})]
         if answer.thinking:
-            frames.append(self.opened({"type": "thinking", "thinking": "", "signature": ""}))
-            frames += [self.delta("thinking_delta", thinking=token) for token in split_tokens(answer.thinking)]
-            frames += [self.delta("signature_delta", signature="c2lnbmVk"), self.closed()]
+            frames.append(self.render_block_start({"type": "thinking", "thinking": "", "signature": ""}))
+            frames += [self.render_delta("thinking_delta", thinking=token) for token in split_tokens(answer.thinking)]
+            frames += [self.render_delta("signature_delta", signature="c2lnbmVk"), self.render_block_end()]
         if answer.tokens:
-            frames.append(self.opened({"type": "text", "text": ""}))
+            frames.append(self.render_block_start({"type": "text", "text": ""}))
         self.front = (
             'event: content_block_delta\ndata: {"type": "content_block_delta", "index": '
             f'{self.block}, "delta": {{"type": "text_delta", "text": '
         )
         return frames
 
-    def token(self, token: str) -> bytes:
+    def render_token(self, token: str) -> bytes:
         return f"{self.front}{json.dumps(token)}}}}}\n\n".encode()
 
-    def tail(self, answer: ScriptedAnswer) -> list[bytes]:
-        frames = [self.closed()] if answer.tokens else []
-        for one in answer.calls:
-            frames.append(self.opened({"type": "tool_use", "id": one.id, "name": one.name, "input": {}}))
-            frames += [self.delta("input_json_delta", partial_json=piece) for piece in split_pieces(one.arguments_text)]
-            frames.append(self.closed())
-        delta = {"stop_reason": self.finish(answer), "stop_sequence": None}
-        frames.append(self.event("message_delta", delta=delta, usage=self.usage(answer)))
-        return [*frames, self.event("message_stop")]
+    def render_tail(self, answer: ScriptedAnswer) -> list[bytes]:
+        frames = [self.render_block_end()] if answer.tokens else []
+        for call in answer.calls:
+            frames.append(self.render_block_start({"type": "tool_use", "id": call.id, "name": call.name, "input": {}}))
+            frames += [
+                self.render_delta("input_json_delta", partial_json=piece) for piece in split_pieces(call.arguments_text)
+            ]
+            frames.append(self.render_block_end())
+        delta = {"stop_reason": self.get_finish(answer), "stop_sequence": None}
+        frames.append(self.render_event("message_delta", delta=delta, usage=self.build_usage(answer)))
+        return [*frames, self.render_event("message_stop")]
 
-    def whole(self, answer: ScriptedAnswer) -> dict[str, Any]:
+    def render_whole(self, answer: ScriptedAnswer) -> dict[str, Any]:
         content: list[dict[str, Any]] = []
         if answer.thinking:
             content.append({"type": "thinking", "thinking": answer.thinking, "signature": "c2lnbmVk"})
         if answer.tokens:
             content.append({"type": "text", "text": answer.text})
-        for one in answer.calls:
-            given = one.arguments if isinstance(one.arguments, dict) else {"text": one.arguments}
-            content.append({"type": "tool_use", "id": one.id, "name": one.name, "input": given})
-        stop = None if answer.ending == "unfinished" else self.finish(answer)
-        return {**self.common(), "content": content, "stop_reason": stop, "usage": self.usage(answer)}
+        for call in answer.calls:
+            tool_input = call.arguments if isinstance(call.arguments, dict) else {"text": call.arguments}
+            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": tool_input})
+        stop = None if answer.ending == "unfinished" else self.get_finish(answer)
+        return {**self.build_common(), "content": content, "stop_reason": stop, "usage": self.build_usage(answer)}
 
-    def common(self) -> dict[str, Any]:
-        named = {"id": self.id, "type": "message", "role": "assistant", "model": self.asked.model}
-        return {**named, "stop_reason": None, "stop_sequence": None}
+    def build_common(self) -> dict[str, Any]:
+        fields = {"id": self.id, "type": "message", "role": "assistant", "model": self.asked.model}
+        return {**fields, "stop_reason": None, "stop_sequence": None}
 
-    def finish(self, answer: ScriptedAnswer) -> str:
+    def get_finish(self, answer: ScriptedAnswer) -> str:
         names = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
         finish = answer.finish or ("tool_calls" if answer.calls else "stop")
         return names.get(finish, finish)
 
-    def usage(self, answer: ScriptedAnswer) -> dict[str, Any]:
+    def build_usage(self, answer: ScriptedAnswer) -> dict[str, Any]:
         prompt, completion = count_usage(self.asked, answer)
         return {
             "input_tokens": prompt - answer.cached,
@@ -663,23 +667,23 @@ class AnthropicFormat:
             "output_tokens_details": {"thinking_tokens": answer.reasoning},
         }
 
-    def opened(self, block: dict[str, Any]) -> bytes:
-        return self.event("content_block_start", index=self.block, content_block=block)
+    def render_block_start(self, block: dict[str, Any]) -> bytes:
+        return self.render_event("content_block_start", index=self.block, content_block=block)
 
-    def delta(self, kind: str, **data: Any) -> bytes:
-        return self.event("content_block_delta", index=self.block, delta={"type": kind, **data})
+    def render_delta(self, kind: str, **data: Any) -> bytes:
+        return self.render_event("content_block_delta", index=self.block, delta={"type": kind, **data})
 
-    def closed(self) -> bytes:
+    def render_block_end(self) -> bytes:
         self.block += 1
-        return self.event("content_block_stop", index=self.block - 1)
+        return self.render_event("content_block_stop", index=self.block - 1)
 
-    def event(self, kind: str, **data: Any) -> bytes:
+    def render_event(self, kind: str, **data: Any) -> bytes:
         return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n".encode()
 
-    def garbage(self) -> bytes:
+    def render_malformed(self) -> bytes:
         return f"event: content_block_delta\ndata: {MALFORMED_JSON}\n\n".encode()
 
-    def error(self, status: int, message: str) -> dict[str, Any]:
+    def build_error(self, status: int, message: str) -> dict[str, Any]:
         return {"type": "error", "error": {"type": f"status_{status}", "message": message}, "request_id": self.id}
 
 
@@ -693,7 +697,7 @@ _WIRE_FORMATS: dict[str, type[WireFormat]] = {
 
 @asynccontextmanager
 async def run_fake_provider(port: int = 0, keeps: bool = True) -> AsyncIterator[FakeProvider]:
-    """A provider on a free port. What is under way when the block ends is dropped."""
+    """Run a provider on a free port. Answers being sent when the block ends are dropped."""
     served = FakeProvider(keeps)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/{before:.*}chat/completions", served.serve_request)
@@ -701,7 +705,7 @@ async def run_fake_provider(port: int = 0, keeps: bool = True) -> AsyncIterator[
     app.router.add_post("/{before:.*}responses", served.serve_request)
     app.router.add_post("/{before:.*}embeddings", served.embed_texts)
     app.router.add_get("/{before:.*}models", served.list_models)
-    # `handler_cancellation`: a handler ends the moment its client hangs up, so that `gone` is true at once.
+    # `handler_cancellation` ends a handler the moment its client hangs up, so that `hung_up_at` is set at once.
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)

@@ -1,4 +1,4 @@
-"""OpenAI's Responses, as the scripted provider of `tests.support.fake_provider` speaks them, and what it insists on."""
+"""Render answers of the fake provider as OpenAI's Responses, and check the rules of that API."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.support.fake_provider import ProviderRequest, ScriptedAnswer
 
-# What the newer families answer to function tools on chat completions.
+# The answer of newer models to function tools on chat completions.
 TOOLS_REFUSED = (
     "Function tools with reasoning_effort are not supported for this model in /v1/chat/completions. "
     "Please use /v1/responses instead."
@@ -15,12 +15,12 @@ TOOLS_REFUSED = (
 
 
 def list_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The input of a request, in the form of chat completions."""
-    given = body.get("input")
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+    """Return the input of a request in the form of chat completions."""
+    input_items = body.get("input")
+    if isinstance(input_items, str):
+        return [{"role": "user", "content": input_items}]
     messages: list[dict[str, Any]] = []
-    for item in given or ():
+    for item in input_items or ():
         match item.get("type", "message"):
             case "message":
                 content = item["content"]
@@ -35,7 +35,7 @@ def list_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def find_reasoning_problem(asked: "ProviderRequest") -> str | None:
-    """What is wrong with the reasoning that is given back: each call of a tool needs the item before it, as it was."""
+    """Return what is wrong with reasoning that is sent back: each tool call needs the item before it, unchanged."""
     is_there = False
     for item in asked.body.get("input") or ():
         match item.get("type", "message"):
@@ -49,13 +49,13 @@ def find_reasoning_problem(asked: "ProviderRequest") -> str | None:
 
 
 def find_thinking_problem(asked: "ProviderRequest") -> str | None:
-    """What is wrong with the thoughts that are given back to Anthropic, while the model is to think."""
+    """Return what is wrong with thinking that is sent back to Anthropic, if thinking is enabled."""
     if (asked.body.get("thinking") or {}).get("type") in (None, "disabled"):
         return None
     for number, message in reversed(list(enumerate(asked.body["messages"]))):
         blocks = message["content"] if isinstance(message["content"], list) else [{"type": "text"}]
         if message["role"] == "user" and any(block["type"] != "tool_result" for block in blocks):
-            return None  # what was thought in earlier turns is left to the client
+            return None  # thinking of earlier turns is optional
         if not any(block["type"] == "tool_use" for block in blocks):
             continue
         first = blocks[0]
@@ -71,7 +71,7 @@ def find_thinking_problem(asked: "ProviderRequest") -> str | None:
 
 
 class ResponsesFormat:
-    """How OpenAI says it, over /v1/responses."""
+    """Render answers as OpenAI's Responses."""
 
     def __init__(self, asked: "ProviderRequest") -> None:
         from tests.support.fake_provider import id_numbers
@@ -81,25 +81,25 @@ class ResponsesFormat:
         self.sequence = 0
         self.output: list[dict[str, Any]] = []
 
-    def head(self, answer: "ScriptedAnswer") -> list[bytes]:
-        frames = [self.event("response.created", response=self.response("in_progress"))]
+    def render_head(self, answer: "ScriptedAnswer") -> list[bytes]:
+        frames = [self.render_event("response.created", response=self.build_response("in_progress"))]
         if answer.thinking or answer.reasoning:
             item = {"id": f"rs_{self.id}", "type": "reasoning", "summary": []}
-            frames.append(self.event("response.output_item.added", output_index=self.number, item=item))
-            for token in _tokens(answer.thinking):
+            frames.append(self.render_event("response.output_item.added", output_index=self.number, item=item))
+            for token in _split_tokens(answer.thinking):
                 frames.append(
-                    self.event(
+                    self.render_event(
                         "response.reasoning_summary_text.delta", item_id=item["id"], summary_index=0, delta=token
                     )
                 )
-            frames.append(self.done(self.reasoning(answer)))
+            frames.append(self.render_item_done(self.build_reasoning(answer)))
         if answer.tokens:
             item = {"id": f"msg_{self.id}", "type": "message", "role": "assistant", "content": []}
-            frames.append(self.event("response.output_item.added", output_index=self.number, item=item))
+            frames.append(self.render_event("response.output_item.added", output_index=self.number, item=item))
         return frames
 
-    def token(self, token: str) -> bytes:
-        return self.event(
+    def render_token(self, token: str) -> bytes:
+        return self.render_event(
             "response.output_text.delta",
             item_id=f"msg_{self.id}",
             output_index=self.number,
@@ -107,14 +107,14 @@ class ResponsesFormat:
             delta=token,
         )
 
-    def tail(self, answer: "ScriptedAnswer") -> list[bytes]:
-        frames = [self.done(self.message(answer))] if answer.tokens else []
-        for call in self.calls(answer):
+    def render_tail(self, answer: "ScriptedAnswer") -> list[bytes]:
+        frames = [self.render_item_done(self.build_message(answer))] if answer.tokens else []
+        for call in self.build_calls(answer):
             begun = {**call, "arguments": ""}
-            frames.append(self.event("response.output_item.added", output_index=self.number, item=begun))
-            for piece in _pieces(call["arguments"]):
+            frames.append(self.render_event("response.output_item.added", output_index=self.number, item=begun))
+            for piece in _split_pieces(call["arguments"]):
                 frames.append(
-                    self.event(
+                    self.render_event(
                         "response.function_call_arguments.delta",
                         item_id=call["id"],
                         output_index=self.number,
@@ -122,46 +122,53 @@ class ResponsesFormat:
                     )
                 )
             frames.append(
-                self.event("response.function_call_arguments.done", item_id=call["id"], arguments=call["arguments"])
+                self.render_event(
+                    "response.function_call_arguments.done", item_id=call["id"], arguments=call["arguments"]
+                )
             )
-            frames.append(self.done(call))
-        kind = "incomplete" if self.incomplete(answer) else "completed"
-        return [*frames, self.event(f"response.{kind}", response=self.response(kind, answer))]
+            frames.append(self.render_item_done(call))
+        kind = "incomplete" if self.get_incomplete_reason(answer) else "completed"
+        return [*frames, self.render_event(f"response.{kind}", response=self.build_response(kind, answer))]
 
-    def whole(self, answer: "ScriptedAnswer") -> dict[str, Any]:
-        self.output = [self.reasoning(answer)] if answer.thinking or answer.reasoning else []
-        self.output += [self.message(answer)] if answer.tokens else []
-        self.output += self.calls(answer)
-        return self.response("incomplete" if self.incomplete(answer) else "completed", answer)
+    def render_whole(self, answer: "ScriptedAnswer") -> dict[str, Any]:
+        self.output = [self.build_reasoning(answer)] if answer.thinking or answer.reasoning else []
+        self.output += [self.build_message(answer)] if answer.tokens else []
+        self.output += self.build_calls(answer)
+        return self.build_response("incomplete" if self.get_incomplete_reason(answer) else "completed", answer)
 
-    def reasoning(self, answer: "ScriptedAnswer") -> dict[str, Any]:
+    def build_reasoning(self, answer: "ScriptedAnswer") -> dict[str, Any]:
         summary = [{"type": "summary_text", "text": answer.thinking}] if answer.thinking else []
         item = {"id": f"rs_{self.id}", "type": "reasoning", "summary": summary, "status": None}
         sealed = "reasoning.encrypted_content" in (self.asked.body.get("include") or ())
         return {**item, "encrypted_content": f"sealed-{self.id}" if sealed else None}
 
-    def message(self, answer: "ScriptedAnswer") -> dict[str, Any]:
+    def build_message(self, answer: "ScriptedAnswer") -> dict[str, Any]:
         content = [{"type": "output_text", "text": answer.text, "annotations": []}]
         return {"id": f"msg_{self.id}", "type": "message", "role": "assistant", "content": content}
 
-    def calls(self, answer: "ScriptedAnswer") -> Iterator[dict[str, Any]]:
-        for one in answer.calls:
-            call = {"type": "function_call", "call_id": one.id, "name": one.name, "arguments": one.arguments_text}
-            yield {"id": f"fc_{one.id}", "status": "completed", **call}
+    def build_calls(self, answer: "ScriptedAnswer") -> Iterator[dict[str, Any]]:
+        for answer_call in answer.calls:
+            call = {
+                "type": "function_call",
+                "call_id": answer_call.id,
+                "name": answer_call.name,
+                "arguments": answer_call.arguments_text,
+            }
+            yield {"id": f"fc_{answer_call.id}", "status": "completed", **call}
 
-    def response(self, status: str, answer: "ScriptedAnswer | None" = None) -> dict[str, Any]:
-        told: dict[str, Any] = {"id": self.id, "object": "response", "created_at": 1893456000, "status": status}
-        told |= {"model": self.asked.model, "output": self.output, "error": None, "incomplete_details": None}
+    def build_response(self, status: str, answer: "ScriptedAnswer | None" = None) -> dict[str, Any]:
+        fields: dict[str, Any] = {"id": self.id, "object": "response", "created_at": 1893456000, "status": status}
+        fields |= {"model": self.asked.model, "output": self.output, "error": None, "incomplete_details": None}
         if answer is not None:
-            reason = self.incomplete(answer)
-            told["incomplete_details"] = {"reason": reason} if reason else None
-            told["usage"] = self.usage(answer) if answer.reports_usage else None
-        return told
+            reason = self.get_incomplete_reason(answer)
+            fields["incomplete_details"] = {"reason": reason} if reason else None
+            fields["usage"] = self.build_usage(answer) if answer.reports_usage else None
+        return fields
 
-    def incomplete(self, answer: "ScriptedAnswer") -> str | None:
+    def get_incomplete_reason(self, answer: "ScriptedAnswer") -> str | None:
         return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(answer.finish or "")
 
-    def usage(self, answer: "ScriptedAnswer") -> dict[str, Any]:
+    def build_usage(self, answer: "ScriptedAnswer") -> dict[str, Any]:
         from tests.support.fake_provider import count_usage
 
         prompt, completion = count_usage(self.asked, answer)
@@ -173,30 +180,30 @@ class ResponsesFormat:
             "total_tokens": prompt + completion,
         }
 
-    def done(self, item: dict[str, Any]) -> bytes:
-        frame = self.event("response.output_item.done", output_index=self.number, item=item)
+    def render_item_done(self, item: dict[str, Any]) -> bytes:
+        frame = self.render_event("response.output_item.done", output_index=self.number, item=item)
         self.output.append(item)
         self.number += 1
         return frame
 
-    def event(self, kind: str, **data: Any) -> bytes:
+    def render_event(self, kind: str, **data: Any) -> bytes:
         self.sequence += 1
         return (
             f"event: {kind}\ndata: {json.dumps({'type': kind, 'sequence_number': self.sequence, **data})}\n\n".encode()
         )
 
-    def garbage(self) -> bytes:
+    def render_malformed(self) -> bytes:
         return b'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "delta": oops\n\n'
 
-    def error(self, status: int, message: str) -> dict[str, Any]:
+    def build_error(self, status: int, message: str) -> dict[str, Any]:
         return {"error": {"message": message, "type": "scripted", "param": None, "code": f"status_{status}"}}
 
 
-def _tokens(text: str) -> list[str]:
+def _split_tokens(text: str) -> list[str]:
     from tests.support.fake_provider import split_tokens
 
     return split_tokens(text)
 
 
-def _pieces(text: str) -> list[str]:
+def _split_pieces(text: str) -> list[str]:
     return [text[at : at + 12] for at in range(0, len(text), 12)]

@@ -1,4 +1,4 @@
-"""Starts the parts on a folder as `paddock up` does, says so, and stays until it is killed. Argument: the folder."""
+"""Start the servers on a folder as `paddock up` does, print their addresses, and stay until killed. Argument: the folder."""
 
 import asyncio
 import sys
@@ -20,9 +20,9 @@ def create_servers(folder: Path) -> tuple[EmbeddedPostgres, EmbeddedValkey, Embe
 
 
 async def main(folder: Path) -> None:
-    made = create_servers(folder)
-    await asyncio.gather(*(part.start() for part in made))
-    postgres, valkey, seaweed = made
+    servers = create_servers(folder)
+    await asyncio.gather(*(server.start() for server in servers))
+    postgres, valkey, seaweed = servers
     print(postgres.owner_url, valkey.url, seaweed.endpoint_url, flush=True)
     await asyncio.sleep(3600)
 

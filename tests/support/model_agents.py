@@ -1,4 +1,4 @@
-"""Models and model agents of a tenant, as tests make and run them."""
+"""Create models and model agents of a tenant, and run them."""
 
 import asyncio
 import json
@@ -12,12 +12,12 @@ WAIT_HEADERS = {"Prefer": "wait=30"}
 
 
 def generate_name(prefix: str = "script") -> str:
-    """A name of a model that nobody else scripts."""
+    """Return a unique name of a model."""
     return f"{prefix}-{secrets.token_hex(4)}"
 
 
 async def create_model(acme: TenantClient, provider: FakeProvider, name: str, **more: Any) -> str:
-    """Register a model of the provider on this machine; its name."""
+    """Register a model of the provider on this machine and return its name."""
     body = {"name": name, "provider": "openai_compatible", "model": name, "base_url": provider.url, **more}
     answer = await acme.http.post("/models", json=body)
     assert answer.status_code == 201, answer.text
@@ -44,26 +44,26 @@ async def run_execution(acme: TenantClient, agent_id: str, **body: Any) -> dict[
 
 
 async def stream_events(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
-    """The whole log, as it is streamed."""
-    found: list[dict[str, Any]] = []
+    """Return the whole log, read from the stream."""
+    events: list[dict[str, Any]] = []
     async with acme.http.stream("GET", f"/executions/{execution_id}/events") as answer:
         async for line in answer.aiter_lines():
-            # Without data it only keeps the connection open.
+            # An event without data only keeps the connection open.
             if line.startswith("data:") and line[5:].strip():
-                found.append(json.loads(line[5:]))
-    return found
+                events.append(json.loads(line[5:]))
+    return events
 
 
-def join_tokens(told: list[dict[str, Any]]) -> str:
-    """The words of all answers."""
-    return "".join(one["content"] for one in told if one["type"] == "token")
+def join_tokens(events: list[dict[str, Any]]) -> str:
+    """Return the text of all token events."""
+    return "".join(event["content"] for event in events if event["type"] == "token")
 
 
 async def wait_for_status(acme: TenantClient, execution_id: str, status: str, patience: float = 90.0) -> dict[str, Any]:
-    """The execution once it has come to a status."""
+    """Return the execution once it has a status."""
     for _ in range(int(patience / 0.05)):
-        found = (await acme.http.get(f"/executions/{execution_id}")).json()
-        if found["status"] == status:
-            return dict(found)
+        execution = (await acme.http.get(f"/executions/{execution_id}")).json()
+        if execution["status"] == status:
+            return dict(execution)
         await asyncio.sleep(0.05)
-    raise AssertionError(found)
+    raise AssertionError(execution)

@@ -13,7 +13,7 @@ SCHEMA_MAPS = {"properties", "patternProperties", "$defs"}
 UNIONS = {"anyOf", "oneOf", "allOf"}
 
 
-def canonical_json(value: Any) -> str:
+def to_canonical_json(value: Any) -> str:
     """Return JSON that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -65,7 +65,7 @@ class ContractReader:
         if "$ref" in schema:
             reference = schema["$ref"]
             if reference in parents:
-                # A recursive type: by how many references up it is found, whatever they are called.
+                # A recursive type, identified by how many references up it is found, without their names.
                 return {"recursion": len(parents) - parents.index(reference)}
             resolved = self._resolve({"$ref": reference})
             siblings = {key: value for key, value in schema.items() if key != "$ref"}
@@ -77,7 +77,7 @@ class ContractReader:
             if key in SCHEMA_MAPS:
                 result[key] = {name: self._read_schema(field, parents) for name, field in value.items()}
             elif key in UNIONS:
-                result[key] = sorted((self._read_schema(member, parents) for member in value), key=canonical_json)
+                result[key] = sorted((self._read_schema(member, parents) for member in value), key=to_canonical_json)
             elif key in {"items", "additionalProperties", "not", "contains", "propertyNames"}:
                 result[key] = self._read_schema(value, parents)
             elif key == "prefixItems":
@@ -87,7 +87,7 @@ class ContractReader:
                 members = {tag: self._read_schema({"$ref": ref}, parents) for tag, ref in mapping.items()}
                 result[key] = {**value, "mapping": members}
             elif key in {"required", "enum"}:
-                result[key] = sorted(value, key=canonical_json)
+                result[key] = sorted(value, key=to_canonical_json)
             else:
                 result[key] = value
         return result
@@ -105,7 +105,8 @@ def hash_contract(document: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Return a hash of every part of every operation's contract: what the file beside the test holds."""
     return {
         operation: {
-            part: hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16] for part, content in parts.items()
+            part: hashlib.sha256(to_canonical_json(content).encode()).hexdigest()[:16]
+            for part, content in parts.items()
         }
         for operation, parts in ContractReader(document).read_operations().items()
     }

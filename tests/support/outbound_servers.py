@@ -1,4 +1,4 @@
-"""Places for outbound connections to arrive at: real servers on 127.0.0.1 that count who comes and say what a test wants."""
+"""Run servers on 127.0.0.1 for outbound connections: they count connections and send what a test wants."""
 
 import asyncio
 import ssl
@@ -22,7 +22,7 @@ class ServerRequest:
     body: bytes
 
 
-# Whole answers as bytes, or somebody who writes one.
+# A whole answer as bytes, or a function that writes one.
 ServerAnswer = bytes | Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -73,12 +73,12 @@ async def run_server(
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             request = ServerRequest(method, target, headers, body)
             here.requests.append(request)
-            told = here.answer(request)
-            if isinstance(told, bytes):
-                writer.write(told)
+            answer = here.answer(request)
+            if isinstance(answer, bytes):
+                writer.write(answer)
             else:
-                # Whoever hangs up is noticed also by one that says nothing.
-                halves = [asyncio.ensure_future(told(writer)), asyncio.ensure_future(reader.read())]
+                # A client that hangs up is noticed also while nothing is sent.
+                halves = [asyncio.ensure_future(answer(writer)), asyncio.ensure_future(reader.read())]
                 try:
                     await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -106,29 +106,31 @@ async def run_server(
 def redirect_connections(
     monkeypatch: pytest.MonkeyPatch, to: RecordingServer | dict[str, RecordingServer]
 ) -> list[tuple[str, int]]:
-    """Every connection arrives at one of our places, wherever it was bound for; back comes where that was.
+    """Redirect every connection to one of our servers; returns the addresses they were made for.
 
-    There is no public address to be had in a test. What is replaced is the connecting itself, of httpcore and of
-    httpcore2: whatever an `Outbound` lets through gets here, under the address it chose.
+    A test has no public address, so the function of httpcore and httpcore2 that connects is replaced. It receives each
+    connection that an `Outbound` allows, with the address it chose.
     """
     dialled: list[tuple[str, int]] = []
     for core in (httpcore, httpcore2):
         connect = core.AnyIOBackend.connect_tcp
 
-        async def turned(self: Any, host: str, port: int, *args: Any, _connect: Any = connect, **named: Any) -> Any:
+        async def connect_here(
+            self: Any, host: str, port: int, *args: Any, _connect: Any = connect, **options: Any
+        ) -> Any:
             dialled.append((host, port))
             target = to if isinstance(to, RecordingServer) else to[host]
-            return await _connect(self, "127.0.0.1", target.port, *args, **named)
+            return await _connect(self, "127.0.0.1", target.port, *args, **options)
 
-        monkeypatch.setattr(core.AnyIOBackend, "connect_tcp", turned)
+        monkeypatch.setattr(core.AnyIOBackend, "connect_tcp", connect_here)
     return dialled
 
 
-def build_resolver(**known: str | list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
+def build_resolver(**addresses: str | list[str]) -> Callable[[str, int], Awaitable[list[str]]]:
     """A resolver that knows a few names (`_` for a dot), and for all others one public address."""
 
     async def resolve(host: str, port: int) -> list[str]:
-        found = known.get(host.replace(".", "_"), PUBLIC_ADDRESS)
-        return [found] if isinstance(found, str) else found
+        answer = addresses.get(host.replace(".", "_"), PUBLIC_ADDRESS)
+        return [answer] if isinstance(answer, str) else answer
 
     return resolve

@@ -1,4 +1,4 @@
-"""What stands between us and Postgres elsewhere: PgBouncer, a proxy that drops a parameter, an owner who is no superuser."""
+"""Run what stands before a managed Postgres: PgBouncer, a proxy that drops a parameter, an owner who is no superuser."""
 
 import asyncio
 import secrets
@@ -33,7 +33,7 @@ needs_pgbouncer = pytest.mark.skipif(
 
 
 class ManagedDatabase:
-    """A database as a provider gives it out: its owner is no superuser, and the application logs in as the owner."""
+    """A database as hosting providers offer it: its owner is no superuser, and the application logs in as the owner."""
 
     def __init__(self, server_url: str, name: str, login: str, password: str) -> None:
         self.server_url, self.name, self.login, self.password = server_url, name, login, password
@@ -46,26 +46,26 @@ class ManagedDatabase:
 
 @asynccontextmanager
 async def create_managed_database(system: System) -> AsyncIterator[ManagedDatabase]:
-    """Made beside the running system's database, not migrated; dropped in the end."""
+    """Create a database beside the running system's, not migrated; dropped at the end."""
     server_url = system.settings.database_owner_url.reveal()
-    made = ManagedDatabase(
+    database = ManagedDatabase(
         server_url, f"managed_{secrets.token_hex(6)}", f"owner_{secrets.token_hex(6)}", secrets.token_hex(8)
     )
     server = await asyncpg.connect(server_url)
     try:
-        await server.execute(f"CREATE ROLE {made.login} LOGIN NOSUPERUSER PASSWORD '{made.password}'")
-        await server.execute(f"GRANT {APP_ROLE} TO {made.login} WITH ADMIN OPTION")
-        await server.execute(f"CREATE DATABASE {made.name} OWNER {made.login}")
-        yield made
+        await server.execute(f"CREATE ROLE {database.login} LOGIN NOSUPERUSER PASSWORD '{database.password}'")
+        await server.execute(f"GRANT {APP_ROLE} TO {database.login} WITH ADMIN OPTION")
+        await server.execute(f"CREATE DATABASE {database.name} OWNER {database.login}")
+        yield database
     finally:
-        await server.execute(f"DROP DATABASE IF EXISTS {made.name} WITH (FORCE)")
-        await server.execute(f"DROP ROLE IF EXISTS {made.login}")
+        await server.execute(f"DROP DATABASE IF EXISTS {database.name} WITH (FORCE)")
+        await server.execute(f"DROP ROLE IF EXISTS {database.login}")
         await server.close()
 
 
 @asynccontextmanager
 async def run_pgbouncer(behind: ManagedDatabase, *, size: int = 6) -> AsyncIterator[int]:
-    """A real PgBouncer in transaction mode, told nothing about us but whom to let in; yields its port."""
+    """Run PgBouncer in transaction mode, configured with only the login; yields its port."""
     (port,) = find_free_ports(1)
     program = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
     assert program is not None
@@ -97,7 +97,7 @@ async def run_pgbouncer(behind: ManagedDatabase, *, size: int = 6) -> AsyncItera
 
 @asynccontextmanager
 async def run_role_dropping_proxy(server_url: str) -> AsyncIterator[int]:
-    """The proxy that drops `role` from what a session begins with; yields its port."""
+    """Run the proxy that drops `role` from the start of a session; yields its port."""
     (port,) = find_free_ports(1)
     with tempfile.TemporaryDirectory(prefix="paddock-proxy-") as name:
         part = start_child(

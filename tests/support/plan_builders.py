@@ -35,8 +35,10 @@ class PlanEnvironment:
         return AgentWork(name="agent", agent_id=self.agent_id, version_id=self.version_id)
 
     async def load_version(self) -> None:
-        found = await self.database.owner.fetchval("SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1")
-        self.version_id = ids.encode_id("ver", found)
+        version_id = await self.database.owner.fetchval(
+            "SELECT current_version_id FROM agents ORDER BY id DESC LIMIT 1"
+        )
+        self.version_id = ids.encode_id("ver", version_id)
 
     async def start_plan(self, *steps: PlanStep, **more: Any) -> str:
         plan = Plan(kind="workflow", name="plan", steps=list(steps), **more)
@@ -48,53 +50,53 @@ class PlanEnvironment:
             return await executions.get_execution(tx, execution_id)
 
     async def advance_plan(
-        self, execution_id: str, known: PlanCache | None = None, die: bool = False
+        self, execution_id: str, cache: PlanCache | None = None, die: bool = False
     ) -> PlanCache | None:
         async with self.store.transaction(self.caller) as tx:
-            after = await coordinator.advance_plan(tx, execution_id, known)
+            new_cache = await coordinator.advance_plan(tx, execution_id, cache)
             if die:
                 raise SimulatedCrash
-            return after
+            return new_cache
 
     async def list_due(self) -> list[str]:
         async with self.store.autocommit() as tx:
-            return [one.execution_id for one in (await tx.plans.list_due(tx.now, 100))[0]]
+            return [due.execution_id for due in (await tx.plans.list_due(tx.now, 100))[0]]
 
-    async def settle_claimed(self, most: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
-        """Claim what waits in a lane and settle it. Returns the steps."""
+    async def settle_claimed(self, limit: int = 100, error: str | None = None, lane: RunLane = "run") -> list[str]:
+        """Claim what waits in a lane, settle it, and return the steps."""
         async with self.store.autocommit() as tx:
             claimed = await executions.claim_executions(
-                tx, "worker", timedelta(seconds=60), most, share=LaneShare(lane=lane)
+                tx, "worker", timedelta(seconds=60), limit, share=LaneShare(lane=lane)
             )
-        for one in claimed:
+        for execution in claimed:
             async with self.store.transaction(self.caller) as tx:
-                outcome = SandboxOutcome(output=msgspec.json.encode({"step": one.step}))
-                failed = SandboxOutcome(error_type=error, error_message="no")
+                outcome = SandboxOutcome(output=msgspec.json.encode({"step": execution.step}))
+                failure = SandboxOutcome(error_type=error, error_message="no")
                 await executions.settle_executions(
-                    tx, [AttemptOutcome(execution=one, outcome=failed if error else outcome, events=[])]
+                    tx, [AttemptOutcome(execution=execution, outcome=failure if error else outcome, events=[])]
                 )
-        return [one.step or "" for one in claimed]
+        return [execution.step or "" for execution in claimed]
 
     async def run_to_end(self, execution_id: str) -> Execution:
         for _ in range(100):
-            for one in await self.list_due():
-                await self.advance_plan(one)
+            for due_id in await self.list_due():
+                await self.advance_plan(due_id)
             await self.settle_claimed()
-            found = await self.get_execution(execution_id)
-            if found.status in ("completed", "failed", "cancelled"):
-                return found
+            execution = await self.get_execution(execution_id)
+            if execution.status in ("completed", "failed", "cancelled"):
+                return execution
             self.clock[0] += timedelta(seconds=1)
-        raise AssertionError(found)
+        raise AssertionError(execution)
 
     async def list_children(self, execution_id: str) -> dict[str, list[str]]:
         rows = await self.database.owner.fetch("SELECT step, status FROM executions WHERE parent_id IS NOT NULL")
-        found = dict[str, list[str]]()
+        statuses_by_step = dict[str, list[str]]()
         for row in rows:
-            found.setdefault(row["step"], []).append(row["status"])
-        return found
+            statuses_by_step.setdefault(row["step"], []).append(row["status"])
+        return statuses_by_step
 
     def build_model_agent(self, **more: Any) -> AgentWork:
-        """A model agent that nobody keeps."""
+        """Build a model agent that is not stored."""
         fields: dict[str, Any] = {
             "id": "",
             "name": "asker",
@@ -111,20 +113,20 @@ class PlanEnvironment:
         return AgentWork(name="asker", spec=AgentSpec(**(fields | more)))
 
     async def park_on_calls(self, *call_ids: str) -> Execution:
-        """Claim the next run of a model agent and have it wait for these tool calls."""
+        """Claim the next run of a model agent and park it on these tool calls."""
         async with self.store.autocommit() as tx:
-            (taken,) = await executions.claim_executions(
+            (execution,) = await executions.claim_executions(
                 tx, "worker", timedelta(seconds=60), 1, share=LaneShare(lane="llm")
             )
         async with self.store.transaction(self.caller) as tx:
             waiting = [
                 RunStep(
-                    execution_id=taken.id,
+                    execution_id=execution.id,
                     path=f"1.{place}",
                     kind="tool",
                     name="mail",
                     status="waiting",
-                    attempt=taken.attempt,
+                    attempt=execution.attempt,
                     call_id=call_id,
                     input={},
                     started_at=tx.now,
@@ -133,22 +135,22 @@ class PlanEnvironment:
             ]
             for step in waiting:
                 await steps.write_step(tx, step, [])
-            await steps.park_for_approval(tx, taken, waiting)
-        return taken
+            await steps.park_for_approval(tx, execution, waiting)
+        return execution
 
     async def settle_model_runs(self) -> list[str]:
-        """Claim what waits of model agents and have it answer. Returns the steps."""
+        """Claim the waiting runs of model agents, settle them, and return the steps."""
         return await self.settle_claimed(lane="llm")
 
     async def advance_until_idle(self) -> None:
-        """Advance until nothing more is due."""
+        """Advance until nothing is due."""
         for _ in range(50):
             due = await self.list_due()
             if not due:
                 return
-            for one in due:
-                await self.advance_plan(one)
-        raise AssertionError(f"it goes on and on: {due}")
+            for due_id in due:
+                await self.advance_plan(due_id)
+        raise AssertionError(f"plans never become idle: {due}")
 
 
 @asynccontextmanager

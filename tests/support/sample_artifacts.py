@@ -1,4 +1,4 @@
-"""Artifacts recorded at a certain time, and what is wrong with those that are not."""
+"""Build artifacts recorded at a fixed time, and catch the refusal of others."""
 
 import json
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ def catch_refusal(sent: Any, execution_id: str | None = None) -> DomainError:
 def list_refused_fields(sent: Any) -> list[str]:
     error = catch_refusal(sent)
     assert error.code == "invalid_field"
-    return [one.field for one in error.errors]
+    return [field_error.field for field_error in error.errors]
 
 
 def read_stored_body(sent: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Calls of models that `inputs/fake.py` plays, or a scripted body, through the client that workers use."""
+"""Call models served by `inputs/fake.py`, or a scripted body, through the client that workers use."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ TOOL_SPECS = tuple(
 
 @dataclass
 class ModelCallResult:
-    """What came of a call: the reply or the error, and the parts before."""
+    """The result of a call: the reply or the error, and the parts before."""
 
     parts: list[ReplyPart] = field(default_factory=list)
     reply: ModelReply | None = None
@@ -59,7 +59,7 @@ class ModelCallResult:
         return [part.message for part in self.parts if isinstance(part, ReplyNotice)]
 
     @property
-    def reported(self) -> ReportedUsage | None:
+    def reported_usage(self) -> ReportedUsage | None:
         return next((part for part in reversed(self.parts) if isinstance(part, ReportedUsage)), None)
 
 
@@ -76,23 +76,23 @@ async def call_model(
         api=more.pop("api", None),
     )
     messages = tuple(messages) or (ChatMessage(role="user", content="x"),)
-    llm, played = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel()), ModelCallResult()
+    llm, result = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel()), ModelCallResult()
     try:
         async for part in llm.stream(ModelCall(target=target, messages=messages, tools=TOOL_SPECS, **more)):
             if isinstance(part, ModelReply):
-                played.reply = part
+                result.reply = part
             else:
-                played.parts.append(part)
+                result.parts.append(part)
     except ModelError as error:
-        played.error = error
+        result.error = error
     finally:
         await llm.close()
-    return played
+    return result
 
 
 @asynccontextmanager
 async def serve_body(body: bytes | str, kind: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
-    """A server that answers everything with one body; its address."""
+    """Serve one body as the answer to everything; yields the address."""
 
     async def answer(request: web.Request) -> web.Response:
         data = body.encode() if isinstance(body, str) else body

@@ -69,22 +69,23 @@ class StatsEnvironment:
     ) -> None:
         self._database, self._store, self._owners, self._clock = database, store, owners, clock
 
-    # What is done to it.
+    # Operations.
 
     async def insert(self, whose: int, batches: list[list[NewEvaluation]]) -> None:
         owner = self._owners[whose]
         async with self._store.transaction(owner.caller) as tx:
-            made = [
+            batches_of_rows = [
                 evaluations.build_evaluations(*get_owner_ids(owner), batch, tx.now, batch=True) for batch in batches
             ]
             if batches == [batches[0][:1]]:
-                assert await evaluations.create_evaluations(tx, made) == made[0]
+                assert await evaluations.create_evaluations(tx, batches_of_rows) == batches_of_rows[0]
             else:
-                answers = await evaluations.create_batches(tx, made)
+                answers = await evaluations.create_batches(tx, batches_of_rows)
                 assert answers == [
-                    evaluations.EvaluationBatch(created=len(sent), ids=[one.id for one in sent]) for sent in made
+                    evaluations.EvaluationBatch(created=len(sent), ids=[row.id for row in sent])
+                    for sent in batches_of_rows
                 ]
-        owner.evaluations |= {one.id: one for batch in made for one in batch}
+        owner.evaluations |= {row.id: row for batch in batches_of_rows for row in batch}
 
     async def delete(self, whose: int, places: list[int]) -> None:
         owner = self._owners[whose]
@@ -100,8 +101,13 @@ class StatsEnvironment:
         if twist == "late":
             # The lease runs out, another worker has it, and then the first comes back.
             lost, claimed = claimed, await self._claim(most, later=2 * LEASE)
-            assert {one.evaluation.id for one in lost} == {one.evaluation.id for one in claimed}
-            await self._settle([(one, found) for one, found in zip(lost, choose_scores(lost, [OTHERS]), strict=True)])
+            assert {claim.evaluation.id for claim in lost} == {claim.evaluation.id for claim in claimed}
+            await self._settle(
+                [
+                    (claim, scores_of_row)
+                    for claim, scores_of_row in zip(lost, choose_scores(lost, [OTHERS]), strict=True)
+                ]
+            )
         if twist == "deleted" and claimed:
             lost_id = claimed[0].evaluation.id
             for number, owner in enumerate(self._owners):
@@ -109,49 +115,49 @@ class StatsEnvironment:
                     await self.delete(number, [sorted(owner.evaluations).index(lost_id)])
         scores = choose_scores(claimed, drawn)
         await self._settle(list(zip(claimed, scores, strict=True)))
-        for one, found in zip(claimed, scores, strict=True):
+        for claim, scores_of_row in zip(claimed, scores, strict=True):
             row = next(
-                (o.evaluations[one.evaluation.id] for o in self._owners if one.evaluation.id in o.evaluations), None
+                (o.evaluations[claim.evaluation.id] for o in self._owners if claim.evaluation.id in o.evaluations), None
             )
-            if row is not None and found is not None:
+            if row is not None and scores_of_row is not None:
                 row.computed, row.metrics = evaluations.list_missing_scores(row), "computed"
                 for name in EvaluationScores.__struct_fields__:
-                    setattr(row, name, getattr(found, name))
-            elif row is not None and one.attempt >= evaluations.MAX_SCORING_ATTEMPTS:
+                    setattr(row, name, getattr(scores_of_row, name))
+            elif row is not None and claim.attempt >= evaluations.MAX_SCORING_ATTEMPTS:
                 row.metrics = "failed"
         if twist == "twice":
-            # What was written down stays; one that could not be computed was given back, so that leaves it out.
-            written = [one for one, found in zip(claimed, scores, strict=True) if found is not None]
+            # Written scores stay; rows that could not be scored were released, and are left out.
+            written = [claim for claim, scores_of_row in zip(claimed, scores, strict=True) if scores_of_row is not None]
             await self._settle(list(zip(written, choose_scores(written, [OTHERS]), strict=True)))
 
     async def upload(self, whose: int, sent: list[dict[str, Any]], execution_id: str | None) -> None:
-        owner, known = self._owners[whose], {}
+        owner, stored = self._owners[whose], {}
         async with self._store.transaction(owner.caller) as tx:
-            made = [
+            records = [
                 artifacts.build_record(
-                    json.dumps(one).encode(),
+                    json.dumps(record).encode(),
                     **dict(zip(("tenant_id", "user_id"), get_owner_ids(owner), strict=True)),
                     now=tx.now,
                     execution_id=execution_id,
                 )
-                for one in sent
+                for record in sent
             ]
             answers = await service.store_artifacts(
-                tx, [PackedArtifact(record=one, packed_body=b"packed") for one in made]
+                tx, [PackedArtifact(record=record, packed_body=b"packed") for record in records]
             )
-        before = {one.metadata.kurral_id: one for one in owner.artifacts.values()}
-        for one, answer in zip(made, answers, strict=True):
-            if isinstance(answer, ArtifactMetadata) and answer.id == one.metadata.id:
-                assert one.metadata.kurral_id not in before | known, "stored twice"
-                known[one.metadata.kurral_id] = one
-        for one, answer in zip(made, answers, strict=True):
-            first = (before | known)[one.metadata.kurral_id]
-            if first.fingerprint == one.fingerprint:
+        before = {record.metadata.kurral_id: record for record in owner.artifacts.values()}
+        for record, answer in zip(records, answers, strict=True):
+            if isinstance(answer, ArtifactMetadata) and answer.id == record.metadata.id:
+                assert record.metadata.kurral_id not in before | stored, "stored twice"
+                stored[record.metadata.kurral_id] = record
+        for record, answer in zip(records, answers, strict=True):
+            first = (before | stored)[record.metadata.kurral_id]
+            if first.fingerprint == record.fingerprint:
                 assert answer == first.metadata
             else:
                 assert isinstance(answer, DomainError)
                 assert answer.code == "conflict"
-        owner.artifacts |= {one.metadata.id: one for one in known.values()}
+        owner.artifacts |= {record.metadata.id: record for record in stored.values()}
 
     async def forget(self, whose: int, places: list[int]) -> None:
         owner = self._owners[whose]
@@ -165,14 +171,14 @@ class StatsEnvironment:
         owner.deleted_rows += [owner.artifacts.pop(row_id).metadata for row_id in chosen]
 
     async def fold(self, whose: int, kind: Any, most: int) -> None:
-        before = await self._deltas(whose, kind)
+        before = await self._count_deltas(whose, kind)
         async with self._store.transaction(self._owners[whose].caller) as tx:
             folded = await tx.stats.fold_deltas(kind, most)
         assert folded == min(most, before)
-        assert await self._deltas(whose, kind) == before - folded
+        assert await self._count_deltas(whose, kind) == before - folded
 
     async def fold_beside(self, whose: int, kind: Any, most: int, lost: bool) -> None:
-        """Two at once: the second has nothing to do, and whoever asks meanwhile sees what was there before."""
+        """Fold twice at once: the second has nothing to do, and readers see the state before."""
         owner = self._owners[whose]
         try:
             async with self._store.transaction(owner.caller) as tx, self._store.transaction(owner.caller) as other:
@@ -183,7 +189,7 @@ class StatsEnvironment:
                     raise LostTransaction
         except LostTransaction:
             pass
-        await asyncio.gather(*(self._fold(whose, kind, most) for _ in range(2)), self.ask(whose))
+        await asyncio.gather(*(self._fold_deltas(whose, kind, most) for _ in range(2)), self.ask(whose))
 
     async def fold_all(self) -> None:
         folder = StatsFolder(self._store)
@@ -194,7 +200,7 @@ class StatsEnvironment:
     async def turn_clock(self, now: datetime) -> None:
         self._clock[0] = now
 
-    async def steal(self, whose: int, place: int) -> None:
+    async def write_to_other_tenant(self, whose: int, place: int) -> None:
         mine, theirs = self._owners[whose], self._owners[1 - whose]
         async with self._store.transaction(mine.caller) as tx:
             for row_id in choose_ids(theirs.evaluations, [place]):
@@ -204,7 +210,7 @@ class StatsEnvironment:
                 assert await tx.artifacts.get(row_id) is None
                 assert await tx.artifacts.delete([row_id], tx.now) == 0
 
-    # What it says.
+    # Queries.
 
     async def ask(
         self,
@@ -225,8 +231,8 @@ class StatsEnvironment:
         async with self._store.transaction(owner.caller) as tx:
             await self._ask_evaluations(tx, owner, first, days, bucket)
             await self._ask_artifacts(tx, owner, second, days, bucket, page)
-            # Lists: any page, and reading on from any row, be it there or not.
-            for truth, listed, after in (
+            # Lists: any page, and any row to continue from, existing or deleted.
+            for truth, page_of_rows, after in (
                 (
                     owner.filter_evaluations(first).rows,
                     await evaluations.list_evaluations(tx, first, page),
@@ -238,32 +244,32 @@ class StatsEnvironment:
                     lambda row: service.list_artifacts_after(tx, row, page.limit, filters=second),
                 ),
             ):
-                check_page(truth, listed, page)
-                known = [
+                check_page(truth, page_of_rows, page)
+                rows = [
                     None,
                     *truth,
                     *(row for row in owner.deleted_rows if truth and isinstance(row, type(truth[0]))),
                 ]
-                last = known[place % len(known)]
+                last = rows[place % len(rows)]
                 rest = (
                     truth if last is None else [r for r in truth if (r.created_at, r.id) < (last.created_at, last.id)]
                 )
                 assert await after(last) == rest[: page.limit]
 
-    async def _ask_evaluations(self, tx: Any, owner: TenantRows, wanted: Any, days: int, bucket: Any) -> None:
-        truth = owner.filter_evaluations(wanted)
-        await check_groups(tx, evaluations.query_from_filter(wanted), truth)
-        await check_evaluations(await evaluations.compute_evaluation_stats(tx, wanted, None), truth, wanted.since)
-        if wanted.until is None or wanted.since is None:
+    async def _ask_evaluations(self, tx: Any, owner: TenantRows, filters: Any, days: int, bucket: Any) -> None:
+        truth = owner.filter_evaluations(filters)
+        await check_groups(tx, evaluations.query_from_filter(filters), truth)
+        await check_evaluations(await evaluations.compute_evaluation_stats(tx, filters, None), truth, filters.since)
+        if filters.until is None or filters.since is None:
             since = (tx.now - days * DAY).replace(minute=0, second=0, microsecond=0)
-            of_days = msgspec.structs.replace(wanted, since=None)
-            if wanted.until is None or wanted.until >= since:
+            of_days = msgspec.structs.replace(filters, since=None)
+            if filters.until is None or filters.until >= since:
                 truth = owner.filter_evaluations(msgspec.structs.replace(of_days, since=since))
                 await check_evaluations(await evaluations.compute_evaluation_stats(tx, of_days, days), truth, since)
-        free = msgspec.structs.replace(wanted, since=None, until=None)
-        if wanted != free:
+        free = msgspec.structs.replace(filters, since=None, until=None)
+        if filters != free:
             with pytest.raises(DomainError, match="days"):
-                await evaluations.compute_evaluation_timeseries(tx, wanted, days, bucket)
+                await evaluations.compute_evaluation_timeseries(tx, filters, days, bucket)
         points = await evaluations.compute_evaluation_timeseries(tx, free, days, bucket)
         for begin, end, point in list_buckets(tx.now, days, bucket, points):
             truth = owner.filter_evaluations(msgspec.structs.replace(free, since=begin, until=end))
@@ -275,12 +281,14 @@ class StatsEnvironment:
                 **truth.compute_averages(),
             }
 
-    async def _ask_artifacts(self, tx: Any, owner: TenantRows, wanted: Any, days: int, bucket: Any, page: Page) -> None:
-        truth = owner.filter_artifacts(wanted)
-        await check_groups(tx, service.query_from_filter(wanted), truth)
-        found = msgspec.structs.asdict(await service.compute_artifact_stats(tx, wanted))
-        truth.check_quantiles(*(found.pop(name) for name in ("p50", "p95", "p99")))
-        known = truth.total["duration_ms_known"]
+    async def _ask_artifacts(
+        self, tx: Any, owner: TenantRows, filters: Any, days: int, bucket: Any, page: Page
+    ) -> None:
+        truth = owner.filter_artifacts(filters)
+        await check_groups(tx, service.query_from_filter(filters), truth)
+        stats = msgspec.structs.asdict(await service.compute_artifact_stats(tx, filters))
+        truth.check_quantiles(*(stats.pop(name) for name in ("p50", "p95", "p99")))
+        known_durations = truth.total["duration_ms_known"]
         expected = {
             "total_artifacts": len(truth.rows),
             "total_size_gb": truth.total["size_bytes"] / 10**9,
@@ -291,12 +299,12 @@ class StatsEnvironment:
             **{f"by_{name}": truth.count_by(n) for n, name in ((3, "model"), (4, "provider"), (5, "status"))},
             "total_cost_usd": truth.total["cost_usd"] / NANOS_PER_UNIT,
             "total_tokens": truth.total["tokens"],
-            "avg_duration_ms": truth.total["duration_ms"] / (1000 * known) if known else None,
+            "avg_duration_ms": truth.total["duration_ms"] / (1000 * known_durations) if known_durations else None,
             "error_rate": truth.compute_rate("errors", "count", 100),
             "deterministic_rate": truth.compute_rate("deterministic", "count", 100),
         }
-        assert found == expected
-        assert [list(found[name]) for name in expected if name.startswith("by_")] == [
+        assert stats == expected
+        assert [list(stats[name]) for name in expected if name.startswith("by_")] == [
             list(expected[name]) for name in expected if name.startswith("by_")
         ]
         counted = [
@@ -304,10 +312,10 @@ class StatsEnvironment:
             for name, count in owner.filter_artifacts(service.ArtifactFilter()).count_by(6).items()
         ]
         check_page(counted, await service.list_semantic_buckets(tx, page), page)
-        free = msgspec.structs.replace(wanted, start_date=None, end_date=None)
-        if wanted != free:
+        free = msgspec.structs.replace(filters, start_date=None, end_date=None)
+        if filters != free:
             with pytest.raises(DomainError, match="days"):
-                await service.compute_artifact_timeseries(tx, wanted, days, bucket)
+                await service.compute_artifact_timeseries(tx, filters, days, bucket)
         points = await service.compute_artifact_timeseries(tx, free, days, bucket)
         for begin, end, point in list_buckets(tx.now, days, bucket, points):
             truth = owner.filter_artifacts(msgspec.structs.replace(free, start_date=begin, end_date=end))
@@ -324,7 +332,7 @@ class StatsEnvironment:
         for (name, *arguments), asked in steps:
             await getattr(self, name)(*arguments)
             await self.ask(*asked)
-        # The same questions once more, of what is partly folded and of what is folded.
+        # The same queries again while partly folded and when folded.
         for fold in (lambda: self.fold(0, "evaluations", 3), self.fold_all):
             for whose in (0, 1):
                 await self.ask(whose)
@@ -337,7 +345,7 @@ class StatsEnvironment:
         await self.clear()
 
     async def clear(self) -> None:
-        """Delete everything: nothing is left to count, before it is folded and after."""
+        """Delete everything: all counts are zero, before folding and after."""
         for whose, owner in enumerate(self._owners):
             await self.delete(whose, list(range(len(owner.evaluations))))
             await self.forget(whose, list(range(len(owner.artifacts))))
@@ -348,11 +356,11 @@ class StatsEnvironment:
         for table in ("stat_deltas", "stat_rollups", "evaluations", "artifacts", "artifact_ids", "artifact_bodies"):
             assert await self._database.owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
 
-    async def _fold(self, whose: int, kind: Any, most: int) -> int:
+    async def _fold_deltas(self, whose: int, kind: Any, most: int) -> int:
         async with self._store.transaction(self._owners[whose].caller) as tx:
             return await tx.stats.fold_deltas(kind, most)
 
-    async def _deltas(self, whose: int, kind: str) -> int:
+    async def _count_deltas(self, whose: int, kind: str) -> int:
         query = "SELECT count(*) FROM stat_deltas WHERE tenant_id = $1 AND kind = $2"
         return int(await self._database.owner.fetchval(query, self._owners[whose].caller.tenant_id, kind))
 

@@ -1,4 +1,4 @@
-"""What the property test of statistics draws: records, times at every bound, filters, and steps."""
+"""Draw records, times at every boundary, filters and steps for the property test of statistics."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,7 +30,7 @@ NOWS = [datetime(2028, 3, 1, 0, 30, tzinfo=UTC), datetime(2028, 3, 1, 1, tzinfo=
 
 NOWS += [datetime(2028, 2, 29, 23, 59, 59, 999999, tzinfo=UTC), datetime(2028, 4, 1, tzinfo=UTC)]
 
-# Names that mean something where they should not.
+# Names with a special meaning in SQL, JSON or arrays.
 NAMES = ["gpt", "NULL", 'a"b\\,{}', "ü'€ "]
 BUCKETS = ["refunds", 'say "no"', "[]"]
 NAME = st.sampled_from(NAMES)
@@ -51,7 +51,7 @@ SCORES = st.builds(
     **{name: st.floats(0, 1) for name in EvaluationScores.__struct_fields__[:4]},
     hallucinated=st.booleans(),
 )
-# What nothing else draws.
+# Scores that no other strategy draws.
 OTHERS = EvaluationScores(**dict.fromkeys(EvaluationScores.__struct_fields__[:4], 0.987654321), hallucinated=True)
 EXECUTIONS = [ids.encode_id("exec", UUID(int=number)) for number in (1, 2)]
 ARTIFACT = st.fixed_dictionaries(
@@ -75,7 +75,7 @@ ARTIFACT = st.fixed_dictionaries(
 
 
 def draw_filter(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Values for a few of these names: with many a filter would let nothing through.
+    """Draw values for at most two of these names: with many, a filter would match nothing.
 
     A number stands for the value of one of the rows.
     """
@@ -84,7 +84,7 @@ def draw_filter(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str,
     return st.lists(st.one_of(*named), max_size=2).map(dict)
 
 
-# A number stands for the very time of one of the records.
+# A number stands for the time of one of the records.
 BOUND = st.none() | TIMES | st.integers(0, 1000)
 BOUNDS = st.tuples(BOUND, BOUND)
 OF_EVALUATIONS = draw_filter(
@@ -111,7 +111,7 @@ ASK = st.tuples(
 STEP = st.one_of(
     st.tuples(st.just("insert"), TENANT, st.lists(BATCH, min_size=1, max_size=3)),
     st.tuples(st.just("insert"), TENANT, BATCH.map(lambda batch: [batch])),
-    st.tuples(st.just("insert"), TENANT, EVALUATION.map(lambda one: [[one]])),
+    st.tuples(st.just("insert"), TENANT, EVALUATION.map(lambda item: [[item]])),
     st.tuples(st.just("delete"), TENANT, st.lists(PLACE, max_size=4)),
     st.tuples(
         *(st.just("compute"), st.integers(1, 9), st.lists(st.none() | SCORES, min_size=1, max_size=4)),
@@ -120,11 +120,11 @@ STEP = st.one_of(
     st.tuples(
         st.just("upload"), TENANT, st.lists(ARTIFACT, min_size=1, max_size=5), st.sampled_from([None, *EXECUTIONS])
     ),
-    st.tuples(st.just("upload"), TENANT, ARTIFACT.map(lambda one: [one]), st.none()),
+    st.tuples(st.just("upload"), TENANT, ARTIFACT.map(lambda item: [item]), st.none()),
     st.tuples(st.just("forget"), TENANT, st.lists(PLACE, max_size=4)),
     st.tuples(st.just("fold"), TENANT, st.sampled_from(RECORD_KINDS), st.integers(1, 7) | st.just(2000)),
     st.tuples(st.just("fold_beside"), TENANT, st.sampled_from(RECORD_KINDS), st.integers(1, 9), st.booleans()),
     st.tuples(st.just("fold_all")),
     st.tuples(st.just("turn_clock"), st.sampled_from(NOWS)),
-    st.tuples(st.just("steal"), TENANT, PLACE),
+    st.tuples(st.just("write_to_other_tenant"), TENANT, PLACE),
 )

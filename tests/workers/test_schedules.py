@@ -332,7 +332,7 @@ async def test_changed_expression_or_timezone_moves_the_due_time(environment: Sc
     assert [run.due_at for run in await environment.list_runs(schedule)] == [NOON + 21 * HOUR]
 
 
-async def test_due_time_starts_once_whatever_other_clocks_show(environment: ScheduleEnvironment) -> None:
+async def test_due_time_starts_once_with_clocks_that_differ(environment: ScheduleEnvironment) -> None:
     caller = await environment.database.add_tenant()
     schedule = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=9)
     late = await environment.create_schedule(caller, "* * * * *", overlap="allow", catch_up=0)

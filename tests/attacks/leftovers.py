@@ -1,4 +1,4 @@
-"""An agent that leaves something behind, of one kind at a time, and looks for what an earlier run left.
+"""Leave one kind of thing behind at a time, and look for what an earlier run left.
 
 Standard library alone: this file runs inside the fence, as `agent.py`.
 """
@@ -15,18 +15,18 @@ import time
 IMPORTED = time.monotonic()
 libc = ctypes.CDLL(None)
 state = []
-KINDS = {}
+LEFTOVER_KINDS = {}
 
 
-def kind(leave):
-    def with_look(look):
-        KINDS[leave.__name__] = (leave, look)
+def register_kind(leave):
+    def register_look(look):
+        LEFTOVER_KINDS[leave.__name__] = (leave, look)
         return look
 
-    return with_look
+    return register_look
 
 
-def _write(path):
+def _write_file(path):
     with contextlib.suppress(OSError), open(path, "w") as file:
         file.write("left")
 
@@ -35,7 +35,7 @@ def module_state():
     state.append(1)
 
 
-@kind(module_state)
+@register_kind(module_state)
 def _():
     return bool(state)
 
@@ -44,7 +44,7 @@ def sys_modules():
     sys.modules["left_behind"] = sys
 
 
-@kind(sys_modules)
+@register_kind(sys_modules)
 def _():
     return "left_behind" in sys.modules
 
@@ -53,7 +53,7 @@ def sys_path():
     sys.path.insert(0, "/tmp/left")
 
 
-@kind(sys_path)
+@register_kind(sys_path)
 def _():
     return "/tmp/left" in sys.path
 
@@ -62,7 +62,7 @@ def the_builtins():
     builtins.left_behind = 1
 
 
-@kind(the_builtins)
+@register_kind(the_builtins)
 def _():
     return hasattr(builtins, "left_behind")
 
@@ -71,43 +71,43 @@ def environment():
     os.environ["LEFT"] = "1"
 
 
-@kind(environment)
+@register_kind(environment)
 def _():
     return "LEFT" in os.environ
 
 
 def file_in_tmp():
-    _write("/tmp/left")
+    _write_file("/tmp/left")
 
 
-@kind(file_in_tmp)
+@register_kind(file_in_tmp)
 def _():
     return os.path.exists("/tmp/left")
 
 
 def file_in_shm():
-    _write("/dev/shm/left")
+    _write_file("/dev/shm/left")
 
 
-@kind(file_in_shm)
+@register_kind(file_in_shm)
 def _():
     return os.path.exists("/dev/shm/left")
 
 
 def file_in_cwd():
-    _write("left_here")
+    _write_file("left_here")
 
 
-@kind(file_in_cwd)
+@register_kind(file_in_cwd)
 def _():
     return os.path.exists("left_here")
 
 
 def file_in_code():
-    _write(os.path.join(os.path.dirname(__file__), "left"))
+    _write_file(os.path.join(os.path.dirname(__file__), "left"))
 
 
-@kind(file_in_code)
+@register_kind(file_in_code)
 def _():
     return os.path.exists(os.path.join(os.path.dirname(__file__), "left"))
 
@@ -116,7 +116,7 @@ def cwd():
     os.chdir("/dev/shm")
 
 
-@kind(cwd)
+@register_kind(cwd)
 def _():
     return os.getcwd() != "/agent"
 
@@ -125,7 +125,7 @@ def umask():
     os.umask(0o077)
 
 
-@kind(umask)
+@register_kind(umask)
 def _():
     now = os.umask(0o077)
     os.umask(now)
@@ -136,7 +136,7 @@ def thread():
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 
 
-@kind(thread)
+@register_kind(thread)
 def _():
     return len(os.listdir("/proc/self/task")) > 1
 
@@ -145,7 +145,7 @@ def timer():
     signal.setitimer(signal.ITIMER_REAL, 60)
 
 
-@kind(timer)
+@register_kind(timer)
 def _():
     return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
@@ -154,7 +154,7 @@ def handler():
     signal.signal(signal.SIGUSR1, lambda *_: None)
 
 
-@kind(handler)
+@register_kind(handler)
 def _():
     return signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL
 
@@ -170,25 +170,25 @@ def child():
         os._exit(0)
 
 
-@kind(child)
+@register_kind(child)
 def _():
-    found = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-    return bool(found)
+    process_ids = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    return bool(process_ids)
 
 
 def descriptor():
     os.dup2(os.open("/dev/null", os.O_RDONLY), 77)
 
 
-@kind(descriptor)
+@register_kind(descriptor)
 def _():
     return os.path.lexists("/proc/self/fd/77")
 
 
 def handle(payload):
-    """`do` is a list of leave and look; says what the last look found and whether this slot was waiting already."""
-    leave, look = KINDS[payload["kind"]]
-    found = None
+    """Leave and look as `do` lists; returns what the last look found and whether this slot was warm."""
+    leave, look = LEFTOVER_KINDS[payload["kind"]]
+    is_found = None
     for act in payload["do"]:
-        found = leave() if act == "leave" else look()
-    return {"found": found, "waited": payload["submitted"] > IMPORTED}
+        is_found = leave() if act == "leave" else look()
+    return {"found": is_found, "waited": payload["submitted"] > IMPORTED}
