@@ -125,14 +125,15 @@ SLOW_MARKERS = {*MARKERS_BY_PATH.values(), "installation", "slow"}
 SYSTEM_STARTERS = {"run_system", "System", "run_second_api", "bounded"}
 # The longest files first, so that no process is left alone with one in the end.
 LONGEST_FIRST = (
+    # Attacks on memory are watched less often while other attacks take the processors, so their files lie apart.
     "tests/attacks/test_forkserver.py",
     "tests/generated_clients/",
-    "tests/attacks/test_bubblewrap.py",
-    "tests/attacks/test_gateway.py",
-    "tests/attacks/test_executions.py",
     "tests/journeys/",
     "tests/contracts/test_local_model.py",
+    "tests/attacks/test_bubblewrap.py",
     "tests/workers/",
+    "tests/attacks/test_gateway.py",
+    "tests/attacks/test_executions.py",
     "tests/contracts/",
     "tests/api/",
 )

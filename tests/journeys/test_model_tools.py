@@ -6,7 +6,7 @@ import json
 import pytest
 
 from scripts.system import System
-from tests.contracts.test_mcp_tools import mcp_server
+from tests.contracts.test_mcp_tools import run_mcp_server
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider, build_call
 from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution, stream_events
@@ -61,7 +61,7 @@ async def test_custom_tool_sends_its_secret_without_showing_it(
 
 async def test_tools_of_an_mcp_server_are_called(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
-    async with mcp_server() as (url, _, _):
+    async with run_mcp_server() as (url, _, _):
         tool = {"name": "Things", "tool_type": "mcp", "configuration": {"url": url}}
         assert (await acme.http.post("/tools", json=tool)).status_code == 201
         created = await create_model_agent(acme, name, tools=["things/add"])
