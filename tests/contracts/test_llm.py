@@ -38,6 +38,7 @@ from tests.support.model_calls import (
     collect_error,
     collect_reply,
 )
+from tests.support.scripted_model import serve_posts
 
 # `openai` uses Responses, the others chat completions.
 EACH_API = pytest.mark.parametrize("provider", ["openai", "openai_compatible", "anthropic"])
@@ -491,16 +492,8 @@ async def serve_events(*events: Any, kind: str = "text/event-stream") -> AsyncIt
                 )
         return response
 
-    app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
-    finally:
-        await runner.cleanup()
+    async with serve_posts(answer, handler_cancellation=True) as url:
+        yield url
 
 
 def build_delta(finish: str | None = None, **delta: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from aiohttp import web
 from domain.llms import ChatMessage, ModelCall, ModelTarget
 from infra.llm import MAX_ERROR_BYTES, event_stream
 from infra.llm.event_stream import EventStream
-from tests.support.scripted_model import call_model, call_model_with_body
+from tests.support.scripted_model import call_model, call_model_with_body, serve_posts
 
 EACH_API = pytest.mark.parametrize("provider", ["openai", "openai_compatible", "anthropic"])
 PIECE_BYTES = b"x" * (1 << 20)
@@ -36,16 +36,8 @@ async def refuse_at_length(head: bytes, hung_up: asyncio.Event) -> AsyncIterator
             hung_up.set()
         return response
 
-    app = web.Application()
-    app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
-    finally:
-        await runner.cleanup()
+    async with serve_posts(answer) as url:
+        yield url
 
 
 @EACH_API

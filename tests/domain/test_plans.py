@@ -218,10 +218,47 @@ def test_resumed_plan_runs_no_completed_step_again(plan: Plan, events: list[tupl
     if first.outcome is None:
         first.cancel()
     completed_before = {key for key, run in first.rows.items() if run.status in ("completed", "skipped")}
+    # A list is evaluated anew, with all its items, when a step before it runs again: its output may be another.
+    reevaluated = {
+        step.id
+        for step in plan.steps
+        if (step.id, WHOLE_STEP) not in completed_before
+        and any((above, WHOLE_STEP) not in completed_before for above in find_ancestors(plan, step.id))
+    }
     resumed = PlanSimulation(plan, resume_runs(plan, copy.deepcopy(list(first.rows.values()))))
     resumed.advance_plan(crash=False)
     run_to_end(resumed)
-    assert not completed_before & set(resumed.start_order), "a completed step was run again"
+    kept_runs = {key for key in completed_before if key[0] not in reevaluated}
+    assert not kept_runs & set(resumed.start_order), "a completed step was run again"
+
+
+def find_ancestors(plan: Plan, step_id: str) -> set[str]:
+    dependencies = {step.id: step.depends_on for step in plan.steps}
+    ancestors, open_steps = set[str](), list(dependencies[step_id])
+    while open_steps:
+        step = open_steps.pop()
+        if step not in ancestors:
+            ancestors.add(step)
+            open_steps += dependencies[step]
+    return ancestors
+
+
+@pytest.mark.parametrize("is_source_failed", [True, False])
+def test_resumed_list_keeps_its_items_only_if_no_step_before_it_runs_again(is_source_failed: bool) -> None:
+    source = PlanStep(id="source", name="source", work=AgentWork(name="a"), continue_on_failure=True)
+    mapped = PlanStep(id="mapped", name="mapped", work=AgentWork(name="a"), depends_on=["source"], map="2")
+    plan = Plan(kind="workflow", name="p", steps=[source, mapped])
+    runs = [
+        StepRun(step="source", status="failed" if is_source_failed else "completed"),
+        StepRun(step="mapped", status="cancelled"),
+        StepRun(step="mapped", item=0, status="completed"),
+        StepRun(step="mapped", item=1, status="cancelled"),
+    ]
+    simulation = PlanSimulation(plan, resume_runs(plan, runs))
+    simulation.advance_plan(crash=False)
+    run_to_end(simulation)
+    again = [("source", WHOLE_STEP), ("mapped", 0), ("mapped", 1)]
+    assert simulation.start_order == (again if is_source_failed else [("mapped", 1)])
 
 
 @pytest.mark.slow

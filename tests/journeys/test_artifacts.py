@@ -1,10 +1,8 @@
 """Test artifacts: every example of seeds/kurral.md, Kurral's own client, search, bodies and deletion."""
 
-import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +18,7 @@ from domain.shared.errors import DomainError
 from infra.compression import decompress_stream
 from infra.wiring import Resources
 from scripts.system import System
-from tests.support.clients import TenantClient
+from tests.support.clients import TenantClient, wait_for_result
 
 KURRAL_ARTIFACT: dict[str, Any] = json.loads((Path(__file__).parent / "kurral_artifact.json").read_bytes())
 _TIME_PATTERN = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?")
@@ -43,15 +41,6 @@ def normalize_times(value: Any) -> Any:
     if isinstance(value, str) and _TIME_PATTERN.fullmatch(value):
         return value.rstrip("Z").rstrip("0").rstrip(".")
     return value
-
-
-async def wait_for_result(probe: Callable[[], Awaitable[Any]]) -> Any:
-    """Return the first true result of repeated calls of a function."""
-    for _ in range(600):
-        if result := await probe():
-            return result
-        await asyncio.sleep(0.05)
-    raise AssertionError("no true result within 30 seconds")
 
 
 async def upload_artifact(owner: TenantClient, body: Any) -> dict[str, Any]:

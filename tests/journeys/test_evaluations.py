@@ -1,10 +1,8 @@
 """Test evaluations: every example of seeds/agentops.md under /api/v1, computed metrics, exports and series."""
 
-import asyncio
 import csv
 import io
 import json
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from scripts.system import System
-from tests.support.clients import TenantClient
+from tests.support.clients import TenantClient, wait_for_result
 
 EVALUATION_BODY: dict[str, Any] = {
     "prompt": "What is the capital of France?",
@@ -43,15 +41,6 @@ async def read_json(owner: TenantClient, path: str) -> Any:
     answer = await owner.http.get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
-
-
-async def wait_for_result(probe: Callable[[], Awaitable[Any]]) -> Any:
-    """Return the first true result of repeated calls of a function."""
-    for _ in range(600):
-        if result := await probe():
-            return result
-        await asyncio.sleep(0.05)
-    raise AssertionError("no true result within 30 seconds")
 
 
 async def wait_for_metrics(owner: TenantClient, evaluation_id: str) -> dict[str, Any]:

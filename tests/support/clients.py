@@ -4,7 +4,7 @@ import asyncio
 import io
 import secrets
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -143,6 +143,15 @@ async def add_tenant(
     async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=90) as http:
         http.headers["Authorization"] = f"Bearer {access_token}"
         yield TenantClient(http, {**msgspec.to_builtins(user), **account}, password)
+
+
+async def wait_for_result(probe: Callable[[], Awaitable[Any]]) -> Any:
+    """Return the first true result of repeated calls of a function."""
+    for _ in range(600):
+        if result := await probe():
+            return result
+        await asyncio.sleep(0.05)
+    raise AssertionError("no true result within 30 seconds")
 
 
 async def wait_for_server(url: str) -> None:

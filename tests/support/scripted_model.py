@@ -1,6 +1,6 @@
 """Call models served by `inputs/fake.py`, or a scripted body, through the client that workers use."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,16 +91,13 @@ async def call_model(
 
 
 @asynccontextmanager
-async def serve_body(body: bytes | str, kind: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
-    """Serve one body as the answer to everything; yields the address."""
-
-    async def answer(request: web.Request) -> web.Response:
-        data = body.encode() if isinstance(body, str) else body
-        return web.Response(body=data, status=status, headers={"content-type": kind})
-
+async def serve_posts(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]], **options: Any
+) -> AsyncIterator[str]:
+    """Answer every POST on a free port; yields the address. `options` are those of aiohttp's runner."""
     app = web.Application()
     app.router.add_post("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, **options)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -108,6 +105,18 @@ async def serve_body(body: bytes | str, kind: str = "text/event-stream", status:
         yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serve_body(body: bytes | str, kind: str = "text/event-stream", status: int = 200) -> AsyncIterator[str]:
+    """Serve one body as the answer to everything; yields the address."""
+
+    async def answer(request: web.Request) -> web.Response:
+        data = body.encode() if isinstance(body, str) else body
+        return web.Response(body=data, status=status, headers={"content-type": kind})
+
+    async with serve_posts(answer) as url:
+        yield url
 
 
 async def call_model_with_body(
