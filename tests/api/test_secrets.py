@@ -21,15 +21,17 @@ async def test_a_secret_is_stored_listed_changed_and_deleted_but_never_shown(acm
     assert created["agents"] == [agent["id"]]
     assert created["needed_by"] == []
     other = await create_secret(acme, "OTHER")
-    shown = [await acme.http.get(path) for path in ("/secrets", "/secrets/GITHUB_TOKEN", f"/secrets/{created['id']}")]
-    assert shown[0].json()["items"] == [other, created]
-    assert shown[1].json() == shown[2].json() == created
+    responses = [
+        await acme.http.get(path) for path in ("/secrets", "/secrets/GITHUB_TOKEN", f"/secrets/{created['id']}")
+    ]
+    assert responses[0].json()["items"] == [other, created]
+    assert responses[1].json() == responses[2].json() == created
     assert (await acme.http.get("/secrets?limit=1&offset=5")).json()["total"] == 2
     changed = await acme.http.patch("/secrets/GITHUB_TOKEN", json={"value": "another-value", "agents": None})
     assert changed.json()["agents"] is None
     emptied = await acme.http.put("/secrets/GITHUB_TOKEN", json={"agents": []})
     assert emptied.json()["agents"] == []
-    for answer in (*shown, changed, emptied):
+    for answer in (*responses, changed, emptied):
         assert VALUE not in answer.text
         assert "another-value" not in answer.text
     assert (await acme.http.delete("/secrets/GITHUB_TOKEN")).status_code == 204
@@ -121,7 +123,7 @@ async def test_a_deleted_agent_may_have_a_secret_no_more(acme: TenantClient) -> 
     agent = await acme.create_agent()
     secret = await create_secret(acme, agents=[agent["id"]])
     assert (await acme.http.delete(f"/agents/{agent['id']}")).status_code == 204
-    # Nobody may have it now, rather than everybody.
+    # No agent may have it now, rather than every agent.
     assert (await acme.http.get(f"/secrets/{secret['id']}")).json()["agents"] == []
 
 

@@ -303,8 +303,8 @@ def _find_keys(data, p):
 # What a program with declared hosts may try: `p["hosts"]` are these, with what their names lead to outside.
 
 
-def _said(host, port, data=b"hello"):
-    """What a service of the host answers, empty if nothing does."""
+def _ask_service(host, port, data=b"hello"):
+    """Return what a service of the host answers, empty if nothing does."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), 3) as client:
         client.sendall(data)
         client.settimeout(3)
@@ -314,17 +314,19 @@ def _said(host, port, data=b"hello"):
 
 def egress_undeclared(p):
     """The service of a declared host, by every address but its own, and other ports of its own."""
-    assert _said(*p["declared"]) == b"outside"
+    assert _ask_service(*p["declared"]) == b"outside"
     # With a network of the host, the service is right here.
-    return _build_result([told for address in ("127.0.0.1", "127.0.0.2") if (told := _said(address, p["service"]))])
+    return _build_result(
+        [answer for address in ("127.0.0.1", "127.0.0.2") if (answer := _ask_service(address, p["service"]))]
+    )
 
 
 def egress_others(p):
     """Names and services that a resolver or a router would find: no DNS, no UDP, no IPv6."""
-    found = []
+    trophies = []
     for name in ("example.com", "other.example", "metadata.google.internal"):
         with contextlib.suppress(OSError):
-            found.append(socket.getaddrinfo(name, 443))
+            trophies.append(socket.getaddrinfo(name, 443))
     for family, kind, address in (
         (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 53)),
         (socket.AF_INET6, socket.SOCK_STREAM, ("::1", p["service"])),
@@ -332,29 +334,29 @@ def egress_others(p):
     ):
         with contextlib.suppress(OSError):
             socket.socket(family, kind).close()
-            found.append((family, kind, address))
-    return _build_result(found)
+            trophies.append((family, kind, address))
+    return _build_result(trophies)
 
 
 def egress_private(p):
     """Declared names that lead to this host, to metadata, and elsewhere at their second connection."""
     return _build_result(
-        [(name, told) for name in p["private"] for _ in range(2) if (told := _said(name, p["service"]))]
+        [(name, answer) for name in p["private"] for _ in range(2) if (answer := _ask_service(name, p["service"]))]
     )
 
 
 def egress_proxy(p):
     """Hosts and ports that no wildcard stands for, through the proxy."""
-    found = []
+    trophies = []
     asked = [
         f"{name}:{p['service']}"
         for name in ("other.example", "127.0.0.1", "localhost", "cloud.example", "x.cloud.example.")
     ]
     for target in [*asked, "x.cloud.example:1", f"[::1]:{p['service']}"]:
-        told = _said("127.0.0.1", 3128, f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
-        if not told.startswith((b"HTTP/1.1 403", b"HTTP/1.1 400")):
-            found.append((target, told))
-    return _build_result(found)
+        answer = _ask_service("127.0.0.1", 3128, f"CONNECT {target} HTTP/1.1\r\n\r\n".encode())
+        if not answer.startswith((b"HTTP/1.1 403", b"HTTP/1.1 400")):
+            trophies.append((target, answer))
+    return _build_result(trophies)
 
 
 def gateway_memory(p):

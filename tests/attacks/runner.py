@@ -167,7 +167,7 @@ async def _run_in_sandbox(
         entrypoint="agent:handle",
         timeout=3 if name == "stubborn" else 25,
         memory_mb=memory,
-        network=_network(way, base),
+        network=_build_network(way, base),
     )
     serve = gateway.serve_gateway(LeakyProvider("mine"), ["small"]) if "-gateway" in way else None
     if "-egress" in way:
@@ -207,38 +207,38 @@ async def _run_in_sandbox(
     }
 
 
-def _declared(base: dict[str, Any]) -> tuple[EgressEntry, ...]:
+def _parse_declared_entries(base: dict[str, Any]) -> tuple[EgressEntry, ...]:
     names = [base["declared"][0], *base["private"], "*.cloud.example"]
     return egress.parse_entries([f"{name}:{base['service']}" for name in names])
 
 
-def _network(way: str, base: dict[str, Any]) -> ProgramNetwork | None:
+def _build_network(way: str, base: dict[str, Any]) -> ProgramNetwork | None:
     if "-egress" in way:
-        return egress.build_network(_declared(base), has_gateway=False)
+        return egress.build_network(_parse_declared_entries(base), has_gateway=False)
     return ProgramNetwork(gateway=True) if "-gateway" in way else None
 
 
 def _serve_hosts(base: dict[str, Any]) -> NetworkServer:
-    """Serves a declared host that is allowed, and names that lead where nothing may be reached."""
+    """Serve a declared host that is allowed, and names that lead where nothing may be reached."""
     asked: dict[str, int] = {}
 
     async def resolve(host: str, port: int) -> list[str]:
         asked[host] = asked.get(host, 0) + 1
         if host == "bound.anew.example" and asked[host] == 1:
             return ["192.0.2.1"]
-        # With the guard gone, whatever a name leads to is the service of this host.
+        # With the guard gone, every name leads to the service of this host.
         return ["127.0.0.1"]
 
     outbound = Outbound((base["declared"][0],), resolve)
     access = EgressAccess(
         lookups=TenantLookups(outbound), limits=EgressLimits(connect_seconds=3), on_closed=lambda _: None
     )
-    return serve_egress(access, "acme", _declared(base), EgressRecord(lambda _: None, 100))
+    return serve_egress(access, "acme", _parse_declared_entries(base), EgressRecord(lambda _: None, 100))
 
 
 @contextlib.contextmanager
-def _service() -> Iterator[int]:
-    """A service on this host that answers everybody with a word; its port."""
+def _run_service() -> Iterator[int]:
+    """Run a service on this host that answers every client with a word; yields its port."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -383,7 +383,7 @@ async def run_attacks() -> None:
                 if kind == socket.SOCK_STREAM:
                     sockets[-1].listen(64)
             (code / f"door-{int(kind)}").chmod(0o777)
-        service = stack.enter_context(_service())
+        service = stack.enter_context(_run_service())
         inherited = os.open(marker, os.O_RDONLY)
         os.set_inheritable(inherited, True)
         base = {

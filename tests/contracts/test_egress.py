@@ -75,7 +75,7 @@ def write_certificate(folder: Path, names: Sequence[str]) -> ssl.SSLContext:
 
 
 @contextlib.asynccontextmanager
-async def https_server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
+async def run_https_server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
     """Answer every request with the token that it carries, on a port of this host."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,7 +160,7 @@ async def test_every_client_reaches_a_declared_host_and_a_proxied_one(
     sandbox, readable_folder: Path, client: str
 ) -> None:
     network = Network()
-    async with https_server(write_certificate(readable_folder, [NAME, WILD])) as port:
+    async with run_https_server(write_certificate(readable_folder, [NAME, WILD])) as port:
         source = CLIENTS[client] + (
             f"def handle(p):\n    h = {{'Authorization': 'Bearer token-1'}}\n"
             f"    return [ask('https://{NAME}:{port}/a', h), ask('https://{WILD}:{port}/b', h)]\n"
@@ -207,7 +207,7 @@ async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable_
 
 
 async def test_a_name_that_is_bound_anew_is_refused(sandbox, readable_folder: Path) -> None:
-    async with https_server(None) as port:
+    async with run_https_server(None) as port:
         network = Network(allowed=(f"127.0.0.1:{port}",))
         answers = iter([["127.0.0.1"], ["127.0.0.2"], ["127.0.0.1"]])
 

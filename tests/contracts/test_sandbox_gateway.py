@@ -1,4 +1,4 @@
-"""What the sandbox promises programs with a gateway, whoever makes it, and what it believes of what it is handed."""
+"""Test the contract of sandboxes for programs with a gateway on every backend, and what a worker accepts as a listener."""
 
 import asyncio
 import contextlib
@@ -31,12 +31,13 @@ from infra.sandbox.guest_protocol import encode_request
 from infra.sandbox.listener import SandboxListeners, receive_listeners
 from infra.sandbox.tree_request import TreeRequest
 from infra.sandbox.warm_sandbox import WarmSandbox
+from tests.support.gateway_client import wait_until
 from tests.support.sandbox_runs import count_descriptors, ignore_output, measure_idle, run_filter, wait_until_released
 from workers.run.gateway import serve_gateway
 
 PACKAGES = Path(openai.__file__).parents[1]
-WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
-ASK = """
+BACKENDS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
+MODELS_PROGRAM = """
 import os, urllib.request
 def handle(p):
     with urllib.request.urlopen(os.environ["OPENAI_BASE_URL"] + "/models", timeout=3) as answer:
@@ -44,27 +45,27 @@ def handle(p):
 """
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=BACKENDS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
     server = ForkServerBackend() if request.param.startswith("forkserver") else None
-    made = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
-    yield made
-    await made.close()
+    warm_sandbox = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
+    yield warm_sandbox
+    await warm_sandbox.close()
 
 
 @pytest.fixture
-def code(readable_folder: Path) -> Path:
+def code_folder(readable_folder: Path) -> Path:
     return readable_folder
 
 
-def _program(code: Path, source: str = ASK, **more: Any) -> SandboxProgram:
-    (code / "agent.py").write_text(source)
-    told = {"code": code, "environment": None, "entrypoint": "agent:handle", "timeout": 10, "memory_mb": 128}
-    return SandboxProgram(**{**told, "network": ProgramNetwork(gateway=True), **more})
+def _build_program(code_folder: Path, source: str = MODELS_PROGRAM, **more: Any) -> SandboxProgram:
+    (code_folder / "agent.py").write_text(source)
+    fields = {"code": code_folder, "environment": None, "entrypoint": "agent:handle", "timeout": 10, "memory_mb": 128}
+    return SandboxProgram(**{**fields, "network": ProgramNetwork(gateway=True), **more})
 
 
-def _saying(word: str) -> NetworkServer:
-    """Answers everything with a word."""
+def _build_gateway(word: str) -> NetworkServer:
+    """Return a gateway that answers every request with a word."""
 
     @contextlib.asynccontextmanager
     async def serve(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
@@ -83,25 +84,23 @@ def _saying(word: str) -> NetworkServer:
     return serve
 
 
-async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.01)
-
-
-async def test_each_run_is_answered_by_its_own_worker(sandbox, code) -> None:
-    program = _program(code)
+async def test_each_run_reaches_its_own_gateway(sandbox, code_folder) -> None:
+    program = _build_program(code_folder)
     for number in range(3):
         answers = await asyncio.gather(
             *(
-                sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_saying(f"{number}-{one}")))
-                for one in range(4)
+                sandbox.run_program(
+                    program, b"{}", ignore_output, ProgramHooks(serve=_build_gateway(f"{number}-{answer_number}"))
+                )
+                for answer_number in range(4)
             )
         )
-        assert [msgspec.json.decode(one.output or b"") for one in answers] == [f"{number}-{one}" for one in range(4)]
+        assert [msgspec.json.decode(outcome.output or b"") for outcome in answers] == [
+            f"{number}-{answer_number}" for answer_number in range(4)
+        ]
 
 
-async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, code) -> None:
+async def test_guest_has_an_address_a_placeholder_key_and_no_socket(sandbox, code_folder) -> None:
     source = (
         "import os\n"
         "def handle(p):\n"
@@ -109,12 +108,14 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
         "    held = [os.readlink(link) for link in links if os.path.lexists(link)]\n"
         "    return [{k: v for k, v in os.environ.items() if 'OPENAI' in k or 'ANTHROPIC' in k}, [one for one in held if 'socket' in one]]\n"
     )
-    outcome = await sandbox.run_program(_program(code, source), b"{}", ignore_output, ProgramHooks(serve=_saying("x")))
-    found, sockets = msgspec.json.decode(outcome.output or b"")
-    url = found["OPENAI_BASE_URL"]
+    outcome = await sandbox.run_program(
+        _build_program(code_folder, source), b"{}", ignore_output, ProgramHooks(serve=_build_gateway("x"))
+    )
+    variables, sockets = msgspec.json.decode(outcome.output or b"")
+    url = variables["OPENAI_BASE_URL"]
     assert url.startswith("http://127.0.0.1:")
     assert url.endswith("/v1")
-    assert found == {
+    assert variables == {
         "OPENAI_BASE_URL": url,
         "OPENAI_API_BASE": url,
         "OPENAI_API_KEY": "paddock",
@@ -122,76 +123,82 @@ async def test_a_guest_finds_an_address_a_word_for_a_key_and_no_socket(sandbox, 
         "ANTHROPIC_API_KEY": "paddock",
     }
     assert sockets == []
-    outcome = await sandbox.run_program(_program(code, source, network=None), b"{}", ignore_output)
+    outcome = await sandbox.run_program(_build_program(code_folder, source, network=None), b"{}", ignore_output)
     assert outcome.output == b"[{},[]]"
 
 
-async def test_programs_without_a_gateway_have_no_socket(sandbox, code) -> None:
+async def test_programs_without_a_gateway_have_no_sockets(sandbox, code_folder) -> None:
     source = "import socket\ndef handle(p):\n    socket.socket()\n"
     outcome = await sandbox.run_program(
-        _program(code, source, network=None), b"{}", ignore_output, ProgramHooks(serve=_saying("x"))
+        _build_program(code_folder, source, network=None), b"{}", ignore_output, ProgramHooks(serve=_build_gateway("x"))
     )
     assert outcome.error_type == "PermissionError"
     assert (
-        await sandbox.run_program(_program(code, source), b"{}", ignore_output, ProgramHooks(serve=_saying("x")))
+        await sandbox.run_program(
+            _build_program(code_folder, source), b"{}", ignore_output, ProgramHooks(serve=_build_gateway("x"))
+        )
     ).output == b"null"
 
 
-async def test_where_nobody_serves_connections_are_refused_at_once(sandbox, code) -> None:
-    outcome = await sandbox.run_program(_program(code, timeout=30), b"{}", ignore_output)
-    # Reset if it had got through just before the listener was closed.
+async def test_connections_without_a_gateway_are_refused_at_once(sandbox, code_folder) -> None:
+    outcome = await sandbox.run_program(_build_program(code_folder, timeout=30), b"{}", ignore_output)
+    # Reset if the connection was made just before the listener was closed.
     assert (outcome.error_type, "refused" in (outcome.error_message or "")) in (
         ("URLError", True),
         ("ConnectionResetError", False),
     )
-    outcome = await sandbox.check_entrypoint(_program(code, ASK + "handle(0)\n", timeout=30), ignore_output)
+    outcome = await sandbox.check_entrypoint(
+        _build_program(code_folder, MODELS_PROGRAM + "handle(0)\n", timeout=30), ignore_output
+    )
     assert outcome.error_type == "URLError"
-    assert (await sandbox.check_entrypoint(_program(code), ignore_output)).error_type is None
+    assert (await sandbox.check_entrypoint(_build_program(code_folder), ignore_output)).error_type is None
 
 
-async def test_calls_made_while_importing_are_answered_in_a_run(sandbox, code) -> None:
-    program = _program(
-        code, ASK + "first = handle(0)\nagain = handle\ndef handle(p): return [first, again(p)]\n", timeout=5
+async def test_calls_while_importing_are_answered_in_a_run(sandbox, code_folder) -> None:
+    program = _build_program(
+        code_folder,
+        MODELS_PROGRAM + "first = handle(0)\nagain = handle\ndef handle(p): return [first, again(p)]\n",
+        timeout=5,
     )
     for word in ("a", "b"):
         assert (
-            await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_saying(word)))
+            await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_build_gateway(word)))
         ).output == f'["{word}","{word}"]'.encode()
 
 
-async def test_runs_leave_no_descriptor_and_no_task_behind(code) -> None:
+async def test_runs_leave_no_descriptors_or_tasks(code_folder) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 0)
-    program = _program(code)
-    before = await measure_idle(sandbox, program)
+    program = _build_program(code_folder)
+    idle_counts = await measure_idle(sandbox, program)
     for _ in range(15):
         assert (
-            await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_saying("x")))
+            await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_build_gateway("x")))
         ).output == b'"x"'
-    await wait_until_released(*before)
+    await wait_until_released(*idle_counts)
     broken = WarmSandbox(BubblewrapSandbox(bwrap="/usr/bin/false"), None, 0)
     for _ in range(3):
         with contextlib.suppress(Exception):
-            await broken.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_saying("x")))
-    await wait_until_released(*before)
+            await broken.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_build_gateway("x")))
+    await wait_until_released(*idle_counts)
 
 
-async def test_slots_that_were_never_used_leave_none_either(code) -> None:
+async def test_unused_slots_leave_no_descriptors_or_tasks(code_folder) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 512)
-    program = _program(code)
-    before = await measure_idle(WarmSandbox(BubblewrapSandbox(), None, 0), program)
-    await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_saying("x")))
-    await _until(lambda: sandbox.counts.warm > 0 and sandbox.counts.making == 0)
-    assert count_descriptors() > before[0]
+    program = _build_program(code_folder)
+    idle_counts = await measure_idle(WarmSandbox(BubblewrapSandbox(), None, 0), program)
+    await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=_build_gateway("x")))
+    await wait_until(lambda: sandbox.counts.warm > 0 and sandbox.counts.making == 0, 20)
+    assert count_descriptors() > idle_counts[0]
     await sandbox.close()
-    await wait_until_released(*before)
+    await wait_until_released(*idle_counts)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.02, 0.05, 0.1, None])
-async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: float | None) -> None:
+async def test_cancel_at_any_moment_ends_the_gateway(code_folder, delay: float | None) -> None:
     sandbox = WarmSandbox(BubblewrapSandbox(), None, 0)
-    before = await measure_idle(sandbox, _program(code))
-    program = _program(code, "import time\ndef handle(p): time.sleep(30)\n")
-    left, entered = [], asyncio.Event()
+    idle_counts = await measure_idle(sandbox, _build_program(code_folder))
+    program = _build_program(code_folder, "import time\ndef handle(p): time.sleep(30)\n")
+    exits, entered = [], asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def serve(_: Mapping[str, socket.socket]) -> AsyncIterator[None]:
@@ -200,94 +207,94 @@ async def test_cancelling_at_any_moment_ends_the_serving_and_frees(code, delay: 
             yield
         finally:
             await asyncio.sleep(0.05)
-            left.append(1)
+            exits.append(1)
 
     running = asyncio.create_task(sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=serve)))
-    # None: once it is being served, however long that takes here.
+    # None means: once the gateway is serving, however long that takes here.
     await (entered.wait() if delay is None else asyncio.sleep(delay))
     for _ in range(3):
         running.cancel()
         await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert left == ([1] if entered.is_set() else [])
-    await wait_until_released(*before)
+    assert exits == ([1] if entered.is_set() else [])
+    await wait_until_released(*idle_counts)
 
 
-async def test_serving_that_fails_ends_the_run_and_says_why(sandbox, code) -> None:
+async def test_failing_gateway_ends_the_run_with_its_error(sandbox, code_folder) -> None:
     @contextlib.asynccontextmanager
     async def serve(_: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         raise RuntimeError("no gateway today")
         yield
 
-    program = _program(code, "import time\ndef handle(p): time.sleep(30)\n", timeout=20)
+    program = _build_program(code_folder, "import time\ndef handle(p): time.sleep(30)\n", timeout=20)
     async with asyncio.timeout(10):
         with pytest.raises(RuntimeError, match="today"):
             await sandbox.run_program(program, b"{}", ignore_output, ProgramHooks(serve=serve))
 
 
-async def test_the_end_of_serving_is_waited_for(sandbox, code) -> None:
-    """Calls of models are settled before the run is."""
-    over = []
+async def test_run_waits_for_the_end_of_the_gateway(sandbox, code_folder) -> None:
+    """Settle model calls before the run ends."""
+    was_open = []
 
     @contextlib.asynccontextmanager
-    async def slow(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
+    async def close_slowly(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
         try:
             yield
         finally:
             await asyncio.sleep(0.1)
-            over.append(listeners[GATEWAY_LISTENER].fileno() >= 0)
+            was_open.append(listeners[GATEWAY_LISTENER].fileno() >= 0)
 
     await sandbox.run_program(
-        _program(code, "def handle(p): return 1\n"), b"{}", ignore_output, ProgramHooks(serve=slow)
+        _build_program(code_folder, "def handle(p): return 1\n"), b"{}", ignore_output, ProgramHooks(serve=close_slowly)
     )
-    # It was the server's until it let go: its number cannot have been another's meanwhile.
-    assert over == [True]
+    # The gateway still owned the listener: its descriptor cannot have been reused meanwhile.
+    assert was_open == [True]
 
 
-# what the worker is handed
+# What the worker receives as a listener.
 
 
-def _listening(kind: int = socket.AF_INET, at: Any = ("127.0.0.1", 0), protocol: int = 0) -> socket.socket:
-    made = socket.socket(kind, socket.SOCK_STREAM, protocol)
-    made.bind(at)
-    made.listen()
-    return made
+def _create_listener(kind: int = socket.AF_INET, at: Any = ("127.0.0.1", 0), protocol: int = 0) -> socket.socket:
+    listener = socket.socket(kind, socket.SOCK_STREAM, protocol)
+    listener.bind(at)
+    listener.listen()
+    return listener
 
 
-def _wrong() -> dict[str, Callable[[contextlib.ExitStack], list[int]]]:
-    def of(make: Callable[[], Any]) -> Callable[[contextlib.ExitStack], list[int]]:
+def _list_invalid_handovers() -> dict[str, Callable[[contextlib.ExitStack], list[int]]]:
+    def wrap(make: Callable[[], Any]) -> Callable[[contextlib.ExitStack], list[int]]:
         return lambda stack: [stack.enter_context(make()).fileno()]
 
-    def connected(stack: contextlib.ExitStack) -> list[int]:
-        listener = stack.enter_context(_listening())
+    def connect(stack: contextlib.ExitStack) -> list[int]:
+        listener = stack.enter_context(_create_listener())
         return [stack.enter_context(socket.create_connection(listener.getsockname())).fileno()]
 
-    wrong = {
-        "a file": of(lambda: open("/etc/hostname")),
-        "a folder": of(lambda: contextlib.closing(_Folder("/"))),
-        "an unbound socket": of(socket.socket),
-        "a connected socket": connected,
-        "a datagram socket": of(lambda: socket.socket(type=socket.SOCK_DGRAM)),
-        "a unix listener": of(lambda: _listening(socket.AF_UNIX, f"\0pdk-{os.getpid()}-{os.urandom(4).hex()}")),
-        "an IPv6 listener": of(lambda: _listening(socket.AF_INET6, ("::1", 0))),
-        "a listener for all": of(lambda: _listening(at=("0.0.0.0", 0))),
-        "another loopback": of(lambda: _listening(at=("127.0.0.2", 0))),
-        "two listeners": lambda stack: [stack.enter_context(_listening()).fileno() for _ in range(2)],
-        "a hundred": lambda stack: [stack.enter_context(_listening()).fileno()] * 100,
+    handovers = {
+        "a file": wrap(lambda: open("/etc/hostname")),
+        "a folder": wrap(lambda: contextlib.closing(_PathDescriptor("/"))),
+        "an unbound socket": wrap(socket.socket),
+        "a connected socket": connect,
+        "a datagram socket": wrap(lambda: socket.socket(type=socket.SOCK_DGRAM)),
+        "a unix listener": wrap(lambda: _create_listener(socket.AF_UNIX, f"\0pdk-{os.getpid()}-{os.urandom(4).hex()}")),
+        "an IPv6 listener": wrap(lambda: _create_listener(socket.AF_INET6, ("::1", 0))),
+        "a listener for all": wrap(lambda: _create_listener(at=("0.0.0.0", 0))),
+        "another loopback": wrap(lambda: _create_listener(at=("127.0.0.2", 0))),
+        "two listeners": lambda stack: [stack.enter_context(_create_listener()).fileno() for _ in range(2)],
+        "a hundred": lambda stack: [stack.enter_context(_create_listener()).fileno()] * 100,
         "nothing": lambda _: [],
     }
     with contextlib.suppress(OSError):
-        _listening(protocol=262).close()  # MPTCP
-        wrong["a listener of another protocol"] = of(lambda: _listening(protocol=262))
-    return wrong
+        _create_listener(protocol=262).close()  # MPTCP
+        handovers["a listener of another protocol"] = wrap(lambda: _create_listener(protocol=262))
+    return handovers
 
 
-class _Folder:
+class _PathDescriptor:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_PATH)
 
-    def __enter__(self) -> "_Folder":
+    def __enter__(self) -> "_PathDescriptor":
         return self
 
     def fileno(self) -> int:
@@ -297,47 +304,60 @@ class _Folder:
         os.close(self._fd)
 
 
-@pytest.mark.parametrize("what", list(_wrong()))
-def test_nothing_but_one_listener_is_taken(what: str) -> None:
+@pytest.mark.parametrize("handover", list(_list_invalid_handovers()))
+def test_only_a_single_listener_is_accepted(handover: str) -> None:
     with contextlib.ExitStack() as stack:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        stack.enter_context(ours)
-        stack.enter_context(theirs)
-        fds = _wrong()[what](stack)
-        socket.send_fds(theirs, [b"listeners"], fds)
-        before = count_descriptors()
-        place = ("gateway", "127.0.0.1", _port_of(fds))
-        listeners, problem = receive_listeners(ours, [place])
+        worker_end, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.enter_context(worker_end)
+        stack.enter_context(guest_end)
+        fds = _list_invalid_handovers()[handover](stack)
+        socket.send_fds(guest_end, [b"listeners"], fds)
+        place = ("gateway", "127.0.0.1", _read_port(fds))
+        descriptors_before = count_descriptors()
+        listeners, problem = receive_listeners(worker_end, [place])
         assert listeners == {}
         assert problem
-        assert count_descriptors() == before
+        assert count_descriptors() == descriptors_before
 
 
-def _port_of(fds: list[int]) -> int:
-    """The port that the first of these has, so that nothing but its kind is wrong."""
-    with contextlib.suppress(OSError, IndexError, TypeError), socket.socket(fileno=os.dup(fds[0])) as first:
-        return int(first.getsockname()[1])
+def _read_port(fds: list[int]) -> int:
+    """Return the port of the first of these, so that nothing but its kind is wrong."""
+    with contextlib.suppress(OSError, IndexError, TypeError), socket.socket(fileno=fds[0]) as first:
+        try:
+            return int(first.getsockname()[1])
+        finally:
+            first.detach()
     return 1
 
 
-def test_one_wrong_listener_spoils_all() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, _listening() as mine, _listening() as other, _listening(at=("127.77.0.1", 0)) as third:
-        socket.send_fds(theirs, [b"listeners"], [mine.fileno(), other.fileno(), third.fileno()])
-        before = count_descriptors()
-        places = [("a", *mine.getsockname()), ("b", *other.getsockname()), ("c", "127.77.0.2", third.getsockname()[1])]
-        listeners, problem = receive_listeners(ours, places)
+def test_one_invalid_listener_invalidates_all() -> None:
+    worker_end, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with (
+        worker_end,
+        guest_end,
+        _create_listener() as first,
+        _create_listener() as second,
+        _create_listener(at=("127.77.0.1", 0)) as third,
+    ):
+        socket.send_fds(guest_end, [b"listeners"], [first.fileno(), second.fileno(), third.fileno()])
+        descriptors_before = count_descriptors()
+        places = [
+            ("a", *first.getsockname()),
+            ("b", *second.getsockname()),
+            ("c", "127.77.0.2", third.getsockname()[1]),
+        ]
+        listeners, problem = receive_listeners(worker_end, places)
         assert listeners == {}
         assert problem == f"c: not at 127.77.0.2:{third.getsockname()[1]}"
-        assert count_descriptors() == before
+        assert count_descriptors() == descriptors_before
 
 
-def test_listeners_are_taken_by_name_and_what_they_accept_is_bounded() -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, _listening() as mine, _listening(at=("127.77.0.3", 0)) as other:
-        socket.send_fds(theirs, [b"listeners"], [mine.fileno(), other.fileno()])
-        places = [("gateway", *mine.getsockname()), ("db:5432", *other.getsockname())]
-        listeners, problem = receive_listeners(ours, places)
+def test_listeners_are_received_by_name_and_have_limited_buffers() -> None:
+    worker_end, guest_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with worker_end, guest_end, _create_listener() as first, _create_listener(at=("127.77.0.3", 0)) as second:
+        socket.send_fds(guest_end, [b"listeners"], [first.fileno(), second.fileno()])
+        places = [("gateway", *first.getsockname()), ("db:5432", *second.getsockname())]
+        listeners, problem = receive_listeners(worker_end, places)
         assert problem is None
         assert [listener.getsockname() for listener in listeners.values()] == [place[1:] for place in places]
         for listener in listeners.values():
@@ -350,35 +370,35 @@ def test_listeners_are_taken_by_name_and_what_they_accept_is_bounded() -> None:
                             assert accepted.getsockopt(socket.SOL_SOCKET, option) <= 512 * 1024
 
 
-async def test_what_comes_after_the_fence_is_never_taken() -> None:
+async def test_handover_after_the_fence_is_ignored() -> None:
     listeners = SandboxListeners()
     listeners.receive_sockets()
-    with _listening() as mine, pytest.raises(OSError):
-        socket.send_fds(listeners.maker_end, [b"listeners"], [mine.fileno()])
-    async with listeners.serve_connections(_saying("x"), lambda: None):
+    with _create_listener() as late_listener, pytest.raises(OSError):
+        socket.send_fds(listeners.maker_end, [b"listeners"], [late_listener.fileno()])
+    async with listeners.serve_connections(_build_gateway("x"), lambda: None):
         await asyncio.sleep(0.05)
     listeners.close()
 
 
-async def test_a_sandbox_that_sends_something_else_is_lost(code) -> None:
-    """Only one that is broken could: it is trusted code until then. Its run is nobody's success."""
+async def test_guest_that_hands_over_something_else_is_lost(code_folder) -> None:
+    """Fail the run of a sandbox that is broken; its code is trusted until the fence."""
     base = BubblewrapSandbox()
-    tree = await base.start_tree(_program(code, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
+    tree = await base.start_tree(_build_program(code_folder, "import time\ntime.sleep(20)\ndef handle(p): return 1\n"))
     assert tree._listeners is not None
     tree._listeners.places = (("gateway", "127.0.0.1", 1),)
-    base.assign_program(tree, _program(code), "run")
+    base.assign_program(tree, _build_program(code_folder), "run")
     with pytest.raises(SandboxLost, match="no listeners"):
-        async with tree.serve_network(_saying("x")):
+        async with tree.serve_network(_build_gateway("x")):
             request = TreeRequest(data=encode_request(b"{}", b"{}"), on_output=ignore_output)
             await tree.run(request, 15)
     await tree.kill_and_wait()
 
 
-# the filter
+# The system call filter.
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
+def test_filter_allows_only_tcp(machine: str) -> None:
     allow, eperm = 0x7FFF0000, 0x50001
     numbers = {
         "x86_64": {
@@ -453,9 +473,9 @@ def test_the_filter_lets_through_tcp_and_no_more(machine: str) -> None:
     assert verdict("read") == allow
 
 
-# the real library
+# The client library.
 
-LIBRARY = """
+CLIENT_PROGRAM = """
 import asyncio
 import openai
 
@@ -498,7 +518,7 @@ async def together():
 """
 
 
-class Scripted:
+class ScriptedModel:
     async def stream_answer(
         self, name: str, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...], options: ModelOptions
     ) -> AsyncGenerator[ReplyPart, None]:
@@ -514,11 +534,11 @@ class Scripted:
         yield ModelReply(message=ChatMessage(role="assistant", content="Hello there"), finish="stop", usage=usage)
 
 
-async def test_the_real_library_unchanged(sandbox, code) -> None:
-    program = _program(code, LIBRARY, environment=PACKAGES, memory_mb=512, timeout=40)
+async def test_unchanged_client_library_works_in_the_sandbox(sandbox, code_folder) -> None:
+    program = _build_program(code_folder, CLIENT_PROGRAM, environment=PACKAGES, memory_mb=512, timeout=40)
     for _ in range(2):
         outcome = await sandbox.run_program(
-            program, b"{}", ignore_output, ProgramHooks(serve=serve_gateway(Scripted(), ["small", "large"]))
+            program, b"{}", ignore_output, ProgramHooks(serve=serve_gateway(ScriptedModel(), ["small", "large"]))
         )
         assert outcome.output is not None, outcome
         assert msgspec.json.decode(outcome.output) == {
@@ -533,23 +553,23 @@ async def test_the_real_library_unchanged(sandbox, code) -> None:
         }
 
 
-async def test_a_server_that_is_stopped_while_it_begins_leaves_no_deaf_descriptor() -> None:
-    loop, mine = asyncio.get_running_loop(), _listening()
-    listeners = SandboxListeners([("gateway", *mine.getsockname())])
-    socket.send_fds(listeners.maker_end, [b"x"], [mine.fileno()])
+async def test_server_stopped_while_starting_leaves_no_watched_descriptor() -> None:
+    loop, gateway_socket = asyncio.get_running_loop(), _create_listener()
+    listeners = SandboxListeners([("gateway", *gateway_socket.getsockname())])
+    socket.send_fds(listeners.maker_end, [b"x"], [gateway_socket.fileno()])
     listeners.receive_sockets()
     numbers: list[int] = []
 
     @contextlib.asynccontextmanager
-    async def careless(handed: Mapping[str, socket.socket]) -> AsyncIterator[None]:
-        # As a server does whose start is cancelled after it has begun to listen.
-        loop.add_reader(handed[GATEWAY_LISTENER], lambda: None)
-        numbers.append(handed[GATEWAY_LISTENER].fileno())
+    async def serve_carelessly(handed_sockets: Mapping[str, socket.socket]) -> AsyncIterator[None]:
+        # Like a server whose start is cancelled after it has begun to listen.
+        loop.add_reader(handed_sockets[GATEWAY_LISTENER], lambda: None)
+        numbers.append(handed_sockets[GATEWAY_LISTENER].fileno())
         await asyncio.Event().wait()
         yield
 
-    async with listeners.serve_connections(careless, lambda: None):
-        await _until(lambda: bool(numbers))
+    async with listeners.serve_connections(serve_carelessly, lambda: None):
+        await wait_until(lambda: bool(numbers), 20)
     listeners.close()
-    mine.close()
-    assert loop.remove_reader(numbers[0]) is False, "the loop still listens to a number that is closed"
+    gateway_socket.close()
+    assert loop.remove_reader(numbers[0]) is False, "the loop still watches a closed descriptor"

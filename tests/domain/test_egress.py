@@ -57,10 +57,10 @@ def test_a_bad_entry_is_named_with_what_is_wrong(entry: str) -> None:
         parse_entries(["good.example.com", entry])
     assert repr(entry[:80]) in str(refused.value)
     with pytest.raises(builds.BadArchive, match="`egress`|cannot hold U"):
-        builds.parse_manifest("agent.yaml", f"name: a\nentrypoint: a:b\negress: [{_quoted(entry)}]", "3.11.7")
+        builds.parse_manifest("agent.yaml", f"name: a\nentrypoint: a:b\negress: [{_quote_entry(entry)}]", "3.11.7")
 
 
-def _quoted(entry: str) -> str:
+def _quote_entry(entry: str) -> str:
     return '"' + entry.replace("\x00", "\\0").replace("\u00e4", "\\xe4") + '"'
 
 

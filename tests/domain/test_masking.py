@@ -103,8 +103,8 @@ def test_json_keeps_its_shape_and_no_secret(value: str, other: Any, ascii_only: 
     assert not any(form in masked for form in forms)
     plain = json.dumps(other, ensure_ascii=ascii_only).encode()
     if not any(form.decode() in json.dumps(json.loads(plain), ensure_ascii=False) for form in forms):
-        shown = mask.mask_json(plain)
-        assert json.loads(shown) == other or any(form in plain for form in forms)
+        masked_plain = mask.mask_json(plain)
+        assert json.loads(masked_plain) == other or any(form in plain for form in forms)
     json.loads(masked)
 
 

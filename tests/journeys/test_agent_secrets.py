@@ -67,7 +67,7 @@ def list_leaks(value: str) -> list[str]:
 
 async def find_leaks(system: System, resources: Resources, value: str) -> list[str]:
     """Return the tables and objects that hold a value: everything that is stored is read."""
-    found = []
+    places = []
     owner = await asyncpg.connect(system.settings.database_owner_url.reveal())
     try:
         await owner.execute("SET paddock.every_tenant = 'on'")
@@ -81,7 +81,7 @@ async def find_leaks(system: System, resources: Resources, value: str) -> list[s
                     f'SELECT count(*) FROM "{record["relname"]}" AS r WHERE position($1 IN row_to_json(r)::text) > 0'
                 )
                 if await owner.fetchval(query, leak):
-                    found.append(record["relname"])
+                    places.append(record["relname"])
         bodies = await owner.fetch("SELECT packed FROM artifact_bodies")
     finally:
         await owner.close()
@@ -93,8 +93,8 @@ async def find_leaks(system: System, resources: Resources, value: str) -> list[s
         text = content
         if content.startswith(b"\x28\xb5\x2f\xfd"):
             text = zstandard.ZstdDecompressor().decompressobj().decompress(content)
-        found += ["object" for leak in list_leaks(value) if leak.encode() in text or leak.encode() in content]
-    return found
+        places += ["object" for leak in list_leaks(value) if leak.encode() in text or leak.encode() in content]
+    return places
 
 
 async def test_a_secret_reaches_its_run_and_is_found_nowhere_else(
@@ -112,7 +112,7 @@ async def test_a_secret_reaches_its_run_and_is_found_nowhere_else(
     assert (failed["error_type"], failed["error_message"]) == ("Exception", "refused ***")
     long = await acme.run_agent(agent_id, {"fail": "long"})
     assert long["error_message"] == "x" * 3990 + "***"
-    shown = [await acme.http.get(f"/execution-trace/{run['id']}?content=true") for run in (ended, failed, long)]
+    traces = [await acme.http.get(f"/execution-trace/{run['id']}?content=true") for run in (ended, failed, long)]
     for _ in range(100):
         artifacts = [await acme.http.get(f"/artifacts/{run['id']}") for run in (ended, failed, long)]
         if all(artifact.status_code == 200 for artifact in artifacts):
@@ -120,7 +120,7 @@ async def test_a_secret_reaches_its_run_and_is_found_nowhere_else(
         await asyncio.sleep(0.1)
     else:
         raise AssertionError(artifacts[0].text)
-    for answer in (*shown, *artifacts):
+    for answer in (*traces, *artifacts):
         assert answer.status_code == 200
         assert not [leak for leak in list_leaks(value) if leak in answer.text]
     assert await find_leaks(system, resources, value) == []
@@ -179,7 +179,7 @@ async def test_only_declared_secrets_of_the_own_tenant_and_agent_are_there(
     assert "may not have the secret TOKEN" in refused.json()["detail"]
 
 
-async def test_the_build_has_no_secret_and_says_so(acme: TenantClient, system: System, resources: Resources) -> None:
+async def test_build_has_no_secret_and_reports_it(acme: TenantClient, system: System, resources: Resources) -> None:
     value = generate_value()
     agent = await acme.create_agent()
     # Read at import as most programs do, and printed: the build has something else in its place.

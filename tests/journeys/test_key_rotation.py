@@ -86,16 +86,16 @@ def _report(keys: tuple[int, int], texts: tuple[int, int]) -> str:
     )
 
 
-async def _opened(resources: Resources, caller: Caller, slug: str) -> str:
+async def _open_key(resources: Resources, caller: Caller, slug: str) -> str:
     async with resources.store.transaction(caller) as tx:
         return resources.keyring.open(await provider_keys.get_sealed_key(tx, slug)).decode()
 
 
 async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World) -> None:
-    one, two = await world.tenant(), await world.tenant()
+    first_tenant, second_tenant = await world.tenant(), await world.tenant()
     old = await world.process(OLD)
     many = KEY_BATCH_SIZE // 2 + 5
-    for caller in (one, two):
+    for caller in (first_tenant, second_tenant):
         for number in range(many):
             await _keep(old, caller, f"key {number}", f"sk-{caller.tenant_id}-{number}")
         await _keep_secret(old, caller, "TOKEN", f"token-{caller.tenant_id}")
@@ -104,9 +104,9 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
     rotating = asyncio.create_task(world.rotate(NEW, OLD))
     read = 0
     while not rotating.done():
-        for caller in (one, two):
+        for caller in (first_tenant, second_tenant):
             number = read % many
-            assert await _opened(both, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+            assert await _open_key(both, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
             read += 1
     status, out, err = await rotating
     assert (status, out) == (0, _report((2 * many, 0), (2, 0))), err
@@ -115,12 +115,12 @@ async def test_old_keys_give_way_to_new_ones_while_everything_runs(world: World)
 
     # The old key is gone from the list, and nothing with it.
     new = await world.process(NEW)
-    for caller in (one, two):
+    for caller in (first_tenant, second_tenant):
         for number in range(many):
-            assert await _opened(new, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
+            assert await _open_key(new, caller, f"key_{number}") == f"sk-{caller.tenant_id}-{number}"
         assert await _open_secret(new, caller, "TOKEN") == f"token-{caller.tenant_id}"
     with pytest.raises(ValueError, match="PADDOCK_ENCRYPTION_KEYS"):
-        await _opened(old, one, "key_0")
+        await _open_key(old, first_tenant, "key_0")
 
 
 async def test_the_key_made_of_the_secret_key_gives_way_too(world: World) -> None:
@@ -128,7 +128,7 @@ async def test_the_key_made_of_the_secret_key_gives_way_too(world: World) -> Non
     await _keep(await world.process(), caller, "first", "sk-first")
     await _keep_secret(await world.process(), caller, "FIRST", "token-first")
     assert (await world.rotate(NEW))[:2] == (0, _report((1, 0), (1, 0)))
-    assert await _opened(await world.process(NEW), caller, "first") == "sk-first"
+    assert await _open_key(await world.process(NEW), caller, "first") == "sk-first"
     assert await _open_secret(await world.process(NEW), caller, "FIRST") == "token-first"
 
 
@@ -145,10 +145,10 @@ async def test_what_cannot_be_opened_is_named_and_left_alone(world: World) -> No
     assert lost_secret in err
     assert "sk-" not in out + err
     assert "token-" not in out + err
-    assert await _opened(await world.process(NEW), other, "known") == "sk-known"
-    assert await _opened(await world.process(LOST), caller, "lost") == "sk-lost"
+    assert await _open_key(await world.process(NEW), other, "known") == "sk-known"
+    assert await _open_key(await world.process(LOST), caller, "lost") == "sk-lost"
     assert (await world.rotate(NEW, OLD, LOST))[:2] == (0, _report((1, 1), (1, 1)))
-    assert await _opened(await world.process(NEW), caller, "lost") == "sk-lost"
+    assert await _open_key(await world.process(NEW), caller, "lost") == "sk-lost"
 
 
 async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> None:
@@ -174,6 +174,6 @@ async def test_a_key_that_is_replaced_meanwhile_stays_replaced(world: World) -> 
 
     done = await reseal_texts(Meddled(), both.keyring, SEALED_TEXTS["keys"])  # type: ignore[arg-type]
     assert (done.resealed, done.unchanged, done.unreadable) == (1, 0, ())
-    assert await _opened(await world.process(NEW), caller, "busy") == "sk-after"
+    assert await _open_key(await world.process(NEW), caller, "busy") == "sk-after"
     async with both.store.system_transaction() as tx:
         assert not await tx.provider_keys.replace_sealed(ids.generate_id("pkey"), b"", b"x")

@@ -87,14 +87,14 @@ async def test_what_was_yielded_stays_when_a_generator_fails(shared_tenant: Tena
 async def test_a_flood_is_cut_and_says_how_much_was_left_out(shared_tenant: TenantClient) -> None:
     source = "def handle(p):\n    for n in range(p['n']):\n        yield n if p['small'] else 'x' * 200_000\n"
     agent_id = await shared_tenant.deploy_agent(source)
-    for small, count, kept in ((True, 12_000, 10_000), (False, 30, 20)):
+    for small, count, stored_count in ((True, 12_000, 10_000), (False, 30, 20)):
         execution = await shared_tenant.run_agent(agent_id, {"n": count, "small": small}, timeout=60)
         assert execution["status"] == "completed", execution
         events = await read_sse(shared_tenant, execution["id"])
-        assert len(pick(events, "output")) == kept
+        assert len(pick(events, "output")) == stored_count
         (warning,) = pick(events, "warning")
-        assert warning["left_out"] == count - kept
-        assert f"{count - kept} outputs were left out" in warning["message"]
+        assert warning["left_out"] == count - stored_count
+        assert f"{count - stored_count} outputs were left out" in warning["message"]
     assert isinstance(execution["result"], str), "the last yield is the result, also of those that were left out"
 
 

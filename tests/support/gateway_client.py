@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import anthropic
 import openai
+from pydantic import BaseModel
 
 from domain.llms import (
     ChatMessage,
@@ -32,6 +33,12 @@ from workers.run.gateway import GatewayLimits, serve_gateway
 
 HELLO: Final[list[dict[str, Any]]] = [{"role": "user", "content": "hello"}]
 USUAL_LIMITS: Final = GatewayLimits()
+
+
+class City(BaseModel):
+    """Describe the answer that clients of structured output ask for."""
+
+    name: str
 
 
 class ScriptedCalls:

@@ -32,8 +32,8 @@ def _encode_message(message: GuestMessage) -> bytes:
     return head + message.data
 
 
-def _feed_pieces(parser: AnswerParser, data: bytes, cuts: list[int]) -> list[GuestMessage]:
-    """Feed data in pieces of these sizes, over and over."""
+def _parse_in_pieces(parser: AnswerParser, data: bytes, cuts: list[int]) -> list[GuestMessage]:
+    """Parse data in pieces of these sizes, over and over."""
     messages, start, number = list[GuestMessage](), 0, 0
     while start < len(data):
         size = cuts[number % len(cuts)]
@@ -48,14 +48,14 @@ def test_messages_and_the_answer_are_the_same_however_they_are_split(
 ) -> None:
     parser = AnswerParser(MAX_ANSWER)
     data = b".+=!" + b"".join(map(_encode_message, messages)) + answer
-    assert _feed_pieces(parser, data, cuts) == messages
+    assert _parse_in_pieces(parser, data, cuts) == messages
     assert (bytes(parser.answer), parser.stage, parser.has_given_up) == (answer, GuestStage.PAYLOAD_READ, False)
 
 
 @given(st.binary(max_size=600), CUTS, st.sampled_from([b"", b"+", b"+=!"]))
 def test_garbage_is_read_alike_however_it_is_split(garbage: bytes, cuts: list[int], start: bytes) -> None:
     pieces, whole = AnswerParser(MAX_ANSWER), AnswerParser(MAX_ANSWER)
-    assert _feed_pieces(pieces, start + garbage, cuts) == whole.parse_piece(start + garbage)
+    assert _parse_in_pieces(pieces, start + garbage, cuts) == whole.parse_piece(start + garbage)
     assert (pieces.answer, pieces.stage, pieces.has_given_up) == (whole.answer, whole.stage, whole.has_given_up)
     assert len(pieces.answer) <= MAX_ANSWER
 
@@ -106,8 +106,8 @@ class Delivered:
         self.events.append(("output", str(number).encode()))
         self.order.end_output(number)
 
-    def joined(self) -> list[tuple[str, bytes]]:
-        """What was delivered, with neighbours of one stream joined."""
+    def join_neighbours(self) -> list[tuple[str, bytes]]:
+        """Return what was delivered, with neighbours of one stream joined."""
         joined: list[tuple[str, bytes]] = []
         for kind, data in self.events:
             if joined and joined[-1][0] == kind != "output":
@@ -146,13 +146,11 @@ def test_what_was_printed_comes_between_the_outputs_that_it_was_printed_between(
     expected = [
         event for n, piece in enumerate(printed, 1) for event in [("stdout", piece), ("output", str(n).encode())]
     ]
-    assert delivered.joined() == expected
+    assert delivered.join_neighbours() == expected
 
 
 @given(st.lists(st.one_of(st.binary(max_size=20), st.integers(0, 2**32 - 1)), max_size=30), CUTS, st.booleans())
-def test_nothing_that_is_printed_is_lost_whatever_marks_it_holds(
-    parts: list[bytes | int], cuts: list[int], sends: bool
-) -> None:
+def test_output_is_complete_with_any_marks_in_it(parts: list[bytes | int], cuts: list[int], sends: bool) -> None:
     delivered = Delivered()
     data = b"".join(part if isinstance(part, bytes) else _mark(part) for part in parts)
     start = number = 0
@@ -171,9 +169,9 @@ def test_forged_marks_hold_back_no_more_than_the_limit() -> None:
     delivered = Delivered()
     for number in range(1, 3000):
         delivered.order.add_output("stdout", _mark(number) + b"x" * 100)
-    held = sum(len(data) for pieces in delivered.order._held.values() for _, data in pieces)
-    assert held <= MAX_HELD_BYTES
-    assert sum(len(data) for _, data in delivered.events) + held == 2999 * 100
+    held_bytes = sum(len(data) for pieces in delivered.order._held.values() for _, data in pieces)
+    assert held_bytes <= MAX_HELD_BYTES
+    assert sum(len(data) for _, data in delivered.events) + held_bytes == 2999 * 100
 
 
 @pytest.mark.parametrize("cut", range(1, len(OUTPUT_MARK) + 4))
@@ -182,4 +180,4 @@ def test_a_mark_that_is_never_complete_is_output(cut: int) -> None:
     delivered.order.add_output("stdout", b"text" + _mark(7)[:cut])
     assert delivered.events == [("stdout", b"text")]
     delivered.order.deliver_rest()
-    assert delivered.joined() == [("stdout", b"text" + _mark(7)[:cut])]
+    assert delivered.join_neighbours() == [("stdout", b"text" + _mark(7)[:cut])]

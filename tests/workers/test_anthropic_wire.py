@@ -9,7 +9,7 @@ import anthropic
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from msgspec.structs import replace
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from domain.llms import (
     ChatMessage,
@@ -26,7 +26,7 @@ from domain.llms import (
     ToolSpec,
 )
 from domain.shared.errors import DomainError
-from tests.support.gateway_client import HELLO, GatewayClient, ScriptedCalls, build_reply, serve_scripted
+from tests.support.gateway_client import HELLO, City, GatewayClient, ScriptedCalls, build_reply, serve_scripted
 from workers.run.anthropic_wire import MessagesWire
 from workers.run.wire import GatewayRefusal
 
@@ -108,9 +108,6 @@ async def test_the_library_s_own_helpers(served: GatewayClient) -> None:
     assert (await raw.parse()).content[0].text == "Hello"
     beta = await served.anthropic.beta.messages.create(model="small", messages=HELLO, max_tokens=9, betas=["x-2026"])
     assert beta.content[0].text == "Hello"
-
-    class City(BaseModel):
-        name: str
 
     served.calls.script_text('{"name":"Rome"}', usage=USAGE)
     parsed = await served.anthropic.messages.parse(model="small", messages=HELLO, max_tokens=9, output_format=City)
@@ -208,20 +205,20 @@ async def test_calls_whose_pieces_come_mixed_are_blocks_one_after_the_other(serv
 
 
 async def test_arguments_that_are_no_object(served: GatewayClient) -> None:
-    for text, shown in (('{"a":', {"INVALID_JSON": '{"a":'}), ("[1]", {"INVALID_JSON": "[1]"}), ("", {})):
+    for text, expected_input in (('{"a":', {"INVALID_JSON": '{"a":'}), ("[1]", {"INVALID_JSON": "[1]"}), ("", {})):
         call = ModelToolCall(id="toolu_1", name="add", arguments=text)
         served.calls.parts = [
             ToolCallDelta(index=0, id="toolu_1", name="add", arguments=text),
             build_reply(calls=(call,), finish="tool_calls"),
         ]
-        assert (await served.ask_message(tools=[ADD])).content[0].input == shown
+        assert (await served.ask_message(tools=[ADD])).content[0].input == expected_input
 
 
 SIGNED = {"type": "thinking", "thinking": "I have to add.", "signature": "c2lnbmVk"}
 REDACTED = {"type": "redacted_thinking", "data": "x"}
 
 
-def script_thinking(calls: ScriptedCalls) -> None:
+def prepare_thinking(calls: ScriptedCalls) -> None:
     calls.parts = [
         ReasoningDelta("I have "),
         ReasoningDelta("to add."),
@@ -235,7 +232,7 @@ def script_thinking(calls: ScriptedCalls) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_thinking_is_shown_and_given_back_as_it_was(served: GatewayClient, stream: bool) -> None:
-    script_thinking(served.calls)
+    prepare_thinking(served.calls)
     if stream:
         asked = {"model": "small", "messages": HELLO, "max_tokens": 2000, "tools": [ADD], "thinking": THINKING}
         async with served.anthropic.messages.stream(**asked) as events:  # type: ignore[arg-type]
@@ -271,7 +268,7 @@ async def test_thinking_is_shown_and_given_back_as_it_was(served: GatewayClient,
 
 async def test_clients_that_did_not_ask_for_thinking_see_none(served: GatewayClient) -> None:
     """They expect the text in the first block."""
-    script_thinking(served.calls)
+    prepare_thinking(served.calls)
     for fields in ({}, {"thinking": {"type": "disabled"}}):
         assert [block.type for block in (await served.ask_message(**fields)).content] == ["text", "tool_use"]
     events = await stream_raw(served)
@@ -299,7 +296,7 @@ async def test_why_an_answer_stopped(
     assert events[-2]["delta"] == {"stop_reason": reason, "stop_sequence": stop_sequence}
 
 
-async def test_an_empty_answer_and_one_whose_use_nobody_counted(served: GatewayClient) -> None:
+async def test_answer_without_text_and_usage_is_empty(served: GatewayClient) -> None:
     served.calls.parts = [build_reply("")]
     whole = await served.ask_message()
     assert (whole.content, whole.usage.input_tokens, whole.usage.output_tokens) == ([], 0, 0)
@@ -388,7 +385,7 @@ def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
     assert parse(**{field: value}) == parse()
 
 
-def at(*blocks: Any, role: str = "user") -> dict[str, Any]:
+def build_messages(*blocks: Any, role: str = "user") -> dict[str, Any]:
     return {"messages": [{"role": role, "content": list(blocks)}]}
 
 
@@ -424,16 +421,16 @@ def at(*blocks: Any, role: str = "user") -> dict[str, Any]:
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}},
          "tool_choice.disable_parallel_tool_use"),
-        (at({"type": "document", "source": {}}), "messages[0].content[0]"),
-        (at({"type": "search_result"}), "messages[0].content[0]"),
-        (at({"type": "text", "text": "a"}, {"type": "tool_use", "id": "a", "name": "b", "input": {}}), "messages[0].content[1]"),
-        (at({"type": "server_tool_use", "id": "a", "name": "b", "input": {}}, role="assistant"), "messages[0].content[0]"),
-        (at({"type": "tool_result", "tool_use_id": "a"}, role="assistant"), "messages[0].content[0]"),
-        (at({"type": "tool_result", "tool_use_id": "a"}), "messages[0].content[0].tool_use_id"),
-        (at({"type": "text", "text": 5}), "messages[0].content[0].text"),
-        (at({"type": "text", "text": "a", "odd": 1}), "messages[0].content[0].odd"),
-        (at({"text": "a"}), "messages[0].content[0]"),
-        (at(5), "messages[0].content[0]"),
+        (build_messages({"type": "document", "source": {}}), "messages[0].content[0]"),
+        (build_messages({"type": "search_result"}), "messages[0].content[0]"),
+        (build_messages({"type": "text", "text": "a"}, {"type": "tool_use", "id": "a", "name": "b", "input": {}}), "messages[0].content[1]"),
+        (build_messages({"type": "server_tool_use", "id": "a", "name": "b", "input": {}}, role="assistant"), "messages[0].content[0]"),
+        (build_messages({"type": "tool_result", "tool_use_id": "a"}, role="assistant"), "messages[0].content[0]"),
+        (build_messages({"type": "tool_result", "tool_use_id": "a"}), "messages[0].content[0].tool_use_id"),
+        (build_messages({"type": "text", "text": 5}), "messages[0].content[0].text"),
+        (build_messages({"type": "text", "text": "a", "odd": 1}), "messages[0].content[0].odd"),
+        (build_messages({"text": "a"}), "messages[0].content[0]"),
+        (build_messages(5), "messages[0].content[0]"),
         ({"system": [{"type": "image"}]}, "system[0]"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
     ],

@@ -1,4 +1,4 @@
-"""The gateway's wire, its limits and what it keeps to itself: asked by the real client library, and by sockets by hand."""
+"""Test the gateway's wire format, its limits and what it hides, with the real client library and with raw sockets."""
 
 import asyncio
 import contextlib
@@ -29,6 +29,7 @@ from domain.shared.errors import DomainError
 from tests.support.gateway_client import (
     HELLO,
     USUAL_LIMITS,
+    City,
     GatewayClient,
     ScriptedCalls,
     build_reply,
@@ -48,24 +49,24 @@ ADD = {
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[GatewayClient]:
-    async with serve_scripted(ScriptedCalls()) as one:
-        yield one
+async def gateway_client() -> AsyncIterator[GatewayClient]:
+    async with serve_scripted(ScriptedCalls()) as gateway_client:
+        yield gateway_client
 
 
-async def test_an_answer_whole_and_in_pieces(served: GatewayClient) -> None:
+async def test_answer_arrives_whole_and_streamed(gateway_client: GatewayClient) -> None:
     usage = ModelUsage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
-    served.calls.script_text("Hel", "lo", usage=usage)
-    whole = await served.ask_chat()
+    gateway_client.calls.script_text("Hel", "lo", usage=usage)
+    whole = await gateway_client.ask_chat()
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason, whole.model) == ("Hello", "stop", "small")
     assert (whole.usage.prompt_tokens, whole.usage.completion_tokens, whole.usage.total_tokens) == (7, 3, 10)
     assert whole.usage.prompt_tokens_details.cached_tokens == 2
     assert whole.usage.completion_tokens_details.reasoning_tokens == 1
 
-    served.calls.parts.insert(1, ReasoningDelta("hm"))
-    chunks = [one async for one in await served.ask_chat(stream=True)]
-    assert [one.choices[0].delta.content for one in chunks] == ["", "Hel", None, "lo", None]
-    assert [getattr(one.choices[0].delta, "reasoning_content", None) for one in chunks] == [
+    gateway_client.calls.parts.insert(1, ReasoningDelta("hm"))
+    chunks = [chunk async for chunk in await gateway_client.ask_chat(stream=True)]
+    assert [chunk.choices[0].delta.content for chunk in chunks] == ["", "Hel", None, "lo", None]
+    assert [getattr(chunk.choices[0].delta, "reasoning_content", None) for chunk in chunks] == [
         None,
         None,
         "hm",
@@ -73,29 +74,31 @@ async def test_an_answer_whole_and_in_pieces(served: GatewayClient) -> None:
         None,
     ]
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert [one.choices[0].finish_reason for one in chunks] == [None, None, None, None, "stop"]
-    assert (await served.ask_chat()).choices[0].message.reasoning_content == "hm"
-    assert len({one.id for one in chunks}) == 1
-    assert all(one.usage is None for one in chunks)
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None, None, None, None, "stop"]
+    assert (await gateway_client.ask_chat()).choices[0].message.reasoning_content == "hm"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in chunks)
 
-    chunks = [one async for one in await served.ask_chat(stream=True, stream_options={"include_usage": True})]
+    chunks = [
+        chunk async for chunk in await gateway_client.ask_chat(stream=True, stream_options={"include_usage": True})
+    ]
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == 10
-    served.calls.script_text("a", usage=None)
-    assert (await served.ask_chat()).usage is None
+    gateway_client.calls.script_text("a", usage=None)
+    assert (await gateway_client.ask_chat()).usage is None
 
 
-async def test_tools_there_and_back(served: GatewayClient) -> None:
+async def test_tool_calls_survive_the_round_trip(gateway_client: GatewayClient) -> None:
     call = ModelToolCall(id="c1", name="add", arguments='{"a":1}')
-    served.calls.parts = [
+    gateway_client.calls.parts = [
         ToolCallDelta(index=0, id="c1", name="add"),
         ToolCallDelta(index=0, arguments='{"a"'),
         ToolCallDelta(index=0, arguments=":1}"),
         build_reply(calls=(call,), finish="tool_calls"),
     ]
     tools = [{"type": "function", "function": ADD}]
-    whole = await served.ask_chat(tools=tools, tool_choice="required", parallel_tool_calls=False)
-    name, _, specs, options = served.calls.asked[-1]
+    whole = await gateway_client.ask_chat(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    name, _, specs, options = gateway_client.calls.asked[-1]
     assert name == "small"
     assert specs == (ToolSpec(**ADD),)
     assert (options.tool_choice, options.parallel_tool_calls) == ("required", False)
@@ -104,24 +107,24 @@ async def test_tools_there_and_back(served: GatewayClient) -> None:
     assert message.tool_calls[0].function.arguments == '{"a":1}'
 
     # As the library's own helper puts the pieces together, and as it is sent back.
-    async with served.client.chat.completions.stream(model="small", messages=HELLO, tools=tools) as stream:
+    async with gateway_client.client.chat.completions.stream(model="small", messages=HELLO, tools=tools) as stream:
         final = await stream.get_final_completion()
-    for back in (message, final.choices[0].message):
-        assert isinstance(back, ChatCompletionMessage)
-        served.calls.script_text("3")
+    for assistant_message in (message, final.choices[0].message):
+        assert isinstance(assistant_message, ChatCompletionMessage)
+        gateway_client.calls.script_text("3")
         answer = {"role": "tool", "tool_call_id": "c1", "content": "3"}
-        await served.ask_chat(messages=[*HELLO, back, answer], tools=tools)
-        _, messages, _, _ = served.calls.asked[-1]
+        await gateway_client.ask_chat(messages=[*HELLO, assistant_message, answer], tools=tools)
+        _, messages, _, _ = gateway_client.calls.asked[-1]
         assert messages[1:] == (
             ChatMessage(role="assistant", tool_calls=(call,)),
             ChatMessage(role="tool", content="3", tool_call_id="c1", name="add"),
         )
-        served.calls.parts = []
+        gateway_client.calls.parts = []
 
 
-async def test_every_option_reaches_the_call(served: GatewayClient) -> None:
-    served.calls.script_text("ok")
-    await served.ask_chat(
+async def test_every_option_reaches_the_call(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text("ok")
+    await gateway_client.ask_chat(
         model="large",
         messages=[
             {"role": "developer", "content": "Be brief."},
@@ -137,9 +140,9 @@ async def test_every_option_reaches_the_call(served: GatewayClient) -> None:
         frequency_penalty=-0.1,
         n=1,
     )
-    name, messages, _, options = served.calls.asked[-1]
+    name, messages, _, options = gateway_client.calls.asked[-1]
     assert name == "large"
-    assert [(one.role, one.content) for one in messages] == [
+    assert [(message.role, message.content) for message in messages] == [
         ("system", "Be brief."),
         ("system", "Be\nkind."),
         ("user", "hello"),
@@ -153,49 +156,44 @@ async def test_every_option_reaches_the_call(served: GatewayClient) -> None:
         presence_penalty=0.1,
         frequency_penalty=-0.1,
     )
-    await served.ask_chat(max_completion_tokens=5, stop="end", response_format={"type": "json_object"})
-    assert served.calls.asked[-1][3] == ModelOptions(max_tokens=5, stop=("end",), schema={"type": "object"})
-    await served.ask_chat(response_format={"type": "text"}, temperature=None)
-    assert served.calls.asked[-1][3] == ModelOptions()
+    await gateway_client.ask_chat(max_completion_tokens=5, stop="end", response_format={"type": "json_object"})
+    assert gateway_client.calls.asked[-1][3] == ModelOptions(max_tokens=5, stop=("end",), schema={"type": "object"})
+    await gateway_client.ask_chat(response_format={"type": "text"}, temperature=None)
+    assert gateway_client.calls.asked[-1][3] == ModelOptions()
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer")  # the library's, of what it sends back
-async def test_answers_of_a_schema(served: GatewayClient) -> None:
-    class City(BaseModel):
-        """A place."""
-
-        name: str
-
-    served.calls.script_text('{"name":"Rome"}')
-    told = await served.client.chat.completions.parse(model="small", messages=HELLO, response_format=City)
-    assert told.choices[0].message.parsed == City(name="Rome")
-    schema = served.calls.asked[-1][3].schema
+async def test_schema_of_the_answer_reaches_the_call(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text('{"name":"Rome"}')
+    completion = await gateway_client.client.chat.completions.parse(model="small", messages=HELLO, response_format=City)
+    assert completion.choices[0].message.parsed == City(name="Rome")
+    schema = gateway_client.calls.asked[-1][3].schema
     assert schema is not None
     assert schema["properties"]["name"]["type"] == "string"
     assert schema["title"] == "City"
-    # What the library noted beside the answer comes back with it, and is no part of it.
-    await served.ask_chat(messages=[*HELLO, told.choices[0].message])
-    assert served.calls.asked[-1][1][1] == ChatMessage(role="assistant", content='{"name":"Rome"}')
+    # The library notes fields beside the answer and sends them back; they are ignored.
+    await gateway_client.ask_chat(messages=[*HELLO, completion.choices[0].message])
+    assert gateway_client.calls.asked[-1][1][1] == ChatMessage(role="assistant", content='{"name":"Rome"}')
 
 
-async def test_tools_as_the_library_makes_them(served: GatewayClient) -> None:
+async def test_tools_of_the_client_library_are_accepted(gateway_client: GatewayClient) -> None:
     class Add(BaseModel):
         a: int
 
     call = ModelToolCall(id="c1", name="Add", arguments='{"a":1}')
-    served.calls.parts = [
+    gateway_client.calls.parts = [
         ToolCallDelta(index=0, id="c1", name="Add", arguments='{"a":1}'),
         build_reply(calls=(call,), finish="tool_calls"),
     ]
     tools = [openai.pydantic_function_tool(Add)]
-    told = await served.client.chat.completions.parse(model="small", messages=HELLO, tools=tools)
-    message = told.choices[0].message
+    completion = await gateway_client.client.chat.completions.parse(model="small", messages=HELLO, tools=tools)
+    message = completion.choices[0].message
     assert message.tool_calls is not None
     assert message.tool_calls[0].function.parsed_arguments == Add(a=1)
-    await served.ask_chat(
+    await gateway_client.ask_chat(
         messages=[*HELLO, message, {"role": "tool", "tool_call_id": "c1", "content": "3"}], tools=tools
     )
-    assert served.calls.asked[-1][1][1] == ChatMessage(role="assistant", tool_calls=(call,))
+    assert gateway_client.calls.asked[-1][1][1] == ChatMessage(role="assistant", tool_calls=(call,))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +224,7 @@ async def test_tools_as_the_library_makes_them(served: GatewayClient) -> None:
         *[(field, None) for field in ("top_logprobs", "store", "functions", "audio", "reasoning_effort", "anything")],
     ],
 )  # fmt: skip
-def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
+def test_fields_without_effect_are_accepted(field: str, value: Any) -> None:
     plain = openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO}).encode())
     assert openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, field: value}).encode()) == plain
 
@@ -250,10 +248,10 @@ def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
         ("anything", 1),
     ],
 )
-def test_what_would_change_something_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(GatewayRefusal, match=field) as caught:
+def test_unsupported_fields_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(GatewayRefusal, match=field) as refusal:
         openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, field: value}).encode())
-    assert (caught.value.status, caught.value.body["error"]["param"]) == (400, field)
+    assert (refusal.value.status, refusal.value.body["error"]["param"]) == (400, field)
 
 
 OTHER = {"name": "other", "parameters": {"type": "object", "properties": {}}}
@@ -262,7 +260,7 @@ NAMED = {"type": "function", "name": "add"}
 
 
 @pytest.mark.parametrize(
-    ("choice", "shown", "mode"),
+    ("choice", "tool_names", "mode"),
     [
         (None, ["add", "other"], "auto"),
         ("auto", ["add", "other"], "auto"),
@@ -282,10 +280,10 @@ NAMED = {"type": "function", "name": "add"}
         ),
     ],
 )  # fmt: skip
-def test_which_tools_may_be_called(choice: Any, shown: list[str], mode: str) -> None:
+def test_tool_choice_selects_tools_and_mode(choice: Any, tool_names: list[str], mode: str) -> None:
     body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
-    found = openai_wire.parse_request(json.dumps(body).encode())
-    assert ([tool.name for tool in found.tools], found.options.tool_choice) == (shown, mode)
+    request = openai_wire.parse_request(json.dumps(body).encode())
+    assert ([tool.name for tool in request.tools], request.options.tool_choice) == (tool_names, mode)
 
 
 @pytest.mark.parametrize(
@@ -294,15 +292,15 @@ def test_which_tools_may_be_called(choice: Any, shown: list[str], mode: str) -> 
      {"type": "allowed_tools"}, {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
      {"type": "allowed_tools", "allowed_tools": {"mode": "maybe", "tools": [NAMED]}}, {"type": ["auto"]}],
 )  # fmt: skip
-def test_choices_that_are_none(choice: Any) -> None:
+def test_invalid_tool_choices_are_refused(choice: Any) -> None:
     body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
-    with pytest.raises(GatewayRefusal, match="`tool_choice`") as caught:
+    with pytest.raises(GatewayRefusal, match="`tool_choice`") as refusal:
         openai_wire.parse_request(json.dumps(body).encode())
-    assert caught.value.body["error"]["param"] == "tool_choice"
+    assert refusal.value.body["error"]["param"] == "tool_choice"
 
 
 @pytest.mark.parametrize(
-    ("parameters", "read"),
+    ("parameters", "expected"),
     [
         ({"properties": {}}, {"type": "object", "properties": {}}),
         ({}, {"type": "object", "properties": {}}),
@@ -311,15 +309,15 @@ def test_choices_that_are_none(choice: Any) -> None:
         ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {"type": "object", "$ref": "#/$defs/a", "$defs": {"a": {}}}),
     ],
 )
-def test_parameters_without_a_type(parameters: Any, read: dict[str, Any]) -> None:
+def test_parameters_without_a_type_become_an_object(parameters: Any, expected: dict[str, Any]) -> None:
     tool = {"type": "function", "function": {"name": "a", "parameters": parameters, "strict": True}}
-    found = openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, "tools": [tool]}).encode())
-    assert found.tools[0].parameters == read
+    request = openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, "tools": [tool]}).encode())
+    assert request.tools[0].parameters == expected
 
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 FRAMEWORKS: dict[str, list[dict[str, Any]]] = {
-    # The dump of an answer, as openai's library prints it, and as instructor sends it back to have it mended.
+    # An answer as openai's library dumps it, and as instructor sends it back for correction.
     "a dumped answer": [
         *HELLO,
         {"role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "function_call": None,
@@ -345,19 +343,19 @@ FRAMEWORKS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
-def test_messages_of_frameworks(name: str) -> None:
+def test_messages_of_frameworks_are_accepted(name: str) -> None:
     body = json.dumps({"model": "m", "messages": FRAMEWORKS[name], "tools": BOTH}).encode()
-    found = openai_wire.parse_request(b"\xef\xbb\xbf" + body)
-    assert len(found.messages) == len(FRAMEWORKS[name])
+    request = openai_wire.parse_request(b"\xef\xbb\xbf" + body)
+    assert len(request.messages) == len(FRAMEWORKS[name])
     if name == "parts anywhere":
-        assert [one.content for one in found.messages] == ["x", "a\nb\nc", "x", "x"]
+        assert [message.content for message in request.messages] == ["x", "a\nb\nc", "x", "x"]
     if name == "parsed arguments":
-        assert found.messages[1].tool_calls[0].arguments == '{"a":1}'
+        assert request.messages[1].tool_calls[0].arguments == '{"a":1}'
     if name == "a refusal":
-        assert found.messages[1].content == "No."
+        assert request.messages[1].content == "No."
 
 
-def test_half_an_emoji_in_a_request() -> None:
+def test_half_an_emoji_is_replaced() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"\\ud83d \\ud83d\\ude00"}]}'
     assert openai_wire.parse_request(body).messages[0].content == "\ufffd 😀"
 
@@ -375,13 +373,15 @@ JSON_SCHEMA = {
 
 
 @pytest.mark.parametrize("fields", [LANGCHAIN, JSON_SCHEMA])
-async def test_structured_output_of_frameworks(served: GatewayClient, fields: dict[str, Any]) -> None:
-    """What instructor's default mode, and LangChain's `with_structured_output` in both of its methods, send."""
+async def test_structured_output_of_frameworks_is_accepted(
+    gateway_client: GatewayClient, fields: dict[str, Any]
+) -> None:
+    """Send what instructor's default mode and both methods of LangChain's `with_structured_output` send."""
     call = ModelToolCall(id="c1", name="Answer", arguments='{"text":"hi"}')
-    served.calls.parts = [build_reply('{"text":"hi"}', (call,) if "tools" in fields else (), "stop")]
-    status, _, told = await served.post({"model": "small", "messages": HELLO, **fields})
-    assert status == 200, told
-    _, _, specs, options = served.calls.asked[-1]
+    gateway_client.calls.parts = [build_reply('{"text":"hi"}', (call,) if "tools" in fields else (), "stop")]
+    status, _, completion = await gateway_client.post({"model": "small", "messages": HELLO, **fields})
+    assert status == 200, completion
+    _, _, specs, options = gateway_client.calls.asked[-1]
     assert [tool.name for tool in specs] == (["Answer"] if "tools" in fields else [])
     assert (options.tool_choice, options.schema is None) == (("required", True) if specs else ("auto", False))
 
@@ -423,34 +423,34 @@ async def test_structured_output_of_frameworks(served: GatewayClient, fields: di
         ({"model": 5}, "model"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_a_reason(fields: dict[str, Any], word: str) -> None:
-    with pytest.raises(GatewayRefusal, match=word) as caught:
+def test_invalid_requests_are_refused_with_a_reason(fields: dict[str, Any], word: str) -> None:
+    with pytest.raises(GatewayRefusal, match=word) as refusal:
         openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
-    assert caught.value.status == 400
+    assert refusal.value.status == 400
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"[1]", b"{", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"messages":' + b"[" * 5000]
 )
-def test_what_is_no_request_is_refused(body: bytes) -> None:
-    with pytest.raises(GatewayRefusal) as caught:
+def test_body_that_is_no_request_is_refused(body: bytes) -> None:
+    with pytest.raises(GatewayRefusal) as refusal:
         openai_wire.parse_request(body)
-    assert caught.value.status == 400
+    assert refusal.value.status == 400
 
 
-async def test_the_models_of_the_manifest_and_no_others(served: GatewayClient) -> None:
-    served.calls.script_text("ok")
-    assert [one.id async for one in served.client.models.list()] == ["small", "large"]
-    assert (await served.client.models.retrieve("large")).id == "large"
-    with pytest.raises(openai.NotFoundError) as caught:
-        await served.client.models.retrieve("other")
-    assert caught.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError) as caught:
-        await served.ask_chat(model="other")
-    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
-    assert served.calls.asked == []
-    await served.ask_chat(model="large")
-    assert served.calls.asked
+async def test_models_of_the_manifest_are_the_only_ones(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text("ok")
+    assert [model.id async for model in gateway_client.client.models.list()] == ["small", "large"]
+    assert (await gateway_client.client.models.retrieve("large")).id == "large"
+    with pytest.raises(openai.NotFoundError) as error:
+        await gateway_client.client.models.retrieve("other")
+    assert error.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError) as error:
+        await gateway_client.ask_chat(model="other")
+    assert (error.value.code, error.value.param) == ("model_not_found", "model")
+    assert gateway_client.calls.asked == []
+    await gateway_client.ask_chat(model="large")
+    assert gateway_client.calls.asked
 
 
 @pytest.mark.parametrize(
@@ -467,16 +467,18 @@ async def test_the_models_of_the_manifest_and_no_others(served: GatewayClient) -
         ("DELETE", "/v1/models/small", 405),
     ],
 )
-async def test_everything_else_is_not_there(served: GatewayClient, method: str, path: str, status: int) -> None:
-    code, headers, told = await served.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+async def test_other_paths_and_methods_are_refused(
+    gateway_client: GatewayClient, method: str, path: str, status: int
+) -> None:
+    code, headers, body = await gateway_client.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert code == status
-    assert told["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
     assert headers["server"] == "paddock"
-    assert served.calls.asked == []
+    assert gateway_client.calls.asked == []
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "code", "again"),
+    ("error", "status", "code", "should_retry"),
     [
         (ModelError("rate_limited", KEY, 3.0), 429, "rate_limit_exceeded", None),
         (ModelError("unavailable", KEY), 503, "unavailable", None),
@@ -495,46 +497,53 @@ async def test_everything_else_is_not_there(served: GatewayClient, method: str, 
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_errors_are_told_in_openai_s_shape_and_no_more_than_concerns_the_agent(
-    served: GatewayClient, error: Exception | None, status: int, code: str, again: str | None, stream: bool
+async def test_errors_have_the_openai_shape_and_hide_internals(
+    gateway_client: GatewayClient,
+    error: Exception | None,
+    status: int,
+    code: str,
+    should_retry: str | None,
+    stream: bool,
 ) -> None:
-    served.calls.parts = [] if error is None else [error]
-    got, headers, told = await served.post({"model": "small", "messages": HELLO, "stream": stream})
-    assert (got, told["error"]["code"]) == (status, code)
-    assert headers.get("x-should-retry") == again
+    gateway_client.calls.parts = [] if error is None else [error]
+    answer_status, headers, body = await gateway_client.post({"model": "small", "messages": HELLO, "stream": stream})
+    assert (answer_status, body["error"]["code"]) == (status, code)
+    assert headers.get("x-should-retry") == should_retry
     assert headers.get("retry-after") == ("3" if status == 429 else None)
-    everything = json.dumps([headers, told])
+    everything = json.dumps([headers, body])
     assert KEY not in everything
     assert "10.0.0.5" not in everything
     assert "Traceback" not in everything
     if code in ("refused_by_provider", "budget_exceeded"):
-        assert str(error) in told["error"]["message"]
+        assert str(error) in body["error"]["message"]
 
     # The same, after a part of the answer was sent.
-    served.calls.parts.insert(0, TextDelta("begun"))
+    gateway_client.calls.parts.insert(0, TextDelta("begun"))
     seen = []
-    with pytest.raises(openai.APIError) as caught:
-        async for chunk in await served.ask_chat(stream=True):
+    with pytest.raises(openai.APIError) as stream_error:
+        async for chunk in await gateway_client.ask_chat(stream=True):
             seen.append(chunk.choices[0].delta.content)
     assert seen == ["", "begun"]
-    assert isinstance(caught.value.body, dict)
-    assert caught.value.body["code"] == code
-    assert KEY not in str(caught.value) + str(caught.value.body)
+    assert isinstance(stream_error.value.body, dict)
+    assert stream_error.value.body["code"] == code
+    assert KEY not in str(stream_error.value) + str(stream_error.value.body)
 
 
-async def test_the_library_does_not_try_again_what_costs_too_much(served: GatewayClient) -> None:
-    served.calls.parts = [DomainError("budget_exceeded", "The budget is spent.")]
+async def test_client_library_retries_only_what_may_succeed(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.parts = [DomainError("budget_exceeded", "The budget is spent.")]
     for error, tries in ((DomainError("budget_exceeded", "Spent."), 1), (ModelError("unavailable", "x", 0.01), 3)):
-        served.calls.parts, served.calls.asked = [error], []
+        gateway_client.calls.parts, gateway_client.calls.asked = [error], []
         with pytest.raises(openai.APIStatusError):
-            await served.client.with_options(max_retries=2).chat.completions.create(model="small", messages=HELLO)
-        assert len(served.calls.asked) == tries
+            await gateway_client.client.with_options(max_retries=2).chat.completions.create(
+                model="small", messages=HELLO
+            )
+        assert len(gateway_client.calls.asked) == tries
 
 
-async def test_nothing_of_a_request_s_head_goes_any_further(served: GatewayClient) -> None:
-    """The signature of `Calls` says so; here for whoever widens it."""
-    served.calls.script_text("ok")
-    told, _, _ = await served.post(
+async def test_headers_of_a_request_are_not_forwarded(gateway_client: GatewayClient) -> None:
+    """Keep headers out of the recorded calls, also if the signature of `Calls` is widened later."""
+    gateway_client.calls.script_text("ok")
+    status, _, _ = await gateway_client.post(
         {"model": "small", "messages": HELLO},
         Authorization="Bearer smuggled",
         X_API_Key="smuggled",
@@ -542,41 +551,41 @@ async def test_nothing_of_a_request_s_head_goes_any_further(served: GatewayClien
         X_Forwarded_Host="smuggled",
         Cookie="smuggled",
     )
-    assert told == 200
-    assert "smuggled" not in repr(served.calls.asked)
+    assert status == 200
+    assert "smuggled" not in repr(gateway_client.calls.asked)
 
 
-async def test_whoever_hangs_up_ends_the_call_at_once(served: GatewayClient) -> None:
-    served.calls.script_text(*["x"] * 1000)
-    served.calls.delay = 0.05
+async def test_client_that_hangs_up_ends_the_call_at_once(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text(*["x"] * 1000)
+    gateway_client.calls.delay = 0.05
     for stream in (True, False):
-        reader, writer = await served.open_connection()
+        reader, writer = await gateway_client.open_connection()
         body = json.dumps({"model": "small", "messages": HELLO, "stream": stream}).encode()
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         )
-        await wait_until(lambda: served.calls.running == 1)
+        await wait_until(lambda: gateway_client.calls.running == 1)
         if stream:
             await reader.readline()
         writer.close()
-        await wait_until(lambda: served.calls.running == 0, 1)
+        await wait_until(lambda: gateway_client.calls.running == 0, 1)
 
 
-async def test_the_end_of_a_run_ends_its_calls_before_anything_else() -> None:
+async def test_end_of_a_run_ends_its_calls_first() -> None:
     calls = ScriptedCalls()
     calls.script_text(*["x"] * 1000)
     calls.delay = 0.05
-    before = asyncio.all_tasks()
-    async with serve_scripted(calls) as served:
-        asking = [asyncio.create_task(served.ask_chat(stream=number % 2 == 0)) for number in range(5)]
+    tasks_before = asyncio.all_tasks()
+    async with serve_scripted(calls) as gateway_client:
+        requests = [asyncio.create_task(gateway_client.ask_chat(stream=number % 2 == 0)) for number in range(5)]
         await wait_until(lambda: calls.running == 5)
     assert (calls.running, calls.closed) == (0, 5)
-    await asyncio.gather(*asking, return_exceptions=True)
-    await wait_until(lambda: asyncio.all_tasks() <= before)
+    await asyncio.gather(*requests, return_exceptions=True)
+    await wait_until(lambda: asyncio.all_tasks() <= tasks_before)
 
 
-async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
-    """It settles what was used while the client is gone, and then the run as well."""
+async def test_abandoned_call_is_cancelled_once() -> None:
+    """Let a call settle its usage when the client hangs up and then the run ends."""
     settled = asyncio.Event()
 
     async def stream_answer(*_: Any) -> AsyncGenerator[ReplyPart, None]:
@@ -589,90 +598,90 @@ async def test_a_call_is_cancelled_once_however_often_it_is_given_up() -> None:
 
     calls = ScriptedCalls()
     calls.stream_answer = stream_answer  # type: ignore[method-assign]
-    async with serve_scripted(calls) as served:
-        asked = await served.ask_chat(stream=True)
-        await anext(asked)
-        await asked.close()
+    async with serve_scripted(calls) as gateway_client:
+        stream = await gateway_client.ask_chat(stream=True)
+        await anext(stream)
+        await stream.close()
         await asyncio.sleep(0.1)
     assert settled.is_set()
 
 
-async def test_a_client_that_does_not_read_stops_the_model() -> None:
-    async with serve_scripted(ScriptedCalls(), GatewayLimits(write_timeout=0.5)) as served:
-        served.calls.endless = True
-        with socket.create_connection(("127.0.0.1", served.port)) as client:
+async def test_client_that_does_not_read_stops_the_model() -> None:
+    async with serve_scripted(ScriptedCalls(), GatewayLimits(write_timeout=0.5)) as gateway_client:
+        gateway_client.calls.endless = True
+        with socket.create_connection(("127.0.0.1", gateway_client.port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             body = json.dumps({"model": "small", "messages": HELLO, "stream": True}).encode()
             client.sendall(
                 f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
             )
-            await wait_until(lambda: served.calls.running == 1)
+            await wait_until(lambda: gateway_client.calls.running == 1)
             await asyncio.sleep(0.2)
-            # It waits for room meanwhile rather than holding what nobody takes.
-            assert served.calls.running == 1
-            await wait_until(lambda: served.calls.running == 0, 3)
+            # The gateway waits for room in the socket and does not buffer what the client does not read.
+            assert gateway_client.calls.running == 1
+            await wait_until(lambda: gateway_client.calls.running == 0, 3)
 
 
-async def test_large_bodies_are_refused_before_they_are_held(served: GatewayClient) -> None:
-    status, _, told = await served.send(
+async def test_large_bodies_are_refused_before_they_are_read(gateway_client: GatewayClient) -> None:
+    status, _, body = await gateway_client.send(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000000\r\nConnection: close\r\n\r\n"
     )
-    assert (status, told["error"]["code"]) == (413, "too_large")
+    assert (status, body["error"]["code"]) == (413, "too_large")
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    status, _, told = await served.send(
+    status, _, body = await gateway_client.send(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
         chunk * 70 + b"0\r\n\r\n",
     )
-    assert (status, told["error"]["code"]) == (413, "too_large")
-    status, _, told = await served.post(b"\x1f\x8b" + b"\0" * 100, Content_Encoding="gzip")
+    assert (status, body["error"]["code"]) == (413, "too_large")
+    status, _, body = await gateway_client.post(b"\x1f\x8b" + b"\0" * 100, Content_Encoding="gzip")
     assert status == 415
-    served.calls.script_text("ok")
-    most = {"model": "small", "messages": [{"role": "user", "content": "x" * (4 << 20)}]}
-    most["messages"][0]["content"] = "x" * (USUAL_LIMITS.max_body_bytes - 100)
-    assert (await served.post(most))[0] == 200
+    gateway_client.calls.script_text("ok")
+    largest_body = {"model": "small", "messages": [{"role": "user", "content": "x" * (4 << 20)}]}
+    largest_body["messages"][0]["content"] = "x" * (USUAL_LIMITS.max_body_bytes - 100)
+    assert (await gateway_client.post(largest_body))[0] == 200
 
 
-async def test_all_requests_of_a_run_together_are_bounded(served: GatewayClient) -> None:
-    served.calls.script_text("x", "y")
-    served.calls.delay = 1.0
+async def test_total_size_of_concurrent_requests_is_limited(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text("x", "y")
+    gateway_client.calls.delay = 1.0
     large = {"model": "small", "messages": [{"role": "user", "content": "x" * (USUAL_LIMITS.max_body_bytes - 100)}]}
-    told = await asyncio.gather(*(served.post(large) for _ in range(8)))
-    statuses = [status for status, _, _ in told]
+    answers = await asyncio.gather(*(gateway_client.post(large) for _ in range(8)))
+    statuses = [status for status, _, _ in answers]
     assert 200 in statuses
     assert 429 in statuses
-    assert served.calls.most <= USUAL_LIMITS.max_concurrent_bytes // (USUAL_LIMITS.max_body_bytes - 200)
+    assert gateway_client.calls.most <= USUAL_LIMITS.max_concurrent_bytes // (USUAL_LIMITS.max_body_bytes - 200)
 
 
-async def test_requests_and_connections_are_bounded_and_none_is_lost(served: GatewayClient) -> None:
-    served.calls.script_text("ok")
-    served.calls.delay = 0.02
-    answers = await asyncio.gather(*(served.ask_chat() for _ in range(150)))
+async def test_concurrent_requests_and_connections_are_limited_and_all_answered(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text("ok")
+    gateway_client.calls.delay = 0.02
+    answers = await asyncio.gather(*(gateway_client.ask_chat() for _ in range(150)))
     assert len(answers) == 150
-    assert served.calls.most <= USUAL_LIMITS.max_concurrent_requests
-    # Whoever holds every connection open, saying nothing, keeps only itself waiting, and not for ever.
-    held = [await served.open_connection() for _ in range(USUAL_LIMITS.max_connections + 20)]
-    for _, writer in held:
+    assert gateway_client.calls.most <= USUAL_LIMITS.max_concurrent_requests
+    # A client that holds every connection open delays only itself, and not without limit.
+    idle_connections = [await gateway_client.open_connection() for _ in range(USUAL_LIMITS.max_connections + 20)]
+    for _, writer in idle_connections:
         writer.close()
-    assert (await served.ask_chat()).choices[0].message.content == "ok"
+    assert (await gateway_client.ask_chat()).choices[0].message.content == "ok"
 
 
-async def test_slow_heads_and_bodies_are_hung_up_on() -> None:
-    async with serve_scripted(ScriptedCalls(), GatewayLimits(head_timeout=0.3, body_timeout=0.3)) as served:
-        for begun in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"):
-            reader, writer = await served.open_connection()
-            writer.write(begun)
-            began = time.monotonic()
-            # A byte now and then does not help.
+async def test_slow_heads_and_bodies_are_disconnected() -> None:
+    async with serve_scripted(ScriptedCalls(), GatewayLimits(head_timeout=0.3, body_timeout=0.3)) as gateway_client:
+        for first_bytes in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"):
+            reader, writer = await gateway_client.open_connection()
+            writer.write(first_bytes)
+            start = time.monotonic()
+            # Sending a byte now and then does not help.
             for _ in range(10):
                 with contextlib.suppress(ConnectionError):
-                    writer.write(b"A" if begun else b"")
+                    writer.write(b"A" if first_bytes else b"")
                     await writer.drain()
                 await asyncio.sleep(0.05)
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.wait_for(reader.read(), 3) == b""
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - start < 3
             writer.close()
-        reader, writer = await served.open_connection()
+        reader, writer = await gateway_client.open_connection()
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in await asyncio.wait_for(reader.readline(), 3)
         writer.close()
@@ -691,34 +700,34 @@ async def test_slow_heads_and_bodies_are_hung_up_on() -> None:
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
     ],
 )
-async def test_nonsense_is_answered_or_hung_up_on_and_harms_nobody(served: GatewayClient, nonsense: bytes) -> None:
-    reader, writer = await served.open_connection()
+async def test_malformed_requests_are_answered_or_disconnected(gateway_client: GatewayClient, nonsense: bytes) -> None:
+    reader, writer = await gateway_client.open_connection()
     writer.write(nonsense)
     writer.write_eof()
-    told = await asyncio.wait_for(reader.read(), 5)
-    assert told == b"" or b" 400 " in told.split(b"\r\n")[0]
-    assert b"Traceback" not in told
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+    assert b"Traceback" not in answer
     writer.close()
-    served.calls.script_text("ok")
-    assert (await served.ask_chat()).choices[0].message.content == "ok"
+    gateway_client.calls.script_text("ok")
+    assert (await gateway_client.ask_chat()).choices[0].message.content == "ok"
 
 
-async def test_requests_sent_without_waiting_for_answers_are_not_gathered_without_end(served: GatewayClient) -> None:
-    served.calls.script_text(*["x"] * 50)
-    served.calls.delay = 0.05
-    _, writer = await served.open_connection()
+async def test_pipelined_requests_are_not_buffered_without_limit(gateway_client: GatewayClient) -> None:
+    gateway_client.calls.script_text(*["x"] * 50)
+    gateway_client.calls.delay = 0.05
+    _, writer = await gateway_client.open_connection()
     body = json.dumps({"model": "small", "messages": HELLO}).encode()
     writer.write(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     )
-    more = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
-    sent = 0
+    pipelined_requests = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+    sent_bytes = 0
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
-            while sent < 200 << 20:
-                writer.write(more)
+            while sent_bytes < 200 << 20:
+                writer.write(pipelined_requests)
                 await writer.drain()
-                sent += len(more)
-    assert sent < 50 << 20
+                sent_bytes += len(pipelined_requests)
+    assert sent_bytes < 50 << 20
     writer.transport.abort()
-    await wait_until(lambda: served.calls.running == 0)
+    await wait_until(lambda: gateway_client.calls.running == 0)

@@ -1,4 +1,4 @@
-"""What an agent prints: cut between characters, redrawn lines counted once, nothing lost after a progress bar."""
+"""Cut an agent's output between characters, count redrawn lines once, and lose nothing after a progress bar."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -24,8 +24,8 @@ from workers.progress import ProgressState, parse_fraction
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Printed:
-    """An `Output` with the clock in hand."""
+class OutputRecorder:
+    """An `OutputLog` whose clock the test controls."""
 
     def __init__(self) -> None:
         self.now = NOW
@@ -36,7 +36,7 @@ class Printed:
         self.written += batch
 
     async def pass_time(self, seconds: float) -> None:
-        """Let so much time pass, and one flush happen."""
+        """Advance the clock, and let one flush happen."""
         self.now += timedelta(seconds=seconds)
         flushing = asyncio.create_task(self.output.flush_until_stopped())
         await asyncio.sleep(0.15)
@@ -44,15 +44,15 @@ class Printed:
         await flushing
         self.output._stopped.clear()
 
-    def take(self, text: str | bytes, stream: OutputStream = "stdout") -> None:
+    def write(self, text: str | bytes, stream: OutputStream = "stdout") -> None:
         self.output.add_output(stream, text.encode() if isinstance(text, str) else text)
 
-    def messages(self) -> list[str]:
-        """All that was written in the end."""
+    def take_messages(self) -> list[str]:
+        """Return all lines of the log that were written."""
         return [event.data["message"] for event in [*self.written, *self.output.take_rest()] if event.type == "log"]
 
-    def progress(self) -> list[tuple[float | None, str]]:
-        """The progress that was reported while it ran."""
+    def list_progress(self) -> list[tuple[float | None, str]]:
+        """Return the progress that was written while it ran."""
         return [(event.data["fraction"], event.data["message"]) for event in self.written if event.type == "progress"]
 
 
@@ -60,10 +60,10 @@ class Printed:
 @pytest.mark.parametrize("size", [1, 7, 4096, 65536])
 @pytest.mark.parametrize("end", ["\n", ""])
 def test_long_lines_are_cut_between_characters(text: str, size: int, end: str) -> None:
-    printed, data = Printed(), (text + end).encode()
+    recorder, data = OutputRecorder(), (text + end).encode()
     for start in range(0, len(data), size):
-        printed.take(data[start : start + size])
-    messages = printed.messages()
+        recorder.write(data[start : start + size])
+    messages = recorder.take_messages()
     assert "".join(messages) == text
     assert len(messages) > 1
     for message in messages:
@@ -73,27 +73,27 @@ def test_long_lines_are_cut_between_characters(text: str, size: int, end: str) -
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\r\b", exclude_categories=["Cs"])), st.integers(1, 60))
-def test_any_text_comes_through_however_it_is_cut(text: str, size: int) -> None:
-    printed, data = Printed(), text.encode()
+def test_any_text_is_kept_however_it_is_split(text: str, size: int) -> None:
+    recorder, data = OutputRecorder(), text.encode()
     for start in range(0, len(data), size):
-        printed.take(data[start : start + size])
+        recorder.write(data[start : start + size])
     expected = text.replace("\0", "\ufffd").split("\n")
-    assert printed.messages() == (expected if expected[-1] else expected[:-1])
+    assert recorder.take_messages() == (expected if expected[-1] else expected[:-1])
 
 
 @given(st.binary(max_size=300), st.integers(1, 40))
-def test_any_bytes_are_taken_and_the_same_however_they_come(data: bytes, size: int) -> None:
-    pieces, whole = Printed(), Printed()
+def test_any_bytes_give_the_same_messages_however_they_are_split(data: bytes, size: int) -> None:
+    split_recorder, whole_recorder = OutputRecorder(), OutputRecorder()
     for start in range(0, len(data), size):
-        pieces.take(data[start : start + size])
-    whole.take(data)
-    assert pieces.messages() == whole.messages()
+        split_recorder.write(data[start : start + size])
+    whole_recorder.write(data)
+    assert split_recorder.take_messages() == whole_recorder.take_messages()
 
 
 @given(st.text(max_size=400), st.integers(1, 200))
-def test_a_cut_fits_and_is_at_a_character(text: str, most: int) -> None:
-    cut = cut_text(text, most) if text.isprintable() else 0
-    assert len(text[:cut].encode()) <= most
+def test_cut_fits_and_ends_at_a_character(text: str, max_bytes: int) -> None:
+    cut = cut_text(text, max_bytes) if text.isprintable() else 0
+    assert len(text[:cut].encode()) <= max_bytes
 
 
 @pytest.mark.parametrize(
@@ -105,55 +105,55 @@ def test_a_cut_fits_and_is_at_a_character(text: str, most: int) -> None:
         [f"\r{' ' * 60}\r{n:5d}/3000 " + "#" * 40 for n in range(3000)],
     ],
 )
-async def test_a_bar_counts_once_and_what_follows_is_kept(bar: list[str]) -> None:
-    printed = Printed()
+async def test_progress_bar_counts_once_and_what_follows_is_kept(bar: list[str]) -> None:
+    recorder = OutputRecorder()
     for state in bar:
-        printed.take(state, "stderr")
-    printed.take("\n", "stderr")
-    printed.take("RESULT: 42 letters sorted\n")
-    messages = printed.messages()
+        recorder.write(state, "stderr")
+    recorder.write("\n", "stderr")
+    recorder.write("RESULT: 42 letters sorted\n")
+    messages = recorder.take_messages()
     assert len(messages) == 2
     assert "2999/3000 " + "#" * 40 in messages[0]
     assert messages[1] == "RESULT: 42 letters sorted"
 
 
-async def test_a_bar_is_progress_once_a_second_and_its_last_state_a_line() -> None:
-    printed = Printed()
+async def test_progress_bar_is_progress_once_a_second_and_its_last_state_a_line() -> None:
+    recorder = OutputRecorder()
     for n in range(12):
         for part in range(10):
-            printed.take(f"\r {n}{part}%|###   | {n}{part}/120", "stderr")
-        await printed.pass_time(0.5)
-    told = printed.progress()
-    assert 4 <= len(told) <= 6, "at most once a second"
-    assert told[0] == (0.29, "29%|###   | 29/120")
-    assert printed.messages() == [" 119%|###   | 119/120"], "and no line of the log but the last"
+            recorder.write(f"\r {n}{part}%|###   | {n}{part}/120", "stderr")
+        await recorder.pass_time(0.5)
+    progress_events = recorder.list_progress()
+    assert 4 <= len(progress_events) <= 6, "at most once a second"
+    assert progress_events[0] == (0.29, "29%|###   | 29/120")
+    assert recorder.take_messages() == [" 119%|###   | 119/120"], "and no line of the log but the last"
 
 
-async def test_the_last_state_of_a_bar_is_progress_too() -> None:
-    printed = Printed()
-    printed.take("\r10%")
-    await printed.pass_time(0)
-    await printed.pass_time(1)
-    printed.take("\r100%\n")
-    events = printed.output.take_rest()
-    assert printed.progress() == [(0.1, "10%")]
+async def test_last_state_of_a_progress_bar_is_progress_too() -> None:
+    recorder = OutputRecorder()
+    recorder.write("\r10%")
+    await recorder.pass_time(0)
+    await recorder.pass_time(1)
+    recorder.write("\r100%\n")
+    events = recorder.output.take_rest()
+    assert recorder.list_progress() == [(0.1, "10%")]
     assert [(event.type, event.data["message"]) for event in events] == [("log", "100%"), ("progress", "100%")]
 
 
-async def test_a_bar_that_is_over_at_once_is_a_line_alone() -> None:
-    printed = Printed()
-    printed.take("".join(f"\r{n}%" for n in range(101)) + "\nnext\n")
-    await printed.pass_time(5)
-    assert printed.progress() == []
-    assert printed.messages() == ["100%", "next"]
+async def test_progress_bar_that_ends_at_once_is_only_a_line() -> None:
+    recorder = OutputRecorder()
+    recorder.write("".join(f"\r{n}%" for n in range(101)) + "\nnext\n")
+    await recorder.pass_time(5)
+    assert recorder.list_progress() == []
+    assert recorder.take_messages() == ["100%", "next"]
 
 
 async def test_progress_shows_no_escape_sequences_and_is_bounded() -> None:
-    printed = Printed()
-    printed.take("\r\x1b[32m50%\x1b[0m \0" + "#" * 3000)
-    await printed.pass_time(0)
-    await printed.pass_time(1)
-    ((fraction, message),) = printed.progress()
+    recorder = OutputRecorder()
+    recorder.write("\r\x1b[32m50%\x1b[0m \0" + "#" * 3000)
+    await recorder.pass_time(0)
+    await recorder.pass_time(1)
+    ((fraction, message),) = recorder.list_progress()
     assert fraction == 0.5
     assert message.startswith("50% \ufffd###")
     assert len(message.encode()) <= MAX_STATE_BYTES
@@ -175,11 +175,11 @@ async def test_progress_shows_no_escape_sequences_and_is_bounded() -> None:
         ("loss 0.5", None),
     ],
 )
-def test_a_fraction_is_read_where_it_is_plain(line: str, fraction: float | None) -> None:
+def test_fraction_is_parsed_where_it_is_plain(line: str, fraction: float | None) -> None:
     assert parse_fraction(line) == fraction
 
 
-async def test_what_is_said_is_written_at_once_and_in_order() -> None:
+async def test_events_are_written_at_once_and_in_order() -> None:
     written, seen = [], asyncio.Event()
 
     async def write(batch: list[ExecutionEvent]) -> None:
@@ -199,15 +199,15 @@ async def test_what_is_said_is_written_at_once_and_in_order() -> None:
 
 
 async def test_progress_is_reported_once_a_second_and_never_lost() -> None:
-    printed = Printed()
+    recorder = OutputRecorder()
     for n in range(40):
-        printed.output.update_progress(ProgressState(n / 100, f"step {n}"))
+        recorder.output.update_progress(ProgressState(n / 100, f"step {n}"))
         if n % 4 == 3:
-            await printed.pass_time(0.5)
-    assert len(printed.progress()) == 5
-    assert printed.progress()[0] == (0.03, "step 3")
-    assert [event.data["message"] for event in printed.output.take_rest()] == ["step 39"]
-    assert printed.output.take_rest() == []
+            await recorder.pass_time(0.5)
+    assert len(recorder.list_progress()) == 5
+    assert recorder.list_progress()[0] == (0.03, "step 3")
+    assert [event.data["message"] for event in recorder.output.take_rest()] == ["step 39"]
+    assert recorder.output.take_rest() == []
 
 
 async def test_many_events_are_written_in_batches() -> None:
@@ -228,19 +228,19 @@ async def test_many_events_are_written_in_batches() -> None:
     assert batches == [1000, 1000, 500]
 
 
-async def test_a_line_without_an_end_is_seen_before_it_ends() -> None:
-    printed = Printed()
-    printed.take("Loading ")
-    await printed.pass_time(0)
-    assert printed.written == []
-    await printed.pass_time(2)
-    assert [event.data["message"] for event in printed.written] == ["Loading "]
-    printed.take("done\n")
-    printed.take("WARNING: hot ")
-    await printed.pass_time(0)
-    await printed.pass_time(2)
-    printed.take("\n\nend")
-    assert printed.messages() == ["Loading ", "done", "WARNING: hot ", "", "end"]
+async def test_unfinished_line_is_written_before_it_ends() -> None:
+    recorder = OutputRecorder()
+    recorder.write("Loading ")
+    await recorder.pass_time(0)
+    assert recorder.written == []
+    await recorder.pass_time(2)
+    assert [event.data["message"] for event in recorder.written] == ["Loading "]
+    recorder.write("done\n")
+    recorder.write("WARNING: hot ")
+    await recorder.pass_time(0)
+    await recorder.pass_time(2)
+    recorder.write("\n\nend")
+    assert recorder.take_messages() == ["Loading ", "done", "WARNING: hot ", "", "end"]
 
 
 @pytest.mark.parametrize(
@@ -260,25 +260,25 @@ async def test_a_line_without_an_end_is_seen_before_it_ends() -> None:
         (b"cut \xe4\xbb", ["cut \ufffd"]),
     ],
 )
-def test_what_a_terminal_would_show(text: str | bytes, expected: list[str]) -> None:
-    printed = Printed()
-    printed.take(text)
-    assert printed.messages() == expected
+def test_output_is_shown_as_by_a_terminal(text: str | bytes, expected: list[str]) -> None:
+    recorder = OutputRecorder()
+    recorder.write(text)
+    assert recorder.take_messages() == expected
 
 
-def test_the_limit_of_all_output_cuts_between_characters_too() -> None:
-    printed = Printed()
-    printed.take("x" + "价" * MAX_LOG_BYTES + "\nlater\n")
-    *kept, told = printed.messages()
-    assert "\ufffd" not in "".join(kept)
-    assert MAX_LOG_BYTES - 4 < len("".join(kept).encode()) <= MAX_LOG_BYTES
+def test_total_output_limit_cuts_between_characters() -> None:
+    recorder = OutputRecorder()
+    recorder.write("x" + "价" * MAX_LOG_BYTES + "\nlater\n")
+    *messages, notice = recorder.take_messages()
+    assert "\ufffd" not in "".join(messages)
+    assert MAX_LOG_BYTES - 4 < len("".join(messages).encode()) <= MAX_LOG_BYTES
     assert (
-        f"{len(('x' + '价' * MAX_LOG_BYTES).encode()) - len(''.join(kept).encode())}" in told
-        or "more bytes came" in told
+        f"{len(('x' + '价' * MAX_LOG_BYTES).encode()) - len(''.join(messages).encode())}" in notice
+        or "more bytes came" in notice
     )
-    many = Printed()
-    many.take("\n" * (MAX_LOG_LINES + 10))
-    assert len(many.messages()) == MAX_LOG_LINES + 1
+    many_lines = OutputRecorder()
+    many_lines.write("\n" * (MAX_LOG_LINES + 10))
+    assert len(many_lines.take_messages()) == MAX_LOG_LINES + 1
 
 
 def test_all_pieces_of_a_line_have_its_level() -> None:
@@ -287,7 +287,7 @@ def test_all_pieces_of_a_line_have_its_level() -> None:
     assert [piece.level for piece in pieces] == ["ERROR", "ERROR", "ERROR", "INFO"]
 
 
-def test_the_output_of_an_import_is_cut_alike() -> None:
+def test_output_of_an_import_is_cut_the_same_way() -> None:
     text = OutputText(100)
     text.add_output("stderr", "".join(f"\r{n}%" for n in range(101)).encode())
     text.add_output("stdout", "价".encode()[:1])

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from domain.llms import (
     ChatMessage,
@@ -24,7 +24,7 @@ from domain.llms import (
     ToolSpec,
 )
 from domain.shared.errors import DomainError
-from tests.support.gateway_client import GatewayClient, ScriptedCalls, build_reply, serve_scripted
+from tests.support.gateway_client import City, GatewayClient, ScriptedCalls, build_reply, serve_scripted
 from workers.run.responses_wire import ResponsesWire, response_log
 from workers.run.wire import GatewayRefusal
 
@@ -101,9 +101,6 @@ async def test_a_text_whole_and_streamed(served: GatewayClient) -> None:
 
 
 async def test_the_library_s_own_helpers(served: GatewayClient) -> None:
-    class City(BaseModel):
-        name: str
-
     served.calls.script_text('{"name":', '"Rome"}', usage=USAGE)
     parsed = await served.client.responses.parse(model="small", input="hello", text_format=City)
     assert parsed.output_parsed == City(name="Rome")
@@ -181,7 +178,7 @@ async def test_tools_there_and_back(served: GatewayClient) -> None:
 REASONING = {"type": "reasoning", "id": "rs_1", "encrypted_content": "sealed-by-openai"}
 
 
-def script_reasoning(calls: ScriptedCalls) -> None:
+def prepare_reasoning(calls: ScriptedCalls) -> None:
     calls.parts = [
         ReasoningDelta("I have "),
         ReasoningDelta("to add."),
@@ -193,7 +190,7 @@ def script_reasoning(calls: ScriptedCalls) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_reasoning_is_shown_and_given_back_as_it_was(served: GatewayClient, stream: bool) -> None:
-    script_reasoning(served.calls)
+    prepare_reasoning(served.calls)
     if stream:
         events = await stream_raw(served, tools=[ADD])
         items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
@@ -243,7 +240,7 @@ async def test_reasoning_without_words_and_words_without_a_seal(served: GatewayC
 
 
 async def test_a_response_continues_from_an_earlier_one_of_the_run(served: GatewayClient) -> None:
-    script_reasoning(served.calls)
+    prepare_reasoning(served.calls)
     first = await served.ask_response(tools=[ADD], instructions="Add.")
     served.calls.script_text("It is 2.")
     output = {"type": "function_call_output", "call_id": "call_1", "output": "2"}
@@ -275,12 +272,12 @@ async def test_a_response_that_is_not_kept(served: GatewayClient, monkeypatch: p
     monkeypatch.setattr(response_log, "MAX_LOG_BYTES", 4000)
     dropped = await served.ask_response(input="x" * 1000)
     chained = await served.ask_response(previous_response_id=dropped.id, input="x" * 1000)
-    kept = await served.ask_response(input="x" * 1000)
+    stored = await served.ask_response(input="x" * 1000)
     for response_id in ("resp_1", forgotten.id, dropped.id, chained.id):
         with pytest.raises(openai.BadRequestError) as caught:
             await served.ask_response(previous_response_id=response_id)
         assert (caught.value.code, caught.value.param) == ("previous_response_not_found", "previous_response_id")
-    assert (await served.ask_response(previous_response_id=kept.id)).status == "completed"
+    assert (await served.ask_response(previous_response_id=stored.id)).status == "completed"
 
 
 @pytest.mark.parametrize(("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
