@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
+from domain.shared.aws_keys import AWS_KEY_FORMS, InvalidAwsKey, parse_aws_key
 from domain.shared.errors import Conflict, InvalidField, require_found
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
@@ -96,12 +97,20 @@ class ProviderKeys(Protocol):
         ...
 
 
-def check_key_text(key: str) -> str:
-    """Return a key that can be sent in a header. Errors: `invalid_field`, without the key."""
+def check_key_text(key: str, service: str = "") -> str:
+    """Return a key that can be sent in a header, and that has a form of its service's keys, if these have a form.
+
+    Errors: `invalid_field`, without the key.
+    """
     if not PROVIDER_KEY_PATTERN.fullmatch(key):
         raise InvalidField(
             "key", "must be printable ASCII without surrounding spaces. Check that it was copied correctly."
         )
+    if service.lower() == "bedrock":
+        try:
+            parse_aws_key(key)
+        except InvalidAwsKey as error:
+            raise InvalidField("key", f"{error} Send {AWS_KEY_FORMS}.") from None
     return key
 
 
@@ -117,7 +126,7 @@ async def create_provider_key(tx: Tx, caller: Caller, data: NewProviderKey, seal
         name=names.check_name(data.name, "pkey"),
         slug=await _choose_slug(tx, data.name),
         service=data.service,
-        last_four=get_last_four(check_key_text(data.key)),
+        last_four=get_last_four(check_key_text(data.key, data.service)),
         tenant_id=caller.tenant_id,
         created_at=tx.now,
         updated_at=tx.now,
@@ -167,7 +176,8 @@ async def patch_provider_key(tx: Tx, reference: str, data: PatchProviderKey, sea
     if data.service is not UNSET:
         key.service = data.service
     if data.key is not UNSET:
-        key.last_four, new_sealed = get_last_four(check_key_text(data.key)), seal(data.key.encode())
+        key.last_four = get_last_four(check_key_text(data.key, key.service))
+        new_sealed = seal(data.key.encode())
     key.updated_at = tx.now
     if not await tx.provider_keys.save(key, new_sealed):
         raise names.NameTaken("provider key", key.name)

@@ -1,5 +1,6 @@
 """Manage the registry of language models, and describe calls of them."""
 
+from domain.llms.connection import AZURE_V1_VERSIONS, CONNECTION_PARAMETERS, find_aws_region
 from domain.llms.embeddings import EmbeddingCall, EmbeddingReply
 from domain.llms.messages import (
     ChatMessage,
@@ -63,6 +64,8 @@ from domain.llms.service import (
 
 __all__ = [
     "ALL_PROVIDERS",
+    "AZURE_V1_VERSIONS",
+    "CONNECTION_PARAMETERS",
     "LOCAL_MODEL_NAME",
     "MAX_MODEL_PARAMETERS",
     "MIN_BUDGETED_PRICE",
@@ -112,6 +115,7 @@ __all__ = [
     "check_parameters",
     "create_model",
     "delete_model",
+    "find_aws_region",
     "find_token_limit",
     "get_model",
     "list_models",

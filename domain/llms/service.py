@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain import provider_keys
+from domain.llms import connection
 from domain.llms.messages import ModelApi, ModelPrice
 from domain.llms.parameters import ModelParameters, check_parameters
 from domain.ports import Tx
@@ -18,16 +19,34 @@ from domain.shared.errors import DomainError, Forbidden, InvalidField, require_f
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields, set_fields
 
-Provider = Literal["openai", "anthropic", "deepseek", "ollama", "databricks", "openai_compatible", "local"]
+Provider = Literal[
+    "openai",
+    "anthropic",
+    "gemini",
+    "bedrock",
+    "azure",
+    "mistral",
+    "groq",
+    "openrouter",
+    "deepseek",
+    "ollama",
+    "databricks",
+    "openai_compatible",
+    "local",
+]
 ALL_PROVIDERS: Final[tuple[Provider, ...]] = get_args(Provider)
-# Every customer has another address there.
-PROVIDERS_WITH_URL: Final = frozenset({"openai_compatible", "databricks"})
+# Every customer has another address there. Bedrock has one for each region.
+PROVIDERS_WITH_URL: Final = frozenset({"openai_compatible", "databricks", "azure", "bedrock"})
+# Providers with one API, for which `api` would have no effect.
+_PROVIDERS_WITHOUT_API: Final = frozenset({"anthropic", "gemini", "bedrock", "mistral", "local"})
 # The model that comes with Paddock.
 LOCAL_MODEL_NAME: Final = "smollm2"
 _PROVIDER_PATTERNS: Final[tuple[tuple[re.Pattern[str], Provider], ...]] = (
     (re.compile(r"(gpt-|chatgpt-|text-|o\d)"), "openai"),
     (re.compile(r"claude-"), "anthropic"),
     (re.compile(r"deepseek-"), "deepseek"),
+    (re.compile(r"gemini-"), "gemini"),
+    (re.compile(r"(mistral|ministral|magistral|codestral|devstral|pixtral)-"), "mistral"),
     (re.compile(r"databricks-"), "databricks"),
 )
 # Dollars per million tokens. A lower price counts as free: no budget would ever stop that model.
@@ -137,7 +156,10 @@ def _check_model(model: Model) -> None:
     check_parameters(model.parameters)
     if model.base_url is not None:
         check_base_url("base_url", model.base_url)
-    if model.provider in PROVIDERS_WITH_URL and model.base_url is None:
+    connection.check_connection(model.provider, model.base_url, model.parameters)
+    if model.provider in PROVIDERS_WITH_URL and not connection.has_address(
+        model.provider, model.base_url, model.parameters
+    ):
         raise InvalidField("base_url", f"is required for the provider {model.provider!r}.")
     if model.provider == "local":
         for field in ("base_url", "api_key_name"):
@@ -145,7 +167,7 @@ def _check_model(model: Model) -> None:
                 raise InvalidField(
                     field, "has no effect on the local model, which runs here without a key. Leave it out."
                 )
-    if model.api is not None and model.provider in ("anthropic", "local"):
+    if model.api is not None and model.provider in _PROVIDERS_WITHOUT_API:
         raise InvalidField("api", f"has no effect on models of {model.provider}, which has only one API. Leave it out.")
 
 
@@ -287,7 +309,8 @@ def _guess_model(name: str, provider: str | None, now: datetime, reference: str)
     if not guesses:
         raise InvalidField("model", _explain_unknown_model(reference))
     if guesses[0] in PROVIDERS_WITH_URL:
-        message = f"{reference!r} needs an address. Register a model with this name and a base_url under /models."
+        address = "its region in `parameters`" if guesses[0] == "bedrock" else "a base_url"
+        message = f"{reference!r} needs an address. Register a model with this name and {address} under /models."
         raise InvalidField("model", message)
     return Model(
         id="",

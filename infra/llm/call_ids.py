@@ -53,7 +53,7 @@ def _get_id_pattern(target: ModelTarget, is_chat: bool) -> re.Pattern[str]:
     if not is_chat:
         return _NARROW_ID
     host = urlsplit(target.base_url or "").hostname or ""
-    return _MISTRAL_ID if "mistral" in host else _CHAT_ID
+    return _MISTRAL_ID if target.provider == "mistral" or "mistral" in host else _CHAT_ID
 
 
 def _make_wire_id(id_: str, pattern: re.Pattern[str], fitting_ids: set[str], used: set[str]) -> str:

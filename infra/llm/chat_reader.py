@@ -16,6 +16,7 @@ from infra.llm.event_stream import EventStream, ServerSentEvent
 from infra.llm.think_tags import ThinkTagParser
 from infra.llm.tool_calls import ToolCallReader
 from infra.llm.usage import read_usage
+from infra.llm.wire_models import MISTRAL_THOUGHTS
 
 _LENGTH_WORDS: Final = (
     "length",
@@ -51,6 +52,7 @@ class ChatReader(AnswerReader):
         self._raw: list[str] = []  # the text as it came, with its tags
         self._reasoning: list[str] = []
         self._details: list[Any] = []
+        self._chunks: list[str] = []  # thoughts that came as parts of the content
         self._has_pieces = False  # messages come as pieces, not as all of the answer so far
         self.is_body = False
         self.finish = ""
@@ -133,6 +135,8 @@ class ChatReader(AnswerReader):
         """Read the fields that deltas and whole messages share."""
         if content := message.get("content"):
             for is_thought, text in _collect_texts(content):
+                if is_thought:
+                    self._chunks.append(text)
                 yield from self._answer.add_thought(text) if is_thought else self._add_text(text)
         if (reasoning := message.get("reasoning_content")) and isinstance(reasoning, str):
             self._reasoning.append(reasoning)
@@ -177,6 +181,8 @@ class ChatReader(AnswerReader):
             fields["reasoning_content"] = "".join(self._reasoning)
         if self._details:
             fields["reasoning_details"] = self._details
+        if self._chunks and self._ask.target.provider == "mistral":
+            fields[MISTRAL_THOUGHTS] = "".join(self._chunks)
         if fields:
             self._answer.keep_item(fields)
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import httpx2
 from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.models import StreamedResponse
 
 from domain.llms import ModelCall, ModelError, ReplyPart
 from infra.http import SendNotifyingTransport, on_request_sent
@@ -68,6 +69,8 @@ async def _stream_wire_parts(
                 finally:
                     on_request_sent.reset(token)
             answered = True
+            if isinstance(response, StreamedResponse):
+                raise model_errors.build_filter_error(ask.target)  # in place of Azure's error
             reader = _WIRE_READERS[wire](ask, writer)
             async with aclosing(read_answer(response, ask, reader)) as answer:
                 async for part in answer:

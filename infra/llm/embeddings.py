@@ -17,7 +17,9 @@ from infra.http import on_request_sent
 from infra.llm import model_errors, providers
 from infra.llm.usage import read_usage
 
-EMBEDDING_PROVIDERS: Final = frozenset({"openai", "openai_compatible", "ollama", "databricks", "deepseek"})
+EMBEDDING_PROVIDERS: Final = frozenset(
+    {"openai", "openai_compatible", "ollama", "databricks", "deepseek", "azure", "mistral", "openrouter"}
+)
 # Bytes that one answer may have: 2048 vectors of 1536 numbers need about as many.
 MAX_EMBEDDING_BYTES: Final = 48 << 20
 # Answers that are parsed at a time, as each takes several times its bytes.
@@ -60,13 +62,14 @@ async def _fetch_body(ask: EmbeddingCall, base_url: str | None, http: httpx2.Asy
     target = ask.target
     client = providers.create_openai_client(target, base_url, http)
     headers: dict[str, Any] = {"User-Agent": "paddock"}
-    if target.api_key is None or not target.api_key.reveal():
+    if not providers.has_bearer_key(target):
         headers["Authorization"] = OpenAIOmit()
     request = client.embeddings.with_streaming_response.create(
         model=target.model,
         input=list(ask.texts),
         encoding_format="float",
-        dimensions=ask.dimensions if ask.dimensions is not None else OpenAIOmit(),
+        dimensions=OpenAIOmit() if ask.dimensions is None or target.provider == "mistral" else ask.dimensions,
+        extra_body={"output_dimension": ask.dimensions} if ask.dimensions and target.provider == "mistral" else None,
         extra_headers=headers,
         timeout=httpx2.Timeout(None, connect=10.0),
     )

@@ -8,6 +8,8 @@ from domain.llms import ModelErrorKind
 
 # Words to look for in a `code` or `type` that is reduced to lower-case letters and digits. The first match counts.
 _KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
+    # Groq's model wrote a tool call that Groq cannot read: the next answer may be better.
+    ("malformed", ("toolusefailed",)),
     # The account has no credit left: waiting does not help.
     ("refused", ("insufficientquota", "insufficientbalance", "insufficientcredit", "insufficientfund", "arrear")),
     ("refused", ("billing", "paymentrequired", "creditbalance", "freetieronly", "quotaexhausted", "spendlimit")),
@@ -112,13 +114,26 @@ def get_message(body: object) -> str:
             body = next((item for item in body if item), "")
         if not isinstance(body, Mapping):
             break
+        if (raw := _get_upstream_message(body)) is not None:
+            return raw
         body = body.get("error") or body.get("errors") or _get_first_message(body)
     return body if isinstance(body, str) else str(body or "")
+
+
+def _get_upstream_message(body: Mapping[str, Any]) -> str | None:
+    """Return OpenRouter's message with that of the provider behind it, if there is one."""
+    metadata = body.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    message = body.get("message")
+    return f"{message}: {raw}" if isinstance(raw, str) and raw and isinstance(message, str) else None
 
 
 def _get_first_message(body: Mapping[str, Any]) -> object:
     message = next((body[field] for field in _MESSAGE_FIELDS if body.get(field)), None)
     if message is not None:
+        place = body.get("loc")
+        if isinstance(place, list) and place and isinstance(message, str):
+            return f"{'.'.join(map(str, place))}: {message}"
         return message
     # Without a message, the name of the error is better than nothing.
     return " ".join(str(body[field]) for field in ("type", "code") if body.get(field) and body[field] != "error")

@@ -45,6 +45,11 @@ def build_malformed_error(target: ModelTarget, why: str) -> ModelError:
     return ModelError("malformed", f"The answer of {_name_model(target)} cannot be read: {clean_text(target, why)}")
 
 
+def build_filter_error(target: ModelTarget) -> ModelError:
+    """Build the error for a request that the provider's filter kept from the model."""
+    return ModelError("refused", f"{_name_subject(target)} did not get the request: a filter of {target.provider} did.")
+
+
 def build_stream_error(target: ModelTarget, error: Any) -> ModelError:
     """Build the error that a provider reports in the middle of an answer."""
     body = error if isinstance(error, dict) else {"message": str(error)}
@@ -125,6 +130,8 @@ def _build_provider_error(
             words = f"{who} did not get the request in time"
         case "unavailable":
             words = f"{who} failed{number}"
+        case "malformed":
+            words = f"{who} wrote a tool call that cannot be read{number}"
         case _ if status == 404:
             words = f"{who} is unknown to the provider (404)"
         case _:

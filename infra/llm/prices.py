@@ -1,12 +1,24 @@
 """Compute the cost of calls with the data inside genai-prices. New prices come with a new package only."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
 from domain.llms import ModelPrice, ModelTarget, ModelUsage
 
-# Prices of these providers do not depend on the URL. Other prices are found by URL, else by the model's name.
-_PRICED_PROVIDERS: Final = frozenset({"openai", "anthropic", "deepseek"})
+# The data's names of providers whose prices do not depend on the URL. Other prices are found by URL, else by the
+# model's name.
+_PRICED_PROVIDERS: Final[Mapping[str, str]] = {
+    "openai": "openai",
+    "anthropic": "anthropic",
+    "deepseek": "deepseek",
+    "gemini": "google",
+    "bedrock": "aws",
+    "azure": "azure",
+    "mistral": "mistral",
+    "groq": "groq",
+    "openrouter": "openrouter",
+}
 
 
 class GenaiPrices:
@@ -32,9 +44,12 @@ class GenaiPrices:
                 return float(calc_price(used, target.model, provider_api_url=target.base_url).total_price)
         if target.provider == "ollama":
             return 0.0  # free, unless the URL above belongs to a provider with prices
+        model, _, variant = target.model.partition(":") if target.provider == "openrouter" else (target.model, "", "")
+        if variant == "free":
+            return 0.0
         with suppress(LookupError):
-            whose = target.provider if target.provider in _PRICED_PROVIDERS else None
-            return float(calc_price(used, target.model, provider_id=whose).total_price)
+            whose = _PRICED_PROVIDERS.get(target.provider)
+            return float(calc_price(used, model, provider_id=whose).total_price)
         return None
 
 

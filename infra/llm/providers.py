@@ -4,7 +4,7 @@ The libraries of OpenAI and Anthropic fill every gap from the process environmen
 headers. None of that may reach a tenant's model, so all of these arguments are passed, and the rest is overwritten.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
 
 import httpx2
@@ -14,39 +14,19 @@ from openai import AsyncOpenAI, Omit
 from pydantic_ai.models import Model
 from pydantic_ai.models.anthropic import AnthropicModelSettings
 from pydantic_ai.models.openai import OpenAIChatModelSettings, OpenAIResponsesModelSettings
-from pydantic_ai.profiles import ModelProfile, merge_profile
-from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.anthropic import AnthropicProvider
-from pydantic_ai.providers.deepseek import DeepSeekProvider
-from pydantic_ai.providers.ollama import OllamaProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from domain import llms
 from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelOptions, ModelTarget
-from infra.llm import wire_models
+from infra.llm import endpoints, wire_models
 from infra.llm.thinking import convert_thinking
 
 Wire = Literal["anthropic", "responses", "chat"]
-Profile = Callable[[str], ModelProfile | None]
 
-# Default base URLs. Databricks and openai_compatible have none, and `local` brings its own.
-_DEFAULT_URLS: Final = {
-    "openai": "https://api.openai.com/v1",
-    "deepseek": "https://api.deepseek.com",
-    "ollama": "http://127.0.0.1:11434/v1",
-    "anthropic": "https://api.anthropic.com",
-}
-_MODEL_PROFILES: Final[dict[str, Profile]] = {
-    "openai": OpenAIProvider.model_profile,
-    "deepseek": DeepSeekProvider.model_profile,
-    "ollama": OllamaProvider.model_profile,
-    "databricks": OpenAICompatibleProvider.model_profile,
-    "openai_compatible": OpenAICompatibleProvider.model_profile,
-    "local": OpenAICompatibleProvider.model_profile,
-}
-MODEL_PROVIDERS: Final = frozenset({*_MODEL_PROFILES, "anthropic"})
+MODEL_PROVIDERS: Final = frozenset({*endpoints.MODEL_PROFILES, "anthropic"})
 
 # Setting names by the parameter names that users know. Other parameters go to the provider unchanged.
 _SETTING_NAMES: Final[dict[str, str]] = {
@@ -140,34 +120,31 @@ def record_chat_only(target: ModelTarget) -> None:
 
 def get_writer(target: ModelTarget, wire: Wire) -> str:
     """Return the author of an answer for `domain.llms.ProviderParts`: the wire and its address."""
-    return f"{wire} {target.provider} {target.base_url or _DEFAULT_URLS.get(target.provider, '')}"
+    return f"{wire} {target.provider} {target.base_url or endpoints.find_base_url(target, None, wire) or ''}"
 
 
 def build_model(target: ModelTarget, wire: Wire, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
     """Build the model. Errors: `ModelError` of kind refused for an unknown provider or a missing base URL."""
     if wire == "anthropic":
         return _build_anthropic_model(target, base_url, http)
-    return _build_openai_model(
-        wire_models.ResponsesWireModel if wire == "responses" else wire_models.ChatWireModel, target, base_url, http
-    )
+    return _build_openai_model(target, wire, base_url, http)
 
 
-def _build_openai_model(
-    kind: type[wire_models.ChatWireModel | wire_models.ResponsesWireModel],
-    target: ModelTarget,
-    base_url: str | None,
-    http: Any,
-) -> Model[Any]:
-    if (profile := _MODEL_PROFILES.get(target.provider)) is None:
+def _build_openai_model(target: ModelTarget, wire: Wire, base_url: str | None, http: Any) -> Model[Any]:
+    if (profile := endpoints.MODEL_PROFILES.get(target.provider)) is None:
         raise ModelError("refused", f"The provider {target.provider!r} is unknown.")
-    client = create_openai_client(target, base_url, http)
-    provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=_adjust_profile(target, profile))
+    client = create_openai_client(target, base_url, http, wire)
+    adjusted = endpoints.adjust_profile(target, profile)
+    provider = OpenAICompatibleProvider(target.provider, openai_client=client, profile=adjusted)
+    if wire == "responses":
+        return wire_models.ResponsesWireModel(target.model, provider=provider)
+    kind = wire_models.MistralWireModel if target.provider == "mistral" else wire_models.ChatWireModel
     return kind(target.model, provider=provider)
 
 
-def create_openai_client(target: ModelTarget, base_url: str | None, http: Any) -> AsyncOpenAI:
+def create_openai_client(target: ModelTarget, base_url: str | None, http: Any, wire: Wire = "chat") -> AsyncOpenAI:
     """Create a client for one target. Errors: `ModelError` of kind refused for a missing base URL."""
-    if (url := base_url or _DEFAULT_URLS.get(target.provider)) is None:
+    if (url := endpoints.find_base_url(target, base_url, wire)) is None:
         raise ModelError("refused", f"Models of {target.provider} need a base_url.")
     client = AsyncOpenAI(
         api_key=_reveal_key(target),
@@ -183,14 +160,17 @@ def create_openai_client(target: ModelTarget, base_url: str | None, http: Any) -
     client.organization = client.project = client.admin_api_key = client.webhook_secret = None
     # The library has put OPENAI_CUSTOM_HEADERS here. A test compares all of this with the request on the wire.
     headers: dict[str, Any] = dict.fromkeys(_TELEMETRY_HEADERS, Omit())
+    if endpoints.has_key_header(target) and (key := _reveal_key(target)):
+        headers["api-key"] = key
     client._custom_headers = headers
+    client._custom_query = endpoints.find_query(target)
     return client
 
 
 def _build_anthropic_model(
     target: ModelTarget, base_url: str | None, http: httpx2.AsyncClient
 ) -> wire_models.AnthropicWireModel:
-    url = (base_url or _DEFAULT_URLS["anthropic"]).rstrip("/").removesuffix("/v1")
+    url = (endpoints.find_base_url(target, base_url, "anthropic") or "").rstrip("/").removesuffix("/v1")
     client = AsyncAnthropic(
         api_key=_reveal_key(target),
         webhook_key="",
@@ -211,7 +191,7 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
     target, native = ask.target, _list_native_settings(wire)
     values: dict[str, Any] = {}
     body: dict[str, Any] = {}
-    parameters = dict(target.parameters)
+    parameters = endpoints.drop_connection_parameters(target)
     extra = parameters.pop("extra_body", None)
     parameters |= extra if isinstance(extra, dict) else {}
     bare = {name: name.removeprefix("openai_").removeprefix("anthropic_") for name in parameters}
@@ -238,7 +218,7 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
         values["anthropic_thinking"] = _fit_thinking(values, ask, get_writer(target, wire))
     # `ask.timeout` bounds all waiting, and is enforced where the parts are read.
     values |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
-    if not _reveal_key(target) and wire != "anthropic":
+    if wire != "anthropic" and not has_bearer_key(target):
         values["extra_headers"]["Authorization"] = Omit()  # otherwise the library refuses a call without a key
     if body:
         values["extra_body"] = body
@@ -301,16 +281,9 @@ def _list_native_settings(wire: Wire) -> frozenset[str]:
     return frozenset(name for name in kinds[wire].__optional_keys__ if name.startswith(prefix))
 
 
-def _adjust_profile(target: ModelTarget, profile: Profile) -> Profile:
-    """Adjust a profile: texts are not rewritten, and only OpenAI gets `max_completion_tokens`."""
-
-    def build_profile(name: str) -> ModelProfile:
-        changes = OpenAIModelProfile(may_tokenize_special_tokens_in_content=False)
-        if target.provider != "openai":
-            changes["openai_chat_supports_max_completion_tokens"] = False
-        return merge_profile(profile(name), changes)
-
-    return build_profile
+def has_bearer_key(target: ModelTarget) -> bool:
+    """Tell whether there is a key that goes into the header `Authorization`."""
+    return bool(_reveal_key(target)) and not endpoints.has_key_header(target)
 
 
 def _reveal_key(target: ModelTarget) -> str:

@@ -7,10 +7,13 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from openai import AsyncStream
+from openai import AsyncStream, Omit
 from pydantic_ai.messages import ModelResponse, ThinkingPart
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+
+# Names the thoughts of an answer that Mistral wants back before its content.
+MISTRAL_THOUGHTS = "mistral_thoughts"
 
 
 class ChatWireModel(OpenAIChatModel):
@@ -27,6 +30,44 @@ class ChatWireModel(OpenAIChatModel):
         mapped: Any = super()._map_model_response(message)
         if mapped is not None:
             mapped.update((message.provider_details or {}).get("fields", {}))
+        return mapped
+
+
+class MistralWireModel(ChatWireModel):
+    """Make requests of Mistral's chat completions, which refuse fields of OpenAI's that they do not know."""
+
+    def prepare_request(self, model_settings: Any, model_request_parameters: Any) -> Any:
+        """Return settings and parameters, with Mistral's name for the seed."""
+        settings, parameters = super().prepare_request(model_settings, model_request_parameters)
+        named: dict[str, Any] = dict(settings or {})
+        if "seed" in named:
+            named["extra_body"] = {**named.get("extra_body", {}), "random_seed": named.pop("seed")}
+        return named, parameters
+
+    def _get_stream_options(self, model_settings: Any) -> Any:
+        return Omit()  # usage comes unasked
+
+    def _get_tool_choice(self, model_settings: Any, model_request_parameters: Any) -> Any:
+        tools, choice = super()._get_tool_choice(model_settings, model_request_parameters)
+        if choice == "none":
+            # With tools at hand Mistral's models write calls as text.
+            return [], None
+        return tools, "any" if choice == "required" else choice
+
+    async def _map_messages(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an answer between the results of tools and a user's message, which Mistral does not accept after them."""
+        messages: list[Any] = []
+        for message in await super()._map_messages(*args, **kwargs):
+            if message["role"] == "user" and messages and messages[-1]["role"] == "tool":
+                messages.append({"role": "assistant", "content": "OK"})
+            messages.append(message)
+        return messages
+
+    def _map_model_response(self, message: ModelResponse) -> Any:
+        mapped: Any = super()._map_model_response(message)
+        if mapped is not None and (thoughts := mapped.pop(MISTRAL_THOUGHTS, None)):
+            content = [{"type": "thinking", "thinking": [{"type": "text", "text": thoughts}]}]
+            mapped["content"] = content + ([{"type": "text", "text": text}] if (text := mapped.get("content")) else [])
         return mapped
 
 

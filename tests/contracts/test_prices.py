@@ -42,6 +42,21 @@ def test_known_models_have_prices():
         build_target("anthropic", "claude-3-5-haiku-20241022"), MILLION_TOKENS
     ) == pytest.approx(4.8)
     assert (prices.calculate_cost(build_target("deepseek", "deepseek-chat"), MILLION_TOKENS) or 0) > 0
+    for provider, model, price in (
+        ("gemini", "gemini-2.5-flash", 0.3 + 2.5),
+        ("bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", 3.3 + 16.5),
+        ("bedrock", "amazon.nova-lite-v1:0", 0.06 + 0.24),
+        ("azure", "gpt-4o", 2.5 + 10),
+        ("mistral", "mistral-large-latest", 2 + 6),
+        ("groq", "llama-3.3-70b-versatile", 0.59 + 0.79),
+    ):
+        assert prices.calculate_cost(build_target(provider, model), MILLION_TOKENS) == pytest.approx(price), provider
+    paid = prices.calculate_cost(build_target("openrouter", "deepseek/deepseek-chat"), MILLION_TOKENS)
+    assert paid is not None
+    assert prices.calculate_cost(
+        build_target("openrouter", "deepseek/deepseek-chat:nitro"), MILLION_TOKENS
+    ) == pytest.approx(paid)
+    assert prices.calculate_cost(build_target("openrouter", "deepseek/deepseek-chat:free"), MILLION_TOKENS) == 0.0
     # Served by another provider, with a model name that says who made it.
     assert prices.calculate_cost(build_target("openai_compatible", "gpt-4o"), MILLION_TOKENS) == pytest.approx(12.5)
 

@@ -237,7 +237,8 @@ async def refuse_fields(awaited: Any) -> list[str]:
     ("name", "provider"),
     [
         *(("gpt-4", "openai"), ("o3-mini", "openai"), ("chatgpt-4o-latest", "openai"), ("text-davinci-003", "openai")),
-        *(("claude-sonnet-4", "anthropic"), ("deepseek-chat", "deepseek")),
+        *(("claude-sonnet-4", "anthropic"), ("deepseek-chat", "deepseek"), ("gemini-2.5-flash", "gemini")),
+        *(("mistral-large-latest", "mistral"), ("codestral-2508", "mistral")),
     ],
 )
 async def test_well_known_model_names_resolve_without_an_entry(name: str, provider: str) -> None:
@@ -250,7 +251,10 @@ async def test_unknown_model_names_are_refused_by_field() -> None:
     assert await refuse_fields(llms.resolve_model(FakeTransaction(), "omega-1")) == ["model"]
     assert await refuse_fields(llms.resolve_model(FakeTransaction(), "gpt-4", "unknown-provider")) == ["provider"]
     assert await refuse_fields(llms.resolve_model(FakeTransaction(), "databricks-dbrx")) == ["model"]
-    assert await refuse_fields(llms.resolve_model(FakeTransaction(), "x", "openai_compatible")) == ["model"]
+    for provider in ("openai_compatible", "azure", "bedrock"):
+        assert await refuse_fields(llms.resolve_model(FakeTransaction(), "x", provider)) == ["model"]
+    resolved = await llms.resolve_model(FakeTransaction(), "openrouter/deepseek/deepseek-chat")
+    assert (resolved.model.provider, resolved.model.model) == ("openrouter", "deepseek/deepseek-chat")
     assert (await llms.resolve_model(FakeTransaction(), "llama3:8b", "ollama")).model.provider == "ollama"
 
 
