@@ -106,6 +106,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     # What the runs of uploaded code may leave in their work folder.
     work_max_files: int = 500
     work_file_bytes: int = 100 * 1024 * 1024
+    work_total_bytes: int = 256 * 1024 * 1024
     cache_max_bytes: int = 20 << 30
     cache_days: float = 14.0
     staging_hours: float = 24.0

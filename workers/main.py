@@ -174,7 +174,7 @@ async def serve_runs(settings: Settings, drain: Drain) -> None:
         lane = await stack.enter_async_context(open_lane(settings, drain, "run", settings.run_slots, sandbox))
         access = await stack.enter_async_context(_open_model_access(lane.parts, drain))
         reasoning_keyring = Keyring(settings.encryption_keys, settings.secret_key.reveal(), b"paddock reasoning")
-        work_limits = WorkLimits(files=settings.work_max_files, file_bytes=settings.work_file_bytes)
+        work_limits = WorkLimits.from_settings(settings)
         dependencies = CodeDependencies(
             sandbox=sandbox,
             bundles=lane.bundles,
@@ -205,6 +205,7 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
             outbound=Outbound(settings.private_hosts),
             keyring=parts.keyring,
             sandbox_slots=asyncio.Semaphore(settings.run_slots),
+            quota=settings.tenant_max_stored_bytes,
         )
         runner = AgentRunner(lane.create_context("llm"), dependencies, access, events)
         claimer = Claimer(runner, settings.llm_slots, parts.bell.get_lane_event("llm"), drain)

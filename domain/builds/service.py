@@ -115,7 +115,7 @@ class Builds(Protocol):
         ...
 
     async def sum_stored_bytes(self) -> int:
-        """Return the total size of the tenant's archives, unpacked versions and environments, and lock it."""
+        """Return the total size of the tenant's archives, unpacked versions, environments and files, and lock it."""
         ...
 
     async def reserve_space(self, version_id: str, attempt: int, size: BundleSize) -> bool:
@@ -141,9 +141,10 @@ def check_quota(stored_bytes: int, quota: int) -> None:
     if stored_bytes > quota:
         raise DomainError(
             "quota_exceeded",
-            f"With this upload, the tenant's archives and files would take {_format_mebibytes(stored_bytes)} MiB, "
-            f"unpacked and with installed requirements; the quota is {_format_mebibytes(quota)} MiB. Delete unused "
-            "agents and files, or ask the operator for a larger PADDOCK_TENANT_MAX_STORED_BYTES.",
+            "With this upload, the tenant's archives, files and files of runs would take "
+            f"{_format_mebibytes(stored_bytes)} MiB, unpacked and with installed requirements; the quota is "
+            f"{_format_mebibytes(quota)} MiB. Delete unused agents and files, or ask the operator for a larger "
+            "PADDOCK_TENANT_MAX_STORED_BYTES.",
         )
 
 

@@ -74,6 +74,9 @@ _STORED_BYTES_SQL = """
                SELECT max(environment_bytes) AS largest FROM mine
                WHERE unpacked AND environment IS NOT NULL GROUP BY environment) AS environments)
          + (SELECT coalesce(sum(f.size_bytes), 0) FROM files f)
+         + (SELECT coalesce(sum(w.size_bytes), 0) FROM (
+               SELECT DISTINCT key, size_bytes FROM workspace_files) AS w
+            WHERE NOT EXISTS (SELECT FROM files f WHERE f.key = w.key))
     FROM mine
 """
 _FIND_SQL = f"SELECT {_ROW_MAPPER.columns} FROM agent_versions WHERE "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from domain.ports import NO_HOOKS, MessageKind, OutputCallback, ProgramHooks
+from domain.work_folder import WorkCallback
 from infra.sandbox.exit_report import ExitReport, GuestStage
 from infra.sandbox.guest_protocol import encode_frame
 from infra.sandbox.work_folder import TmpfsWorkFolder
@@ -60,7 +61,7 @@ async def serve_request(tree: ProcessTree, request: TreeRequest, deadline: float
         report = await tree.run(request, deadline - clock())
         if hooks.collect_work is not None and not report.is_retryable:
             # A run that is cancelled, or whose sandbox was lost, leaves nothing.
-            await hooks.collect_work(folder)
+            await _collect_work(tree, folder, hooks.collect_work)
         return report
 
 
@@ -94,6 +95,14 @@ class StateLoader:
             self._tree.fail(error)
         else:
             self._tree.send_data(encode_frame(state))
+
+
+async def _collect_work(tree: ProcessTree, folder: TmpfsWorkFolder, collect: WorkCallback) -> None:
+    """Collect what lies in the work folder, if anything does, once no process is left that could change it."""
+    if not folder.is_empty():
+        # A run returns while its processes are still being killed.
+        await tree.kill_and_wait()
+        await collect(folder)
 
 
 async def _open_work_folder(tree: ProcessTree, deadline: float) -> TmpfsWorkFolder | None:

@@ -10,11 +10,13 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from domain.work_folder import WORK_FOLDER, WorkFile
+from domain.work_folder import WORK_FOLDER, UnkeptFile, WorkFile
 from infra.sandbox.linux import use_filesystem_user
 
 # Where a listing stops. A run may make no more files than that.
 MAX_LISTED_ENTRIES: Final = 20_000
+# As in archives. Each folder is opened from the top again, so deep ones would take long.
+MAX_FOLDER_LEVELS: Final = 32
 _READ_CHUNK_BYTES: Final = 256 * 1024
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a named pipe would wait for its other end.
@@ -54,40 +56,53 @@ class TmpfsWorkFolder:
                 self.written_bytes += count
                 view = view[count:]
 
-    def list_files(self) -> tuple[list[WorkFile], list[str]]:
-        """Return the regular files, and the paths that are left out: links, devices, and names that are no text."""
+    def is_empty(self) -> bool:
+        """Return whether nothing lies in the folder. Errors: `OSError`."""
+        with os.scandir(self._fd) as entries:
+            return next(entries, None) is None
+
+    def list_files(self) -> tuple[list[WorkFile], list[UnkeptFile]]:
+        """Return the regular files, and what is left out: links, devices, names that are no text, what is unreadable.
+
+        No error of a single file or folder ends it.
+        """
         files: list[WorkFile] = []
-        left_out: list[str] = []
+        left_out: list[UnkeptFile] = []
         pending = [""]
         count = 0
         while pending:
             prefix = pending.pop()
-            with self._walk(prefix) as folder, os.scandir(folder) as entries:
-                for entry in entries:
-                    count += 1
-                    if count > MAX_LISTED_ENTRIES:
-                        left_out.append("(more than the first entries)")
-                        return files, left_out
-                    path = f"{prefix}{entry.name}"
-                    status = entry.stat(follow_symlinks=False)
-                    if not _is_text(entry.name) or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-                        left_out.append(os.fsencode(path).decode(errors="backslashreplace"))
-                    elif stat.S_ISDIR(status.st_mode):
-                        pending.append(f"{path}/")
-                    else:
-                        files.append(WorkFile(path, status.st_size))
+            if prefix.count("/") > MAX_FOLDER_LEVELS:
+                left_out.append(UnkeptFile(prefix, f"folders may lie {MAX_FOLDER_LEVELS} deep"))
+                continue
+            try:
+                with self._walk(prefix) as folder, os.scandir(folder) as entries:
+                    for entry in entries:
+                        count += 1
+                        if count > MAX_LISTED_ENTRIES:
+                            left_out.append(UnkeptFile(prefix, f"only {MAX_LISTED_ENTRIES} entries are looked at"))
+                            return files, left_out
+                        _add_entry(entry, prefix, files=files, pending=pending, left_out=left_out)
+            except OSError as error:
+                left_out.append(UnkeptFile(prefix, _explain_unreadable(error)))
         return files, left_out
 
-    def read_file(self, path: str) -> Iterator[bytes]:
-        """Yield the bytes of a regular file in pieces. Errors: `OSError`."""
-        prefix, slash, name = path.rpartition("/")
+    def read_file(self, file: WorkFile) -> Iterator[bytes]:
+        """Yield the bytes of a listed file in pieces. Errors: `OSError`, also if it has another size by now."""
+        prefix, slash, name = file.path.rpartition("/")
         with self._walk(prefix + slash) as folder:
             fd = os.open(name, _FILE_FLAGS, dir_fd=folder)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(f"{path} is no regular file")
-            while part := os.read(fd, _READ_CHUNK_BYTES):
-                yield part
+                raise OSError("it is no regular file any more")
+            # One byte more than it had: it must not have grown.
+            rest = file.size_bytes + 1
+            while part := os.read(fd, min(rest, _READ_CHUNK_BYTES)):
+                rest -= len(part)
+                if rest > 0:
+                    yield part
+            if rest != 1:
+                raise OSError("its size has changed")
         finally:
             os.close(fd)
 
@@ -112,6 +127,36 @@ class TmpfsWorkFolder:
             yield fd
         finally:
             os.close(fd)
+
+
+def _add_entry(
+    entry: "os.DirEntry[str]",
+    prefix: str,
+    *,
+    files: list[WorkFile],
+    pending: list[str],
+    left_out: list[UnkeptFile],
+) -> None:
+    """Add an entry of a folder to the files, to the folders that are looked at later, or to what is left out."""
+    path = f"{prefix}{entry.name}"
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError as error:
+        left_out.append(UnkeptFile(name, _explain_unreadable(error)))
+        return
+    if not _is_text(entry.name):
+        left_out.append(UnkeptFile(name, "the name is not UTF-8"))
+    elif stat.S_ISDIR(status.st_mode):
+        pending.append(f"{path}/")
+    elif stat.S_ISREG(status.st_mode):
+        files.append(WorkFile(path, status.st_size))
+    else:
+        left_out.append(UnkeptFile(name, "no regular file"))
+
+
+def _explain_unreadable(error: OSError) -> str:
+    return f"it cannot be read: {error.strerror or error}"
 
 
 def _is_text(name: str) -> bool:

@@ -82,7 +82,7 @@ async def test_failed_run_keeps_its_files_and_surplus_is_named(acme: TenantClien
         entry["message"] for entry in await acme.list_events(ended["id"]) if "Not kept" in entry.get("message", "")
     ]
     assert len(notices) == 1
-    assert "more. At most 500 regular files" in notices[0]
+    assert "more (at most 500 files are kept)" in notices[0]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
 from workers.run.code_run import CodeRun
-from workers.run.work_files import WorkFiles, WorkLimits
+from workers.run.work_files import WorkFiles
+from workers.run.work_room import WorkLimits
 
 LEASE = timedelta(seconds=10)
 

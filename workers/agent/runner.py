@@ -106,7 +106,8 @@ class AgentRunner(LaneRunner):
         return outcome
 
     def _open_workspace(self, execution: Execution, workspace_id: str) -> RunWorkspace:
-        return RunWorkspace(self._store, self._dependencies.blobs, execution.tenant_id, workspace_id)
+        tools = self._dependencies
+        return RunWorkspace(self._store, tools.blobs, execution.tenant_id, workspace_id, quota=tools.quota)
 
     def _create_loop(
         self, execution: Execution, workspace: RunWorkspace, calls: ModelCalls, earlier_steps: list[RunStep]

@@ -59,7 +59,10 @@ class ToolResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolDependencies(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what tools work with in one worker process. `sandbox_slots` limits the sandboxes of tools at a time."""
+    """Hold what tools work with in one worker process. `sandbox_slots` limits the sandboxes of tools at a time.
+
+    `quota` is what a tenant may have stored, in bytes; 0 means no limit.
+    """
 
     store: Store
     blobs: Blobs
@@ -67,3 +70,4 @@ class ToolDependencies(msgspec.Struct, frozen=True, kw_only=True):
     outbound: Outbound
     keyring: Keyring
     sandbox_slots: asyncio.Semaphore
+    quota: int = 0

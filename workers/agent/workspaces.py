@@ -20,10 +20,14 @@ CommitFiles = Callable[[Tx], Awaitable[None]]
 
 
 class RunWorkspace:
-    """Read and write the files of one execution. A written file counts once its step is finished."""
+    """Read and write the files of one execution. A written file counts once its step is finished.
 
-    def __init__(self, store: Store, blobs: Blobs, tenant_id: str, execution_id: str) -> None:
+    `quota` is what the tenant may have stored, in bytes; 0 means no limit.
+    """
+
+    def __init__(self, store: Store, blobs: Blobs, tenant_id: str, execution_id: str, *, quota: int = 0) -> None:
         self._store, self._blobs, self._tenant_id, self.execution_id = store, blobs, tenant_id, execution_id
+        self._quota = quota
 
     async def list_files(self) -> list[WorkspaceFile]:
         """Return all files, by name."""
@@ -54,6 +58,7 @@ class RunWorkspace:
         """Upload the bytes of files, and return what makes them the workspace's. Errors: `ToolFailed`."""
         files = {check_path(path): data for path, data in changed.items()}
         workspaces.check_workspace_limits(await self.list_files(), {path: len(data) for path, data in files.items()})
+        await self._check_quota(sum(map(len, files.values())))
         hashes = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
         for path, data in files.items():
             await retry_through_outage(partial(self._upload_bytes, hashes[path], data))
@@ -64,6 +69,13 @@ class RunWorkspace:
                 await tx.workspaces.save_file(self.execution_id, file, self._get_object_key(hashes[path]))
 
         return commit
+
+    async def _check_quota(self, size: int) -> None:
+        if not self._quota:
+            return
+        stored = await self._store.run(self._tenant_id, lambda tx: tx.builds.sum_stored_bytes(), retry=True)
+        if stored + size > self._quota:
+            raise ToolFailed("the tenant's storage is full (PADDOCK_TENANT_MAX_STORED_BYTES). Nothing was written.")
 
     async def _upload_bytes(self, sha256: str, data: bytes) -> None:
         await self._blobs.write_object(self._get_object_key(sha256), _stream_once(data))

@@ -4,7 +4,8 @@ from workers.run.code_runner import CodeDependencies, CodeRunner
 from workers.run.egress import open_egress
 from workers.run.named_models import NamedModelCalls
 from workers.run.reasoning_sealer import ReasoningSealer
-from workers.run.work_files import WorkFiles, WorkLimits
+from workers.run.work_files import WorkFiles
+from workers.run.work_room import WorkLimits
 
 __all__ = [
     "CodeDependencies",

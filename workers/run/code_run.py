@@ -27,7 +27,7 @@ from workers.output import OutputLog
 from workers.progress import ProgressState
 from workers.run.outputs import OutputLimiter
 from workers.run.run_mask import RunMask
-from workers.run.work_files import WorkFiles
+from workers.run.work_files import NoRoomForFiles, WorkFiles
 
 # Writes something that a run has left, in the transaction that settles it.
 WriteResult = Callable[[Tx], Awaitable[None]]
@@ -47,7 +47,7 @@ class CodeRun:
         self.output = OutputLog(lambda events: write_events(self.mask.mask_events(events)), clock)
         self._clock = clock
         self._outputs = OutputLimiter()
-        self._results: list[WriteResult] = []
+        self._files: WorkFiles | None = None
         # The revision of the state that was read, and the JSON of the one that the run leaves.
         self._state_revision: int | None = None
         self._new_state: bytes | None = None
@@ -56,7 +56,11 @@ class CodeRun:
     @property
     def write_results(self) -> WriteResult | None:
         """Return what writes the results of the run besides its outcome, if there are any."""
-        results = [*self._results, *([self._write_state] if self._write_state is not None else [])]
+        results: list[WriteResult] = []
+        if self._files is not None and self._files.has_results:
+            results.append(self._files.write_rows)
+        if self._write_state is not None:
+            results.append(self._write_state)
         if not results:
             return None
 
@@ -65,10 +69,6 @@ class CodeRun:
                 await result(tx)
 
         return write
-
-    def add_result(self, write: WriteResult) -> None:
-        """Add something that is written in the transaction that settles the run."""
-        self._results.append(write)
 
     def add_egress(self, data: dict[str, Any]) -> None:
         """Record a connection with a host outside."""
@@ -163,10 +163,17 @@ class CodeRun:
 
     def take_files(self, files: WorkFiles) -> None:
         """Add the files that the run left to its results, and what was not kept to its log."""
-        if files.has_results:
-            self.add_result(files.write_rows)
+        self._files = files
         if files.notice is not None:
-            self.output.add_event(build_log_event("WARNING", files.notice, self._clock(), "paddock"))
+            self.output.add_event(self._build_notice(files.notice))
+
+    def drop_files(self, error: NoRoomForFiles) -> list[ExecutionEvent]:
+        """Keep none of the files that the run left, for which there is no room; return an event that names them."""
+        notice = None if self._files is None else self._files.drop_results(error.reason)
+        return [] if notice is None else [self._build_notice(notice)]
+
+    def _build_notice(self, notice: str) -> ExecutionEvent:
+        return build_log_event("WARNING", notice, self._clock(), "paddock")
 
     def _build_context(self, files: WorkFiles) -> dict[str, Any]:
         deadline: datetime = self._clock() + timedelta(seconds=self.execution.timeout)

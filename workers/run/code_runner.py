@@ -25,7 +25,7 @@ from workers.run.gateway import GatewayCalls, serve_gateway
 from workers.run.network import serve_together
 from workers.run.settings import load_run_settings
 from workers.run.warm_settings import WarmSettings
-from workers.run.work_files import WorkFiles
+from workers.run.work_files import NoRoomForFiles, WorkFiles
 
 _MAX_CACHED_VERSIONS: Final = 1000
 # Errors that are reported as what they are.
@@ -83,6 +83,8 @@ class CodeRunner(LaneRunner):
         """Settle a run with what it leaves, or without its state as failed. Return the error type."""
         try:
             await retry_through_outage(lambda: self.settle_execution(run.execution, outcome, events, run.write_results))
+        except NoRoomForFiles as error:
+            return await self._settle_run(run, outcome, [*events, *run.drop_files(error)])
         except DomainError as error:
             failure = run.drop_state(error)
             if failure is None:

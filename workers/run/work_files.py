@@ -11,20 +11,22 @@ import msgspec
 from domain.executions import Execution
 from domain.llms import ToolFailed
 from domain.ports import Blobs, Store, Tx
-from domain.shared.errors import DomainError
-from domain.work_folder import WorkFile, WorkFolder
+from domain.shared.errors import OUTAGE_CODES, DomainError
+from domain.work_folder import UnkeptFile, WorkFile, WorkFolder
 from domain.workspaces import WorkspaceFile, check_path, format_blob_key
-from infra.polling import retry_through_outage
+from infra.polling import MAX_STORAGE_OUTAGE_SECONDS, retry_through_outage
+from workers.run.work_room import WorkLimits, WorkRoom, describe_unkept
 
-# Names that a notice lists; the others are counted.
-MAX_NAMED_FILES: Final = 10
+_QUOTA_REASON: Final = "the tenant's storage is full: PADDOCK_TENANT_MAX_STORED_BYTES"
+_PLAN_REASON: Final = "other steps have left too much since"
 
 
-class WorkLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limit what a run may leave: files, and bytes per file. The folder itself bounds the bytes in all."""
+class NoRoomForFiles(DomainError):
+    """Report that the files of a run do not fit any more, as they did when they were collected."""
 
-    files: int = 500
-    file_bytes: int = 100 << 20
+    def __init__(self, reason: str) -> None:
+        super().__init__("quota_exceeded", f"The files of the run are not kept: {reason}.")
+        self.reason = reason
 
 
 class WorkFiles:
@@ -78,56 +80,111 @@ class WorkFiles:
 
     async def collect_folder(self, folder: WorkFolder) -> None:
         """Store the files that the run left or changed, within the limits; `notice` names the others."""
-        listed, left_out = await asyncio.to_thread(folder.list_files)
-        chosen: list[WorkFile] = []
+        listed, unkept = await asyncio.to_thread(folder.list_files)
+        room = WorkRoom({path: file.size_bytes for path, file in self._given.items()}, self._limits)
+        quota = _QuotaReader(self._store, self._execution.tenant_id, self._limits.quota)
         for file in sorted(listed, key=lambda entry: entry.path):
-            if self._may_keep(file, len(chosen)):
-                chosen.append(file)
-            else:
-                left_out.append(file.path)
-        for file in chosen:
-            await self._keep_file(folder, file)
-        if left_out:
-            named = ", ".join(repr(self.mask_text(path)[:200]) for path in left_out[:MAX_NAMED_FILES])
-            more = f" and {len(left_out) - MAX_NAMED_FILES} more" if len(left_out) > MAX_NAMED_FILES else ""
-            self.notice = (
-                f"Not kept of the work folder: {named}{more}. At most {self._limits.files} regular files of at most "
-                f"{self._limits.file_bytes} bytes are kept; links and devices are not."
-            )
+            problem = self._find_name_problem(file.path) or room.find_problem(file.path, file.size_bytes)
+            if problem is None:
+                problem = await self._keep_file(folder, file, room, quota)
+            if problem is not None:
+                unkept.append(UnkeptFile(file.path, problem))
+        self.notice = describe_unkept(UnkeptFile(self.mask_text(file.path), file.reason) for file in unkept)
 
     async def write_rows(self, tx: Tx) -> None:
-        """Make the stored files those of the run's workspace."""
+        """Make the stored files those of the run's workspace. Errors: `NoRoomForFiles`, if others took the room."""
+        if self._limits.quota and await tx.builds.sum_stored_bytes() + self._count_new_bytes() > self._limits.quota:
+            raise NoRoomForFiles(_QUOTA_REASON)
+        if self._execution.root_id is not None:
+            # Steps of a plan share a workspace, and may run at the same time.
+            present = await tx.workspaces.list_files(self._owner)
+            room = WorkRoom({file.path: file.size_bytes for file in present}, self._limits)
+            for file, _ in self._kept.values():
+                if room.find_problem(file.path, file.size_bytes) is not None:
+                    raise NoRoomForFiles(_PLAN_REASON)
+                room.add(file.path, file.size_bytes)
         for file, key in self._kept.values():
             await tx.workspaces.save_file(self._owner, msgspec.structs.replace(file, updated_at=tx.now), key)
 
-    def _may_keep(self, file: WorkFile, count: int) -> bool:
-        try:
-            is_plain = check_path(file.path) == file.path == self.mask_text(file.path)
-        except ToolFailed:
-            is_plain = False
-        return is_plain and count < self._limits.files and file.size_bytes <= self._limits.file_bytes
+    def drop_results(self, reason: str) -> str | None:
+        """Keep no file of the run; return a sentence that names them."""
+        unkept = [UnkeptFile(path, reason) for path in self._kept]
+        self._kept = {}
+        return describe_unkept(unkept)
 
-    async def _keep_file(self, folder: WorkFolder, file: WorkFile) -> None:
-        sha256 = await asyncio.to_thread(_hash_file, folder, file.path)
-        original = self._given.get(file.path)
-        if original is not None and original.sha256 == sha256:
-            return
-        key = format_blob_key(self._execution.tenant_id, self._owner, sha256)
-        await retry_through_outage(lambda: self._blobs.write_object(key, _read_chunks(folder, file.path)))
+    def _count_new_bytes(self) -> int:
+        return sum({key: file.size_bytes for file, key in self._kept.values()}.values())
+
+    def _find_name_problem(self, path: str) -> str | None:
+        try:
+            if check_path(path) != path:
+                return "its path is not in its plain form"
+        except ToolFailed:
+            return "its path is too long, or holds a backslash or a control character"
+        return None if self.mask_text(path) == path else "its name holds a secret"
+
+    async def _keep_file(self, folder: WorkFolder, file: WorkFile, room: WorkRoom, quota: "_QuotaReader") -> str | None:
+        """Store a file, unless the run was given it as it is; return why it cannot be."""
+        try:
+            sha256 = await asyncio.to_thread(_hash_file, folder, file)
+            original = self._given.get(file.path)
+            if original is not None and original.sha256 == sha256:
+                return None
+            key = format_blob_key(self._execution.tenant_id, self._owner, sha256)
+            if all(key != stored for _, stored in self._kept.values()):
+                if not await quota.take_bytes(file.size_bytes):
+                    return _QUOTA_REASON
+                await retry_through_outage(
+                    lambda: self._blobs.write_object(key, _read_chunks(folder, file, sha256)),
+                    MAX_STORAGE_OUTAGE_SECONDS,
+                )
+        except OSError as error:
+            return f"it cannot be read: {error.strerror or error}"
+        except DomainError as error:
+            if error.code not in OUTAGE_CODES:
+                raise
+            return "object storage did not take it"
+        room.add(file.path, file.size_bytes)
         entry = WorkspaceFile(
             path=file.path, size_bytes=file.size_bytes, sha256=sha256, updated_at=self._execution.updated_at
         )
         self._kept[file.path] = entry, key
+        return None
 
 
-def _hash_file(folder: WorkFolder, path: str) -> str:
+class _QuotaReader:
+    """Count what one run stores against what its tenant may have stored, which is looked up once."""
+
+    def __init__(self, store: Store, tenant_id: str, quota: int) -> None:
+        self._store, self._tenant_id, self._quota = store, tenant_id, quota
+        self._rest_bytes: int | None = None
+
+    async def take_bytes(self, size: int) -> bool:
+        """Return whether so many bytes more may be stored, and count them if so."""
+        if not self._quota:
+            return True
+        if self._rest_bytes is None:
+            stored = await self._store.run(self._tenant_id, lambda tx: tx.builds.sum_stored_bytes(), retry=True)
+            self._rest_bytes = self._quota - stored
+        if size > self._rest_bytes:
+            return False
+        self._rest_bytes -= size
+        return True
+
+
+def _hash_file(folder: WorkFolder, file: WorkFile) -> str:
     digest = hashlib.sha256()
-    for chunk in folder.read_file(path):
+    for chunk in folder.read_file(file):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-async def _read_chunks(folder: WorkFolder, path: str) -> AsyncIterator[bytes]:
-    for chunk in folder.read_file(path):
+async def _read_chunks(folder: WorkFolder, file: WorkFile, sha256: str) -> AsyncIterator[bytes]:
+    """Yield a file's bytes. Errors: `OSError` if they are not those that were hashed, so that nothing is stored."""
+    digest = hashlib.sha256()
+    for chunk in folder.read_file(file):
+        digest.update(chunk)
         yield chunk
         await asyncio.sleep(0)
+    if digest.hexdigest() != sha256:
+        raise OSError("it has changed")

@@ -51,6 +51,8 @@ CREATE TABLE files (
 CREATE INDEX files_tenant_id_id ON files (tenant_id, id DESC);
 CREATE INDEX files_expires_at ON files (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX files_key ON files (key);
+-- What runs leave counts against the tenant's quota, each object once.
+CREATE INDEX workspace_files_tenant_id_key ON workspace_files (tenant_id, key) INCLUDE (size_bytes);
 
 -- What the runs of an agent keep for each other, by name. `revision` is another one with every change, and never one
 -- that a deleted state had. A foreign key would lock the agent when a run is settled, and deadlock with its deletion,
