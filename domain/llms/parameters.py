@@ -17,6 +17,9 @@ RESERVED_PARAMETERS: Final = frozenset(
     | {"conversation_id", "previous_response_id", "stream", "stream_options", "tools", "native_tools", "mcp_servers"}
     | {"tool_choice", "functions", "function_call", "n", "best_of", "num_return_sequences", "num_predict", "background"}
     | {"max_new_tokens", "max_tokens_to_sample", "max_gen_len", "max_length", "container"}
+    # Gemini's and Bedrock's names for them.
+    | {"contents", "system_instruction", "tool_config", "cached_content", "generation_config", "candidate_count"}
+    | {"inference_config", "additional_model_request_fields", "prompt_variables"}
     | {"timeout", "transport", "extra_headers", "extra_query", "headers", "api_base", "base_url"}
 )
 # The limit of an answer, which a call may lower: a parameter only under these names.

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 
 AWS_KEY_FORMS: Final = "an API key of Bedrock, or ACCESS_KEY_ID:SECRET_ACCESS_KEY, or these two and :SESSION_TOKEN"
-_ACCESS_KEY_ID: Final = re.compile(r"A[A-Z0-9]{15,127}")
-_SECRET_ACCESS_KEY: Final = re.compile(r"[A-Za-z0-9/+=]{16,128}")
-_TOKEN: Final = re.compile(r"[A-Za-z0-9/+=_.~-]{16,}")
+_ACCESS_KEY_ID_PATTERN: Final = re.compile(r"A[A-Z0-9]{15,127}")
+_SECRET_PATTERN: Final = re.compile(r"[A-Za-z0-9/+=]{16,128}")
+_TOKEN_PATTERN: Final = re.compile(r"[A-Za-z0-9/+=_.~-]{16,}")
 # AWS begins the ids of temporary keys so.
 _TEMPORARY_PREFIX: Final = "ASIA"
 
@@ -40,17 +40,17 @@ class InvalidAwsKey(ValueError):
 def parse_aws_key(text: str) -> AwsKey:
     """Return the key that a text is. Errors: `InvalidAwsKey`."""
     if ":" not in text:
-        if _ACCESS_KEY_ID.fullmatch(text) and text.startswith(("AKIA", _TEMPORARY_PREFIX)):
+        if _ACCESS_KEY_ID_PATTERN.fullmatch(text) and text.startswith(("AKIA", _TEMPORARY_PREFIX)):
             raise InvalidAwsKey("is an access key id without its secret.")
-        if not _TOKEN.fullmatch(text):
+        if not _TOKEN_PATTERN.fullmatch(text):
             raise InvalidAwsKey("is not a key of AWS.")
         return AwsKey(bearer=text)
     access_key_id, secret_access_key, *rest = text.split(":")
-    if not _ACCESS_KEY_ID.fullmatch(access_key_id):
-        raise InvalidAwsKey("does not begin with an access key id, such as AKIA….")
-    if not _SECRET_ACCESS_KEY.fullmatch(secret_access_key):
+    if not _ACCESS_KEY_ID_PATTERN.fullmatch(access_key_id):
+        raise InvalidAwsKey("does not begin with an access key id like AKIA….")
+    if not _SECRET_PATTERN.fullmatch(secret_access_key):
         raise InvalidAwsKey("has a secret access key that cannot be one.")
-    if len(rest) > 1 or (rest and not _TOKEN.fullmatch(rest[0])):
+    if len(rest) > 1 or (rest and not _TOKEN_PATTERN.fullmatch(rest[0])):
         raise InvalidAwsKey("has a session token that cannot be one.")
     if not rest and access_key_id.startswith(_TEMPORARY_PREFIX):
         raise InvalidAwsKey("is a temporary key (ASIA…) without its session token.")

@@ -16,6 +16,7 @@ from infra.llm.answer_reader import AnswerReader, read_answer
 from infra.llm.anthropic_reader import AnthropicReader
 from infra.llm.chat_reader import ChatReader
 from infra.llm.embeddings import embed_texts
+from infra.llm.gemini_reader import GeminiReader
 from infra.llm.providers import Wire
 from infra.llm.responses_reader import ResponsesReader
 
@@ -25,6 +26,7 @@ _WIRE_READERS: Final[dict[Wire, type[AnswerReader]]] = {
     "anthropic": AnthropicReader,
     "responses": ResponsesReader,
     "chat": ChatReader,
+    "gemini": GeminiReader,
 }
 
 

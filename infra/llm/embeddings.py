@@ -18,7 +18,7 @@ from infra.llm import model_errors, providers
 from infra.llm.usage import read_usage
 
 EMBEDDING_PROVIDERS: Final = frozenset(
-    {"openai", "openai_compatible", "ollama", "databricks", "deepseek", "azure", "mistral", "openrouter"}
+    {"openai", "openai_compatible", "ollama", "databricks", "deepseek", "azure", "mistral", "openrouter", "gemini"}
 )
 # Bytes that one answer may have: 2048 vectors of 1536 numbers need about as many.
 MAX_EMBEDDING_BYTES: Final = 48 << 20

@@ -1,4 +1,4 @@
-"""Know the address and the profile of each provider with OpenAI's APIs, and how it wants to get its key."""
+"""Find the address and the profile of each provider, and how it wants to get its key."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -81,6 +81,8 @@ def find_base_url(target: ModelTarget, base_url: str | None, wire: str) -> str |
     """Return the address of the API of a wire, or None if the provider has no default. `base_url` is the target's."""
     if target.provider == "azure" and base_url is not None:
         return _build_azure_url(target, base_url.rstrip("/"), wire)
+    if target.provider == "gemini":
+        return _build_gemini_url((base_url or _DEFAULT_URLS["gemini"]).rstrip("/"), wire)
     if base_url is not None:
         return base_url
     if target.provider == "bedrock" and (region := find_aws_region(None, target.parameters)) is not None:
@@ -99,6 +101,13 @@ def _build_azure_url(target: ModelTarget, url: str, wire: str) -> str:
     if version is None or version in AZURE_V1_VERSIONS:
         return f"{root}/v1"
     return root if wire == "responses" else f"{root}/deployments/{quote(target.model, safe='')}"
+
+
+def _build_gemini_url(url: str, wire: str) -> str:
+    if not urlsplit(url).path:
+        url += "/v1beta"
+    # Google serves embeddings like OpenAI's beside its own API.
+    return f"{url}/openai" if wire == "chat" else url
 
 
 def find_query(target: ModelTarget) -> dict[str, object]:

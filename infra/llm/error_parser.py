@@ -69,6 +69,8 @@ def classify_error(body: object, status: int | None) -> ModelErrorKind:
     error = _get_innermost_error(body)
     if (by_code := _classify_word(error.get("code"))) is not None:
         return by_code
+    if (by_reason := _classify_details(error)) is not None:
+        return by_reason
     if status not in _CLEAR_STATUSES and (status is None or status < 500):
         for field in ("type", "status"):
             if (by_type := _classify_word(error.get(field))) is not None:
@@ -86,6 +88,19 @@ def classify_error(body: object, status: int | None) -> ModelErrorKind:
             return "unavailable" if status >= 500 else "refused"
 
 
+def _classify_details(error: Mapping[str, Any]) -> ModelErrorKind | None:
+    """Return the kind that Google's details name: an invalid key is a bad request to it."""
+    for detail in _list_details(error):
+        if (kind := _classify_word(detail.get("reason"))) in ("unauthorized", "rate_limited"):
+            return kind
+    return None
+
+
+def _list_details(error: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    details = error.get("details")
+    return [item for item in details if isinstance(item, Mapping)] if isinstance(details, list) else []
+
+
 def get_status(body: Mapping[str, Any]) -> int | None:
     """Return the HTTP status that the body of an error names, or None."""
     for field in ("code", *_STATUS_FIELDS):
@@ -96,9 +111,13 @@ def get_status(body: Mapping[str, Any]) -> int | None:
     return None
 
 
-def get_retry_after(body: Mapping[str, Any]) -> float | None:
-    """Return the seconds to wait that an error names, or None."""
-    value = body.get("retry_after")
+def get_retry_after(body: object) -> float | None:
+    """Return the seconds to wait that an error names, as a number or as Google writes them, or None."""
+    error = _get_innermost_error(body)
+    for detail in _list_details(error):
+        if isinstance(delay := detail.get("retryDelay"), str) and re.fullmatch(r"\d{1,6}(\.\d+)?s", delay):
+            return float(delay[:-1])
+    value = error.get("retry_after")
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

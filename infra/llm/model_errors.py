@@ -53,7 +53,7 @@ def build_filter_error(target: ModelTarget) -> ModelError:
 def build_stream_error(target: ModelTarget, error: Any) -> ModelError:
     """Build the error that a provider reports in the middle of an answer."""
     body = error if isinstance(error, dict) else {"message": str(error)}
-    return _build_provider_error(target, error_parser.get_status(body), body, error_parser.get_retry_after(body))
+    return _build_provider_error(target, error_parser.get_status(body), body, None)
 
 
 def convert_exception(error: BaseException, ask: ModelCall, base_url: str | None, answered: bool) -> ModelError:
@@ -118,6 +118,7 @@ def _build_provider_error(
 ) -> ModelError:
     """Build the error for a provider's body and status, wherever the provider reported them."""
     message, who = clean_text(target, error_parser.get_message(body)), _name_subject(target)
+    retry_after = error_parser.get_retry_after(body) if retry_after is None else retry_after
     wait = retry_after if retry_after is not None and math.isfinite(retry_after) and retry_after >= 0 else None
     kind = error_parser.classify_error(body, status)
     number = f" ({status})" if status is not None else ""

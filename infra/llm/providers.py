@@ -24,9 +24,11 @@ from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelOptions
 from infra.llm import endpoints, wire_models
 from infra.llm.thinking import convert_thinking
 
-Wire = Literal["anthropic", "responses", "chat"]
+Wire = Literal["anthropic", "responses", "chat", "gemini", "bedrock"]
 
-MODEL_PROVIDERS: Final = frozenset({*endpoints.MODEL_PROFILES, "anthropic"})
+# Providers with a wire of their own, which all their models speak.
+_OWN_WIRES: Final[Mapping[str, Wire]] = {"anthropic": "anthropic", "gemini": "gemini", "bedrock": "bedrock"}
+MODEL_PROVIDERS: Final = frozenset({*endpoints.MODEL_PROFILES, *_OWN_WIRES})
 
 # Setting names by the parameter names that users know. Other parameters go to the provider unchanged.
 _SETTING_NAMES: Final[dict[str, str]] = {
@@ -69,8 +71,8 @@ def choose_wire(ask: ModelCall) -> Wire:
     only chat completions have goes over chat completions: the older models know both.
     """
     target = ask.target
-    if target.provider == "anthropic":
-        return "anthropic"
+    if (own := _OWN_WIRES.get(target.provider)) is not None:
+        return own
     if target.api == "chat" or (target.api is None and target.provider != "openai"):
         return "chat"
     only = _find_chat_only_option(ask)
@@ -127,6 +129,11 @@ def build_model(target: ModelTarget, wire: Wire, base_url: str | None, http: htt
     """Build the model. Errors: `ModelError` of kind refused for an unknown provider or a missing base URL."""
     if wire == "anthropic":
         return _build_anthropic_model(target, base_url, http)
+    if wire == "gemini":
+        from infra.llm.gemini_model import GeminiWireModel
+
+        url = endpoints.find_base_url(target, base_url, wire)
+        return GeminiWireModel(target.model, url or "", _reveal_key(target), http)
     return _build_openai_model(target, wire, base_url, http)
 
 
@@ -218,7 +225,7 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
         values["anthropic_thinking"] = _fit_thinking(values, ask, get_writer(target, wire))
     # `ask.timeout` bounds all waiting, and is enforced where the parts are read.
     values |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
-    if wire != "anthropic" and not has_bearer_key(target):
+    if wire in ("chat", "responses") and not has_bearer_key(target):
         values["extra_headers"]["Authorization"] = Omit()  # otherwise the library refuses a call without a key
     if body:
         values["extra_body"] = body
@@ -277,6 +284,8 @@ def _list_native_settings(wire: Wire) -> frozenset[str]:
         "responses": OpenAIResponsesModelSettings,
         "chat": OpenAIChatModelSettings,
     }
+    if wire not in kinds:
+        return frozenset()
     prefix = "anthropic_" if wire == "anthropic" else "openai_"
     return frozenset(name for name in kinds[wire].__optional_keys__ if name.startswith(prefix))
 

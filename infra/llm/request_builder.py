@@ -71,6 +71,11 @@ def _build_response(message: ChatMessage, writer: str) -> ModelResponse | None:
                 parts.append(_build_thinking_part(item["thinking"], item["signature"]))
         elif item.get("type") == "redacted_thinking":
             parts.append(_build_thinking_part("", item.get("data"), id_="redacted_thinking"))
+        elif item.get("type") == "signature":
+            # Gemini signs the text before it, or an empty one.
+            last = parts[-1] if parts and isinstance(parts[-1], TextPart) else TextPart("")
+            parts += [] if parts and last is parts[-1] else [last]
+            last.provider_details = {"thought_signature": item.get("thought_signature")}
         elif item.get("type") == "reasoning":
             parts.append(ThinkingPart("", provider_details={"item": {"summary": [], **item}}))
         else:

@@ -272,13 +272,13 @@ async def test_mistral_thinking_is_shown_and_given_back(llm: PydanticLlm, wire: 
     assert reply.usage == ModelUsage(prompt_tokens=94, completion_tokens=22, cached_tokens=64)
     messages = (*call.messages, reply.message, ChatMessage(role="tool", tool_call_id="D681PevKs", content="1"))
     await collect_reply(llm, replace(call, messages=messages))
-    given = wire.requests[1].body["messages"][1]
-    assert given["content"] == [
+    assistant = wire.requests[1].body["messages"][1]
+    assert assistant["content"] == [
         {"type": "thinking", "thinking": [{"type": "text", "text": "Okay, add."}]},
         {"type": "text", "text": "Adding."},
     ]
-    assert given["tool_calls"][0]["id"] == "D681PevKs"
-    assert given.keys() <= {"role", "content", "tool_calls"}
+    assert assistant["tool_calls"][0]["id"] == "D681PevKs"
+    assert assistant.keys() <= {"role", "content", "tool_calls"}
 
 
 async def test_mistral_errors_on_its_wire(llm: PydanticLlm, wire: WireServer):

@@ -87,6 +87,10 @@ class WireServer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self.queue(status, msgspec.json.encode(body), {"content-type": "application/json", **named})
 
+    def queue_cut(self, body: bytes, kind: str = "text/event-stream") -> None:
+        """Queue the beginning of an answer, after which the connection is dropped."""
+        self.queue(200, body, {"content-type": kind, "x-drop": "1"})
+
     def queue(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         """Queue an answer."""
         self.answers.append(web.Response(status=status, body=body, headers=headers))
@@ -102,7 +106,15 @@ async def run_wire_server(answers: Sequence[web.Response] = ()) -> AsyncIterator
         body = msgspec.json.decode(await request.read())
         server.requests.append(WireRequest(request.rel_url.raw_path, dict(request.query), headers, body))
         scripted = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
-        return web.Response(status=scripted.status, body=scripted.body, headers=scripted.headers)
+        if "x-drop" not in scripted.headers:
+            return web.Response(status=scripted.status, body=scripted.body, headers=scripted.headers)
+        response = web.StreamResponse(headers={"content-type": scripted.headers["content-type"]})
+        await response.prepare(request)
+        assert isinstance(scripted.body, bytes)
+        await response.write(scripted.body)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
 
     async with serve_posts(answer) as url:
         server.url = url
