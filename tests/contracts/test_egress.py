@@ -19,10 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from domain import egress
 from domain.ports import ProgramHooks, SandboxOutcome, SandboxProgram
 from infra.http import Outbound
-from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
-from tests.support.sandbox_runs import ignore_output
+from tests.support.sandbox_runs import SANDBOX_BACKENDS, ignore_output, open_sandbox
 from workers.run.egress import (
     EgressAccess,
     EgressConnection,
@@ -34,15 +32,12 @@ from workers.run.egress import (
 
 PACKAGES = Path(openai.__file__).parents[1]
 NAME, WILD = "api.shop.example", "eu.cloud.example"
-WAYS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=SANDBOX_BACKENDS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
-    server = ForkServerBackend() if request.param.startswith("forkserver") else None
-    sandbox = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
-    yield sandbox
-    await sandbox.close()
+    async with open_sandbox(request.param, warm_mb=512) as sandbox:
+        yield sandbox
 
 
 def write_certificate(folder: Path, names: Sequence[str]) -> ssl.SSLContext:

@@ -15,34 +15,30 @@ from domain.shared.errors import DomainError
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
 from infra.sandbox.fence import Fence
-from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.proc import list_descendants
 from infra.sandbox.warm_sandbox import WarmSandbox
-from tests.support.sandbox_runs import ignore_output, measure_idle, run_filter, wait_until_released
+from tests.support.sandbox_runs import (
+    SANDBOX_BACKENDS,
+    ignore_output,
+    measure_idle,
+    open_sandbox,
+    run_filter,
+    wait_until_released,
+)
 
 SLEEPING_PROGRAM = "import time\ndef handle(p):\n    time.sleep(30)\n"
 
 
-BACKENDS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
-
-
-async def _open_sandbox(backend_name: str) -> AsyncIterator[WarmSandbox]:
-    server = ForkServerBackend() if backend_name.startswith("forkserver") else None
-    sandbox = WarmSandbox(BubblewrapSandbox(), server, 256 if backend_name.endswith("-warm") else 0)
-    yield sandbox
-    await sandbox.close()
-
-
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=SANDBOX_BACKENDS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
-    async for sandbox in _open_sandbox(request.param):
+    async with open_sandbox(request.param, warm_mb=256) as sandbox:
         yield sandbox
 
 
-@pytest.fixture(scope="module", params=BACKENDS[:2])
+@pytest.fixture(scope="module", params=SANDBOX_BACKENDS[:2])
 async def cold_sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
     """Open a sandbox without a pool, so that counts before and after a run can be compared."""
-    async for sandbox in _open_sandbox(request.param):
+    async with open_sandbox(request.param, warm_mb=256) as sandbox:
         yield sandbox
 
 

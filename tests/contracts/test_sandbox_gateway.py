@@ -26,17 +26,23 @@ from domain.llms import (
 from domain.ports import GATEWAY_LISTENER, NetworkServer, ProgramHooks, ProgramNetwork, SandboxLost, SandboxProgram
 from infra.sandbox import seccomp
 from infra.sandbox.bubblewrap import BubblewrapSandbox
-from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.guest_protocol import encode_request
 from infra.sandbox.listener import SandboxListeners, receive_listeners
 from infra.sandbox.tree_request import TreeRequest
 from infra.sandbox.warm_sandbox import WarmSandbox
 from tests.support.gateway_client import wait_until
-from tests.support.sandbox_runs import count_descriptors, ignore_output, measure_idle, run_filter, wait_until_released
+from tests.support.sandbox_runs import (
+    SANDBOX_BACKENDS,
+    count_descriptors,
+    ignore_output,
+    measure_idle,
+    open_sandbox,
+    run_filter,
+    wait_until_released,
+)
 from workers.run.gateway import serve_gateway
 
 PACKAGES = Path(openai.__file__).parents[1]
-BACKENDS = ["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"]
 MODELS_PROGRAM = """
 import os, urllib.request
 def handle(p):
@@ -45,12 +51,10 @@ def handle(p):
 """
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=SANDBOX_BACKENDS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
-    server = ForkServerBackend() if request.param.startswith("forkserver") else None
-    warm_sandbox = WarmSandbox(BubblewrapSandbox(), server, 512 if request.param.endswith("-warm") else 0)
-    yield warm_sandbox
-    await warm_sandbox.close()
+    async with open_sandbox(request.param, warm_mb=512) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from domain.ports import MessageKind, OutputStream, ProgramHooks, SandboxOutcome, SandboxProgram
-from infra.sandbox import BubblewrapSandbox, ForkServerBackend, WarmSandbox
+from infra.sandbox import WarmSandbox
+from tests.support.sandbox_runs import SANDBOX_BACKENDS, open_sandbox
 
 CONTEXT = {
     "execution_id": "exec_1",
@@ -20,12 +21,10 @@ CONTEXT = {
 }
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm"])
+@pytest.fixture(scope="module", params=SANDBOX_BACKENDS)
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
-    server = ForkServerBackend() if request.param.startswith("forkserver") else None
-    sandbox = WarmSandbox(BubblewrapSandbox(), server, 256 if request.param.endswith("-warm") else 0)
-    yield sandbox
-    await sandbox.close()
+    async with open_sandbox(request.param, warm_mb=256) as sandbox:
+        yield sandbox
 
 
 class GuestRun:

@@ -4,11 +4,26 @@ import asyncio
 import contextlib
 import os
 import struct
+from collections.abc import AsyncIterator
+from typing import Final
 
 import msgspec
 
 from domain.ports import SandboxProgram
+from infra.sandbox.bubblewrap import BubblewrapSandbox
+from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
+
+SANDBOX_BACKENDS: Final = ("bubblewrap", "forkserver", "bubblewrap-warm", "forkserver-warm")
+
+
+@contextlib.asynccontextmanager
+async def open_sandbox(backend: str, warm_mb: int) -> AsyncIterator[WarmSandbox]:
+    """Open a sandbox of one of the backends; those called `-warm` keep slots in so much memory."""
+    server = ForkServerBackend() if backend.startswith("forkserver") else None
+    sandbox = WarmSandbox(BubblewrapSandbox(), server, warm_mb if backend.endswith("-warm") else 0)
+    yield sandbox
+    await sandbox.close()
 
 
 def ignore_output(_: str, __: bytes) -> None:
