@@ -1,16 +1,18 @@
 """Describe calls of language models and their answers, in the terms that all providers share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
+from domain.llms.content import CacheTtl, MessagePart
 from domain.shared.secrets import Secret
 
 MessageRole = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 # The OpenAI API over which a model is called.
 ModelApi = Literal["responses", "chat"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ModelErrorKind = Literal[
     "rate_limited",  # 429: ends on its own, maybe after `retry_after`
     "unavailable",  # 5xx or no answer: ends on its own
@@ -49,11 +51,14 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one message of a conversation.
 
     `tool_call_id`, `name` and `is_error` belong to the role `tool`; `tool_calls` and `provider_parts` to the role
-    `assistant`.
+    `assistant`. A message of a user or a tool with images has `parts`, and `content` is their text; so has one with
+    marks for the provider's cache within it. `cache` is a mark at its end.
     """
 
     role: MessageRole
     content: str = ""
+    parts: tuple[MessagePart, ...] = ()
+    cache: CacheTtl | None = None
     tool_calls: tuple[ModelToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
@@ -64,12 +69,14 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Describe a tool as a model sees it.
 
-    `parameters` is a JSON Schema of type object; the name matches `[A-Za-z0-9_-]{1,64}`.
+    `parameters` is a JSON Schema of type object; the name matches `[A-Za-z0-9_-]{1,64}`. With `cache`, the provider is
+    to cache the tools up to this one.
     """
 
     name: str
     description: str
     parameters: dict[str, Any]
+    cache: CacheTtl | None = None
 
 
 class ModelTarget(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,18 +105,26 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThinkingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Set whether a model thinks before it answers, for at most `max_tokens`.
+    """Set whether a model thinks before it answers, for at most `max_tokens`, and how much effort it makes.
 
-    `adaptive` leaves it to the model for how long. `display` is Anthropic's: whether the text is shown.
+    `adaptive` leaves it to the model for how long; None is the model's default. `display` is Anthropic's: whether the
+    text is shown. `summary` is OpenAI's: how much of it is shown.
     """
 
-    mode: Literal["enabled", "adaptive", "disabled"]
+    mode: Literal["enabled", "adaptive", "disabled"] | None = None
     max_tokens: int | None = None
     display: Literal["summarized", "omitted"] | None = None
+    effort: ReasoningEffort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Set how the model answers. None means the provider's default. `schema` requests JSON of that JSON Schema."""
+    """Set how the model answers. None means the provider's default. `schema` requests JSON of that JSON Schema.
+
+    `allowed_tools` are the tools that `tool_choice` is about, of those that the model is shown; None is all. `cache`
+    has the provider cache the conversation so far. With `must_apply`, a call whose model cannot apply an option is
+    refused; otherwise the option is left out.
+    """
 
     temperature: float | None = None
     max_tokens: int | None = None
@@ -118,10 +133,25 @@ class ModelOptions(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, int] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    service_tier: str | None = None
     tool_choice: Literal["auto", "none", "required"] = "auto"
+    allowed_tools: tuple[str, ...] | None = None
     parallel_tool_calls: bool | None = None
     schema: dict[str, Any] | None = None
     thinking: ThinkingOptions | None = None
+    cache: CacheTtl | None = None
+    must_apply: bool = False
+
+    def rename_tools(self, names: Mapping[str, str]) -> "ModelOptions":
+        """Return the options with other names of the tools."""
+        if self.allowed_tools is None:
+            return self
+        return msgspec.structs.replace(self, allowed_tools=tuple(names[name] for name in self.allowed_tools))
 
 
 class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,13 +247,15 @@ ReplyPart = TextDelta | ReasoningDelta | ReasoningItem | ToolCallDelta | Reporte
 class ModelError(Exception):
     """Report that a call of a model failed. `retry_after` is in seconds, if the provider sent it.
 
-    `tool` is the name of the tool that the provider refuses, if it names one.
+    `tool` is the name of the tool that the provider refuses, if it names one. `option` is the field of `ModelOptions`
+    that the model cannot apply, or `image`, if that is why it is not called.
     """
 
     def __init__(self, kind: ModelErrorKind, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message, self.retry_after = kind, message, retry_after
         self.tool: str | None = None
+        self.option: str | None = None
 
     @property
     def is_transient(self) -> bool:

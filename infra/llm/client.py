@@ -11,7 +11,7 @@ from pydantic_ai.models import StreamedResponse
 
 from domain.llms import ModelCall, ModelError, ReplyPart
 from infra.http import SendNotifyingTransport, on_request_sent
-from infra.llm import model_errors, providers, request_builder
+from infra.llm import model_errors, options, providers, request_builder
 from infra.llm.answer_reader import AnswerReader, read_answer
 from infra.llm.anthropic_reader import AnthropicReader
 from infra.llm.chat_reader import ChatReader
@@ -61,7 +61,9 @@ async def _stream_wire_parts(
         model = providers.build_model(ask.target, wire, base_url, http)
         writer = providers.get_writer(ask.target, wire)
         settings, parameters = providers.build_settings(ask, wire), request_builder.build_parameters(ask, model)
-        messages = request_builder.build_history(ask.messages, ask.target, writer, wire == "chat")
+        options.check_images(ask)
+        options.check_options(ask, model, settings, parameters)
+        messages = request_builder.build_history(ask.messages, ask.target, writer, model)
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(ask.timeout):
                 request = model.request_stream(messages, settings, parameters)

@@ -91,6 +91,13 @@ def prepare_local_request(ask: ModelCall, served: LocalServer) -> ModelCall:
             problem = f"{where} is too large for the local model: it may have at most {MAX_SCHEMA_VALUES} values."
             raise ModelError("refused", problem)
     ask = msgspec.structs.replace(ask, target=msgspec.structs.replace(ask.target, api_key=served.api_key))
+    if (allowed := ask.options.allowed_tools) is not None:
+        # llama.cpp takes no names: it is shown the tools that may be called.
+        ask = msgspec.structs.replace(
+            ask,
+            tools=tuple(tool for tool in ask.tools if tool.name in allowed),
+            options=msgspec.structs.replace(ask.options, allowed_tools=None),
+        )
     if ask.options.tool_choice != "required" or not ask.tools:
         return ask
     return msgspec.structs.replace(

@@ -20,8 +20,9 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from domain import llms
-from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelOptions, ModelTarget
+from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelTarget
 from infra.llm import endpoints, wire_models
+from infra.llm.options import convert_options
 from infra.llm.thinking import convert_thinking
 
 Wire = Literal["anthropic", "responses", "chat", "gemini", "bedrock"]
@@ -92,6 +93,7 @@ def _find_chat_only_option(ask: ModelCall) -> str | None:
         "seed": ask.options.seed,
         "presence_penalty": ask.options.presence_penalty,
         "frequency_penalty": ask.options.frequency_penalty,
+        "logit_bias": ask.options.logit_bias,
     }
     asked = {**ask.target.parameters, **{name: value for name, value in options.items() if value is not None}}
     if (
@@ -216,9 +218,9 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
             values[setting] = [value] if setting == "stop_sequences" and isinstance(value, str) else value
     if (most := llms.find_token_limit(target.parameters)) is not None:
         values["max_tokens"] = most
-    values |= _convert_options(ask.options) | convert_thinking(ask.options.thinking, wire)
-    if values.get("tool_choice") == "required" and not ask.tools:
-        del values["tool_choice"]
+    options, fields = convert_options(ask, wire)
+    values |= options | convert_thinking(ask.options.thinking, wire, _get_thinking_profile(target, wire))
+    body |= fields
     if wire == "responses":
         values = _fit_responses(values, target)
     if wire == "anthropic" and "anthropic_thinking" in values:
@@ -262,21 +264,6 @@ def _fit_thinking(values: Mapping[str, Any], ask: ModelCall, writer: str) -> Any
     return thinking
 
 
-def _convert_options(options: ModelOptions) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "temperature": options.temperature,
-        "max_tokens": options.max_tokens,
-        "top_p": options.top_p,
-        "seed": options.seed,
-        "stop_sequences": None if options.stop is None else list(options.stop),
-        "presence_penalty": options.presence_penalty,
-        "frequency_penalty": options.frequency_penalty,
-        "parallel_tool_calls": options.parallel_tool_calls,
-        "tool_choice": None if options.tool_choice == "auto" else options.tool_choice,
-    }
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _list_native_settings(wire: Wire) -> frozenset[str]:
     """Return the settings that pydantic-ai has for this wire only, which start with the wire's prefix."""
     kinds: dict[Wire, Any] = {
@@ -293,6 +280,11 @@ def _list_native_settings(wire: Wire) -> frozenset[str]:
 def has_bearer_key(target: ModelTarget) -> bool:
     """Tell whether there is a key that goes into the header `Authorization`."""
     return bool(_reveal_key(target)) and not endpoints.has_key_header(target)
+
+
+def _get_thinking_profile(target: ModelTarget, wire: Wire) -> Mapping[str, Any]:
+    profile: Any = AnthropicProvider.model_profile(target.model) if wire == "anthropic" else None
+    return profile or {}
 
 
 def _reveal_key(target: ModelTarget) -> str:

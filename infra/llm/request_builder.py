@@ -5,6 +5,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 from pydantic_ai.messages import (
+    BinaryContent,
+    CachePoint,
+    ImageUrl,
     ModelMessage,
     ModelRequest,
     ModelRequestPart,
@@ -15,30 +18,37 @@ from pydantic_ai.messages import (
     ThinkingPart,
     ToolCallPart,
     ToolReturnPart,
+    UserContent,
     UserPromptPart,
 )
 from pydantic_ai.models import Model, ModelRequestParameters
+from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
-from domain.llms import ChatMessage, ModelCall, ModelTarget
+from domain.llms import CacheTtl, ChatMessage, MessageText, ModelCall, ModelTarget
 from infra.llm.call_ids import map_call_ids
+from infra.llm.wire_models import CACHE_METADATA, MarkedSystemPrompt
 
 
 def build_history(
-    messages: Sequence[ChatMessage], target: ModelTarget, writer: str, is_chat: bool
+    messages: Sequence[ChatMessage], target: ModelTarget, writer: str, model: Model[Any]
 ) -> list[ModelMessage]:
     """Build the conversation: answers become responses, and the messages between two answers become one request.
 
     Empty answers are left out. `writer` gets the provider parts of its own answers back, but not those of others.
+    Marks for the cache are kept for models that know them.
     """
     history: list[ModelMessage] = []
     request_parts: list[ModelRequestPart] = []
     tools: dict[str, str] = {}
-    for message in map_call_ids(messages, target, is_chat):
+    takes_marks = isinstance(model, AnthropicModel) or bool(
+        model.profile.get("openai_supports_prompt_cache_breakpoints")
+    )
+    for message in map_call_ids(messages, target, isinstance(model, OpenAIChatModel)):
         if message.role != "assistant":
-            request_parts.append(_build_request_part(message, tools))
+            request_parts += _build_request_parts(message, tools, takes_marks)
             continue
         tools.update({call.id: call.name for call in message.tool_calls})
         if response := _build_response(message, writer):
@@ -46,6 +56,8 @@ def build_history(
                 history.append(ModelRequest(parts=request_parts))
                 request_parts = []
             history.append(response)
+            if takes_marks and message.cache is not None:
+                request_parts.append(_build_mark(message.cache))
     if request_parts:
         history.append(ModelRequest(parts=request_parts))
     return history
@@ -87,18 +99,43 @@ def _build_thinking_part(text: str, signature: str | None, id_: str | None = Non
     return ThinkingPart(text, id=id_, signature=signature, provider_name="anthropic")
 
 
-def _build_request_part(message: ChatMessage, tools: dict[str, str]) -> ModelRequestPart:
+def _build_request_parts(message: ChatMessage, tools: dict[str, str], takes_marks: bool) -> list[ModelRequestPart]:
+    mark = message.cache if takes_marks else None
+    part: ModelRequestPart
     match message.role:
         case "system":
-            return SystemPromptPart(message.content)
+            return [MarkedSystemPrompt(message.content, cache=mark) if mark else SystemPromptPart(message.content)]
         case "tool":
             id_ = message.tool_call_id or ""
             name = message.name or tools.get(id_, "tool")
             # Where a provider has no flag for errors, the result becomes {"error": …}.
             outcome: Literal["success", "failed"] = "failed" if message.is_error else "success"
-            return ToolReturnPart(name, message.content, tool_call_id=id_, outcome=outcome)
+            content: Any = _build_content(message, False) if message.parts else message.content
+            part = ToolReturnPart(name, content, tool_call_id=id_, outcome=outcome)
         case _:
-            return UserPromptPart(message.content)
+            part = UserPromptPart(_build_content(message, takes_marks) if message.parts else message.content)
+    return [part] if mark is None else [part, _build_mark(mark)]
+
+
+def _build_mark(ttl: CacheTtl) -> UserPromptPart:
+    """Build the mark that ends what stands before it in the request."""
+    return UserPromptPart([CachePoint(ttl=ttl)])
+
+
+def _build_content(message: ChatMessage, takes_marks: bool) -> list[UserContent]:
+    content: list[UserContent] = []
+    for part in message.parts:
+        if isinstance(part, MessageText):
+            content.append(part.text)
+        else:
+            details = None if part.detail is None else {"detail": part.detail}
+            if part.url is not None:
+                content.append(ImageUrl(part.url, vendor_metadata=details))
+            else:
+                content.append(BinaryContent(part.data, media_type=part.media_type, vendor_metadata=details))
+        if takes_marks and part.cache is not None:
+            content.append(CachePoint(ttl=part.cache))
+    return content
 
 
 def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameters:
@@ -106,7 +143,11 @@ def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameter
     tools = [
         # Not strict: a strict tool's schema is rewritten, and an object that may hold anything may then hold nothing.
         ToolDefinition(
-            name=tool.name, description=tool.description, parameters_json_schema=tool.parameters, strict=False
+            name=tool.name,
+            description=tool.description,
+            parameters_json_schema=tool.parameters,
+            strict=False,
+            metadata=None if tool.cache is None else {CACHE_METADATA: tool.cache},
         )
         for tool in ask.tools
     ]

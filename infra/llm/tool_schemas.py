@@ -83,12 +83,13 @@ class AdaptedTools:
             ask,
             tools=tuple(self._convert_tool(tool) for tool in ask.tools),
             messages=tuple(self._convert_message(message) for message in ask.messages),
+            options=ask.options.rename_tools(self._names),
         )
 
     def _convert_tool(self, tool: ToolSpec) -> ToolSpec:
         schema = self._schemas[tool.name]
         description = f"{tool.description}\n{schema.requirements}".strip() if schema.requirements else tool.description
-        return ToolSpec(name=self._names[tool.name], description=description, parameters=schema.wire)
+        return ToolSpec(name=self._names[tool.name], description=description, parameters=schema.wire, cache=tool.cache)
 
     def _convert_message(self, message: ChatMessage) -> ChatMessage:
         if message.role == "tool" and message.name:
@@ -295,8 +296,7 @@ def _complete_schema(schema: dict[str, Any]) -> None:
 
 def _complete_bound(schema: dict[str, Any], keyword: str, whole: Callable[[float], int]) -> None:
     """Round the bounds of integers, and drop bounds that are too large for a grammar."""
-    bound = schema.get(keyword)
-    if bound is None:
+    if (bound := schema.get(keyword)) is None:
         return
     if abs(bound) > MAX_NUMBER_BOUND:
         del schema[keyword]

@@ -5,15 +5,27 @@ Provider details hold what a provider wants back with its next request (see `inf
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from openai import AsyncStream, Omit
-from pydantic_ai.messages import ModelResponse, ThinkingPart
+from pydantic_ai.messages import ModelResponse, SystemPromptPart, ThinkingPart
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
+from domain.llms import CacheTtl
+
 # Names the thoughts of an answer that Mistral wants back before its content.
 MISTRAL_THOUGHTS = "mistral_thoughts"
+# Where the definition of a tool holds its mark for the cache.
+CACHE_METADATA: Final = "cache"
+
+
+@dataclass(repr=False)
+class MarkedSystemPrompt(SystemPromptPart):
+    """Hold a system prompt with a mark for the provider's cache at its end."""
+
+    cache: CacheTtl = "5m"
 
 
 class ChatWireModel(OpenAIChatModel):
@@ -83,7 +95,7 @@ class ResponsesWireModel(OpenAIResponsesModel):
 
 
 class AnthropicWireModel(AnthropicModel):
-    """Make requests of Anthropic's messages."""
+    """Make requests of Anthropic's messages. Marks for the cache stay where they are."""
 
     @asynccontextmanager
     async def request_stream(
@@ -125,3 +137,34 @@ class AnthropicWireModel(AnthropicModel):
     def accepts_stateless_artifacts(self, response: ModelResponse, part: Any = None) -> bool:
         """Send all artifacts back: `request_builder` has already removed those of other providers."""
         return True
+
+    def _map_tool_definition(self, f: Any, model_settings: Any, **more: Any) -> Any:
+        tool: Any = super()._map_tool_definition(f, model_settings, **more)
+        if f.metadata and (ttl := f.metadata.get(CACHE_METADATA)) is not None:
+            tool["cache_control"] = self._build_cache_control(ttl)
+        return tool
+
+    async def _map_message(self, *args: Any) -> Any:
+        # By the number of system prompts up to a mark. A model object makes one request.
+        self._system_marks: dict[int, CacheTtl] = {}
+        return await super()._map_message(*args)
+
+    def _map_system_prompt_part(self, part: Any, standing: bool, request_context: Any, map_context: Any) -> None:
+        super()._map_system_prompt_part(part, standing, request_context, map_context)
+        if isinstance(part, MarkedSystemPrompt):
+            self._system_marks[len(map_context.system_prompt_parts)] = part.cache
+
+    def _build_system_prompt(self, system_prompt_parts: list[str], *args: Any) -> Any:
+        """Return one block up to each mark, where pydantic-ai has one for all."""
+        prompt = super()._build_system_prompt(system_prompt_parts, *args)
+        if not self._system_marks:
+            return prompt
+        blocks: list[Any] = []
+        ends = sorted({*self._system_marks, len(system_prompt_parts)} - {0})
+        for begin, end in zip([0, *ends], ends, strict=False):
+            block: dict[str, Any] = {"type": "text", "text": "\n\n".join(system_prompt_parts[begin:end])}
+            if (ttl := self._system_marks.get(end)) is not None:
+                block["cache_control"] = self._build_cache_control(ttl)
+            blocks.append(block)
+        # What follows are instructions for the form of the answer.
+        return [*blocks, *(prompt[1:] if isinstance(prompt, list) else [])]

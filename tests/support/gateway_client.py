@@ -156,12 +156,14 @@ class GatewayClient:
 
 
 @contextlib.asynccontextmanager
-async def serve_scripted(calls: ScriptedCalls, limits: GatewayLimits = USUAL_LIMITS) -> AsyncIterator[GatewayClient]:
+async def serve_scripted(
+    calls: ScriptedCalls, limits: GatewayLimits = USUAL_LIMITS, models: tuple[str, ...] = ("small", "large")
+) -> AsyncIterator[GatewayClient]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
     listener.setblocking(False)
-    async with serve_gateway(calls, ["small", "large"], limits)({GATEWAY_LISTENER: listener}):
+    async with serve_gateway(calls, models, limits)({GATEWAY_LISTENER: listener}):
         client = GatewayClient(calls, listener.getsockname()[1])
         async with client.client, client.anthropic:
             yield client

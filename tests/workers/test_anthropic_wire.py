@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from domain.llms import (
     ChatMessage,
+    MessageText,
     ModelError,
     ModelOptions,
     ModelToolCall,
@@ -143,7 +144,7 @@ async def test_tools_there_and_back(served: GatewayClient) -> None:
         tool_choice={"type": "tool", "name": "add", "disable_parallel_tool_use": True},
     )
     _, _, specs, options = served.calls.asked[-1]
-    assert specs == (ToolSpec(name="add", description="Adds.", parameters=SCHEMA),)
+    assert specs == (ToolSpec(name="add", description="Adds.", parameters=SCHEMA, cache="5m"),)
     assert (options.tool_choice, options.parallel_tool_calls) == ("required", False)
     assert whole.stop_reason == "tool_use"
     assert [block.type for block in whole.content] == ["text", "tool_use", "tool_use"]
@@ -365,7 +366,6 @@ async def test_the_list_of_models_is_one_for_both_libraries(served: GatewayClien
     [
         ("metadata", {"user_id": "u"}),
         ("service_tier", "auto"),
-        ("cache_control", {"type": "ephemeral"}),
         ("container", None),
         ("mcp_servers", []),
         ("context_management", {}),
@@ -455,10 +455,10 @@ def test_shapes_of_messages_that_clients_send() -> None:
     request = parse(system=[{"type": "text", "text": "x", **cached}, {"type": "text", "text": "y"}], messages=messages)
     call = ModelToolCall(id="t", name="f", arguments='{"a":"ü"}')
     assert request.messages == (
-        ChatMessage(role="system", content="x"),
+        ChatMessage(role="system", content="x", cache="1h"),
         ChatMessage(role="system", content="y"),
-        ChatMessage(role="user", content="a\nb"),
-        ChatMessage(role="assistant", content="c", tool_calls=(call,)),
-        ChatMessage(role="tool", content="", tool_call_id="t", name="f"),
+        ChatMessage(role="user", content="a\nb", parts=(MessageText(text="a", cache="1h"), MessageText(text="b"))),
+        ChatMessage(role="assistant", content="c", tool_calls=(call,), cache="1h"),
+        ChatMessage(role="tool", content="", tool_call_id="t", name="f", cache="1h"),
         ChatMessage(role="assistant", content="The answer is ("),
     )

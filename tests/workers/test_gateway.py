@@ -233,17 +233,18 @@ def test_fields_without_effect_are_accepted(field: str, value: Any) -> None:
     ("field", "value"),
     [
         ("logprobs", True),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {"1": 101}),
+        ("reasoning_effort", "huge"),
+        ("verbosity", "huge"),
+        ("top_k", 0),
         ("top_logprobs", 2),
-        ("logit_bias", {"1": 1}),
         ("n", 2),
-        ("reasoning_effort", "low"),
-        ("verbosity", "low"),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("functions", [{"name": "a"}]),
         ("function_call", {"name": "a"}),
         ("web_search_options", {}),
-        ("top_k", 5),
         ("extra_body", {}),
         ("anything", 1),
     ],
@@ -251,7 +252,7 @@ def test_fields_without_effect_are_accepted(field: str, value: Any) -> None:
 def test_unsupported_fields_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(GatewayRefusal, match=field) as refusal:
         openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, field: value}).encode())
-    assert (refusal.value.status, refusal.value.body["error"]["param"]) == (400, field)
+    assert (refusal.value.status, refusal.value.body["error"]["param"].split("[")[0]) == (400, field)
 
 
 OTHER = {"name": "other", "parameters": {"type": "object", "properties": {}}}
@@ -260,30 +261,34 @@ NAMED = {"type": "function", "name": "add"}
 
 
 @pytest.mark.parametrize(
-    ("choice", "tool_names", "mode"),
+    ("choice", "allowed", "mode"),
     [
-        (None, ["add", "other"], "auto"),
-        ("auto", ["add", "other"], "auto"),
-        ("any", ["add", "other"], "required"),
-        ("required", ["add", "other"], "required"),
-        ({"type": "auto"}, ["add", "other"], "auto"),
-        ({"type": "none"}, ["add", "other"], "none"),
-        ({"type": "required"}, ["add", "other"], "required"),
-        ({"type": "function", "function": {"name": "add"}}, ["add"], "required"),
-        ({"function": {"name": "other"}}, ["other"], "required"),
-        (NAMED, ["add"], "required"),
-        ({"type": "tool", "name": "add"}, ["add"], "required"),
-        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}, ["add"], "auto"),
+        (None, None, "auto"),
+        ("auto", None, "auto"),
+        ("any", None, "required"),
+        ("required", None, "required"),
+        ({"type": "auto"}, None, "auto"),
+        ({"type": "none"}, None, "none"),
+        ({"type": "required"}, None, "required"),
+        ({"type": "function", "function": {"name": "add"}}, ("add",), "required"),
+        ({"function": {"name": "other"}}, ("other",), "required"),
+        (NAMED, ("add",), "required"),
+        ({"type": "tool", "name": "add"}, ("add",), "required"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}, ("add",), "auto"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED, {"name": "other"}]}}, None, "auto"),
         (
             {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "function": {"name": "other"}}]},
-            ["other"], "required",
+            ("other",), "required",
         ),
     ],
 )  # fmt: skip
-def test_tool_choice_selects_tools_and_mode(choice: Any, tool_names: list[str], mode: str) -> None:
+def test_tool_choice_names_the_allowed_tools_beside_all_others(
+    choice: Any, allowed: tuple[str, ...] | None, mode: str
+) -> None:
     body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
     request = openai_wire.parse_request(json.dumps(body).encode())
-    assert ([tool.name for tool in request.tools], request.options.tool_choice) == (tool_names, mode)
+    assert [tool.name for tool in request.tools] == ["add", "other"]
+    assert (request.options.allowed_tools, request.options.tool_choice) == (allowed, mode)
 
 
 @pytest.mark.parametrize(
@@ -395,7 +400,7 @@ async def test_structured_output_of_frameworks_is_accepted(
         ({"messages": [{"role": "function", "content": "x"}]}, "role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-            "'image_url'",
+            "image_url",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "odd": 1}]}]}, "odd"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "must be text"),

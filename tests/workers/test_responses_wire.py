@@ -362,7 +362,7 @@ def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
         ({"include": "all"}, "include"),
         ({"moderation": {}}, "moderation"),
         ({"n": 2}, "n"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"verbosity": "huge"}}, "text.verbosity"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format.schema"),

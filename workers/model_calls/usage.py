@@ -6,7 +6,9 @@ from typing import Final
 import msgspec
 
 from domain.llms import (
+    COUNTED_IMAGE_BYTES,
     ChatMessage,
+    MessageImage,
     ModelErrorKind,
     ModelReply,
     ModelToolCall,
@@ -144,7 +146,8 @@ def clean_part(part: ReplyPart) -> ReplyPart:
 
 def _measure_message(message: ChatMessage) -> int:
     calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
-    return len(message.content.encode()) + calls + 16
+    images = sum(isinstance(part, MessageImage) for part in message.parts)
+    return len(message.content.encode()) + calls + 16 + images * COUNTED_IMAGE_BYTES
 
 
 def _measure_tool(tool: ToolSpec) -> int:

@@ -47,6 +47,8 @@ class NamedModelCalls:
         """Yield the parts of an answer. Errors: `ModelError`, `budget_exceeded`."""
         target = await self._calls.resolve_target(name)
         messages = tuple(self._restore_provider_parts(message) for message in messages)
+        # A program relies on what it asked for: what its model cannot apply is refused.
+        options = replace(options, must_apply=True)
         request = ModelRequest(target=target, messages=messages, tools=tools, options=options)
         async with contextlib.aclosing(self._calls.stream_answer(request)) as parts:
             async for part in parts:

@@ -4,15 +4,23 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms import ChatMessage, ModelToolCall
+from domain.llms import ChatMessage, MessagePart, MessageText, ModelToolCall
+from workers.run.anthropic_wire import fields as field_tables
 from workers.run.anthropic_wire.schema import InputMessage, ThinkingBlock, ToolResultBlock, ToolUseBlock
-from workers.run.wire import AssistantBuilder, GatewayRefusal, ReasoningSeal, convert_fields, drop_notes
+from workers.run.wire import (
+    IMAGE_KINDS,
+    AssistantBuilder,
+    GatewayRefusal,
+    ReasoningSeal,
+    build_message,
+    convert_fields,
+    drop_notes,
+    read_cache_mark,
+    read_image,
+    read_part_mark,
+)
 
-# Notes that an answer has and that clients send back, and those for a provider's cache.
-_BLOCK_NOTES: Final = frozenset({"type", "cache_control", "parsed_output"})
-_TEXT_NOTES: Final = _BLOCK_NOTES | {"citations"}
-_THINKING_NOTES: Final = _BLOCK_NOTES | {"thinking"}
-_TAKEN_BLOCKS: Final = "'text', 'tool_use', 'tool_result', 'thinking' and 'redacted_thinking'"
+_TAKEN_BLOCKS: Final = "'text', 'image', 'tool_use', 'tool_result', 'thinking' and 'redacted_thinking'"
 
 
 class ContentReader:
@@ -40,14 +48,17 @@ class ContentReader:
         for block, kind, place in _list_blocks(content, where):
             match kind:
                 case "text":
-                    answer.add_text(_get_text(block, place))
+                    text = _read_text(block, place)
+                    answer.add_text(text.text)
+                    answer.add_mark(text.cache)
                 case "tool_use":
                     use = convert_fields(_drop_caller(block), ToolUseBlock, place)
                     arguments = msgspec.json.encode(use.input).decode()
                     answer.add_call(ModelToolCall(id=use.id, name=use.name, arguments=arguments))
+                    answer.add_mark(read_part_mark(use.cache_control, place))
                     self._names[use.id] = use.name
                 case "thinking" | "redacted_thinking":
-                    thinking = convert_fields(drop_notes(block, _THINKING_NOTES), ThinkingBlock, place)
+                    thinking = convert_fields(drop_notes(block, field_tables.THINKING_NOTES), ThinkingBlock, place)
                     # Thinking from elsewhere is left out: its provider is not known, and another one would refuse it.
                     if item := self._seal.open_reasoning(thinking.signature or thinking.data):
                         answer.add_reasoning(item)
@@ -57,50 +68,45 @@ class ContentReader:
             self._messages.append(answer.build_message())
 
     def _read_user(self, content: str | list[Any], where: str) -> None:
-        texts: list[str] = []
+        parts: list[MessagePart] = []
         for block, kind, place in _list_blocks(content, where):
-            if kind == "text":
-                texts.append(_get_text(block, place))
-            elif kind == "tool_result":
-                self._end_texts(texts)
-                self._read_result(convert_fields(drop_notes(block, _BLOCK_NOTES), ToolResultBlock, place), place)
+            if kind == "tool_result":
+                self._end_parts(parts)
+                result = convert_fields(drop_notes(block, field_tables.BLOCK_NOTES), ToolResultBlock, place)
+                self._read_result(result, place)
             else:
-                raise _refuse_block(kind, place)
-        self._end_texts(texts)
+                parts.append(_read_part(block, kind, place))
+        self._end_parts(parts)
 
-    def _end_texts(self, texts: list[str]) -> None:
-        if texts:
-            self._messages.append(ChatMessage(role="user", content="\n".join(texts)))
-            texts.clear()
+    def _end_parts(self, parts: list[MessagePart]) -> None:
+        if parts:
+            self._messages.append(build_message("user", parts))
+            parts.clear()
 
     def _read_result(self, result: ToolResultBlock, where: str) -> None:
         if (name := self._names.get(result.tool_use_id)) is None:
             message = f"`{where}.tool_use_id` must be the `id` of a `tool_use` block in a message before."
             raise GatewayRefusal(400, message, param=f"{where}.tool_use_id")
-        texts: list[str] = []
-        for block, kind, place in _list_blocks(result.content, f"{where}.content"):
-            if kind != "text":
-                raise _refuse_block(kind, place)
-            texts.append(_get_text(block, place))
-        self._messages.append(
-            ChatMessage(
-                role="tool",
-                content="\n".join(texts),
-                tool_call_id=result.tool_use_id,
-                name=name,
-                is_error=result.is_error,
-            )
+        blocks = _list_blocks(result.content, f"{where}.content")
+        message_of_tool = build_message(
+            "tool",
+            [_read_part(block, kind, place) for block, kind, place in blocks],
+            tool_call_id=result.tool_use_id,
+            name=name,
+            is_error=result.is_error,
         )
+        cache = read_part_mark(result.cache_control, where) or message_of_tool.cache
+        self._messages.append(msgspec.structs.replace(message_of_tool, cache=cache))
 
 
 def read_system(content: str | list[Any], where: str = "system") -> tuple[ChatMessage, ...]:
     """Return a system prompt as a message for each of its blocks. Errors: `GatewayRefusal`."""
-    texts: list[str] = []
+    texts: list[MessageText] = []
     for block, kind, place in _list_blocks(content, where):
         if kind != "text":
             raise _refuse_block(kind, place)
-        texts.append(_get_text(block, place))
-    return tuple(ChatMessage(role="system", content=text) for text in texts if text)
+        texts.append(_read_text(block, place))
+    return tuple(ChatMessage(role="system", content=text.text, cache=text.cache) for text in texts if text.text)
 
 
 def _list_blocks(content: str | list[Any], where: str) -> list[tuple[dict[str, Any], str, str]]:
@@ -118,20 +124,29 @@ def _list_blocks(content: str | list[Any], where: str) -> list[tuple[dict[str, A
     return blocks
 
 
-def _get_text(block: dict[str, Any], where: str) -> str:
-    fields = drop_notes(block, _TEXT_NOTES)
+def _read_part(block: dict[str, Any], kind: str, where: str) -> MessagePart:
+    if kind == "text":
+        return _read_text(block, where)
+    if kind not in IMAGE_KINDS:
+        raise _refuse_block(kind, where)
+    return read_image(kind, drop_notes(block, field_tables.BLOCK_NOTES), where)
+
+
+def _read_text(block: dict[str, Any], where: str) -> MessageText:
+    fields = drop_notes(block, field_tables.TEXT_NOTES)
+    cache = read_cache_mark(fields, where)
     text = fields.pop("text", None)
     if not isinstance(text, str):
         raise GatewayRefusal(400, f"`{where}.text` must be text.", param=f"{where}.text")
     if fields:
         name = min(fields)[:64]
         raise GatewayRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
-    return text
+    return MessageText(text=text, cache=cache)
 
 
 def _drop_caller(block: dict[str, Any]) -> Any:
     """Drop the notes of a call, and its caller unless that is a program at the provider."""
-    fields = drop_notes(block, _BLOCK_NOTES)
+    fields = drop_notes(block, field_tables.BLOCK_NOTES)
     if fields.get("caller") == {"type": "direct"}:
         del fields["caller"]
     return fields

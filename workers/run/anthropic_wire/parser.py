@@ -1,74 +1,67 @@
 """Parse the body of a request for a message."""
 
-from typing import Any, Final
+from typing import Any
 
-from domain.llms import ModelOptions, ThinkingOptions, ToolSpec
+from domain.llms import ModelOptions, ReasoningEffort, ThinkingOptions, ToolSpec
+from workers.run.anthropic_wire import fields as field_tables
 from workers.run.anthropic_wire.content import ContentReader, read_system
 from workers.run.anthropic_wire.schema import (
     InputTool,
     MessageBody,
     MessageRequest,
+    OutputConfig,
     OutputFormat,
     ThinkingConfig,
 )
 from workers.run.wire import (
-    FieldRules,
     GatewayRefusal,
     ReasoningSeal,
+    ToolChoice,
     choose_tools,
     convert_fields,
     decode_body,
     drop_notes,
     drop_nulls,
+    read_part_mark,
 )
-
-# Ignored are fields about identity, caching and charges.
-_FIELD_RULES: Final = FieldRules(
-    ignored=frozenset({"metadata", "service_tier", "cache_control", "user_profile_id", "workspace_id"}),
-    neutral_values={
-        "container": lambda _: False,
-        "context_management": lambda value: value == {},
-        "diagnostics": lambda value: value == {},
-        "inference_geo": lambda _: False,
-        "mcp_servers": lambda value: value == [],
-        "speed": lambda value: value == "standard",
-    },
-    alternatives={"mcp_servers": "call their tools in the agent, and offer them as `tools`"},
-)
-_MESSAGE_NOTES: Final = frozenset(
-    {"id", "type", "model", "stop_reason", "stop_sequence", "stop_details", "usage", "container", "diagnostics"}
-)
-_TOOL_NOTES: Final = frozenset({"type", "cache_control", "eager_input_streaming", "input_examples"})
 
 
 def parse_request(body: bytes, seal: ReasoningSeal) -> MessageRequest:
     """Return what a request's body asks for. Errors: `GatewayRefusal`."""
-    fields = _FIELD_RULES.drop_ignored_fields(decode_body(body))
+    fields = field_tables.FIELD_RULES.drop_ignored_fields(decode_body(body))
     if isinstance(messages := fields.get("messages"), list):
-        fields["messages"] = [drop_notes(message, _MESSAGE_NOTES) for message in messages]
+        fields["messages"] = [drop_notes(message, field_tables.MESSAGE_NOTES) for message in messages]
     for name in ("thinking", "output_config", "output_format"):
         if isinstance(setting := fields.get(name), dict):
             fields[name] = drop_nulls(setting)
     request = convert_fields(fields, MessageBody)
     tool_choice, parallel = _split_choice(request.tool_choice)
-    tools, choice = choose_tools(tool_choice, _parse_tools(request.tools))
-    config_format = request.output_config.format if request.output_config is not None else None
+    tools = _parse_tools(request.tools)
     return MessageRequest(
         model=request.model,
         messages=(*read_system(request.system), *ContentReader(seal).read_messages(request.messages)),
         tools=tools,
-        options=ModelOptions(
-            temperature=request.temperature,
-            max_tokens=request.max_tokens,
-            top_p=request.top_p,
-            stop=tuple(request.stop_sequences) or None,
-            tool_choice=choice,
-            parallel_tool_calls=parallel if request.tools else None,
-            schema=_get_schema(config_format, request.output_format),
-            thinking=_parse_thinking(request.thinking, request.max_tokens),
-        ),
+        options=_build_options(request, choose_tools(tool_choice, tools), parallel if request.tools else None),
         stream=request.stream,
         shows_thinking=request.thinking is not None and request.thinking.type != "disabled",
+    )
+
+
+def _build_options(request: MessageBody, choice: ToolChoice, parallel: bool | None) -> ModelOptions:
+    config = request.output_config or OutputConfig()
+    return ModelOptions(
+        temperature=request.temperature,
+        max_tokens=request.max_tokens,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        stop=tuple(request.stop_sequences) or None,
+        service_tier=None if request.service_tier == "auto" else request.service_tier,
+        tool_choice=choice.mode,
+        allowed_tools=choice.allowed_tools,
+        parallel_tool_calls=parallel,
+        schema=_get_schema(config.format, request.output_format),
+        thinking=_parse_thinking(request.thinking, config.effort, request.max_tokens),
+        cache=read_part_mark(request.cache_control, ""),
     )
 
 
@@ -100,13 +93,14 @@ def _parse_tools(tools: list[Any]) -> tuple[ToolSpec, ...]:
         if tool.name in {spec.name for spec in specs}:
             raise GatewayRefusal(400, f"`{where}.name` is the name of two tools.", param=f"{where}.name")
         schema = {"properties": {}, **tool.input_schema, "type": "object"}
-        specs.append(ToolSpec(name=tool.name, description=tool.description, parameters=schema))
+        cache = read_part_mark(tool.cache_control, where)
+        specs.append(ToolSpec(name=tool.name, description=tool.description, parameters=schema, cache=cache))
     return tuple(specs)
 
 
 def _clean_tool(tool: dict[str, Any]) -> Any:
     """Drop what asks for nothing: callers that are the model itself, and loading at once."""
-    fields = drop_notes(tool, _TOOL_NOTES)
+    fields = drop_notes(tool, field_tables.TOOL_NOTES)
     if fields.get("allowed_callers") == ["direct"]:
         del fields["allowed_callers"]
     if fields.get("defer_loading") is False:
@@ -122,9 +116,11 @@ def _get_schema(*formats: OutputFormat | None) -> dict[str, Any] | None:
     return present[0].schema if present else None
 
 
-def _parse_thinking(thinking: ThinkingConfig | None, max_tokens: int) -> ThinkingOptions | None:
+def _parse_thinking(
+    thinking: ThinkingConfig | None, effort: ReasoningEffort | None, max_tokens: int
+) -> ThinkingOptions | None:
     if thinking is None:
-        return None
+        return None if effort is None else ThinkingOptions(effort=effort)
     if (thinking.budget_tokens is None) == (thinking.type == "enabled"):
         where = "thinking.budget_tokens"
         message = f"`{where}` is required for thinking of type enabled, and for no other."
@@ -132,4 +128,6 @@ def _parse_thinking(thinking: ThinkingConfig | None, max_tokens: int) -> Thinkin
     if thinking.budget_tokens is not None and thinking.budget_tokens >= max_tokens:
         message = "`thinking.budget_tokens` must be less than `max_tokens`."
         raise GatewayRefusal(400, message, param="thinking.budget_tokens")
-    return ThinkingOptions(mode=thinking.type, max_tokens=thinking.budget_tokens, display=thinking.display)
+    return ThinkingOptions(
+        mode=thinking.type, max_tokens=thinking.budget_tokens, display=thinking.display, effort=effort
+    )

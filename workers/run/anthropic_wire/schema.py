@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from domain.llms import ReasoningEffort
 from workers.run.wire import AnswerRequest
 
 MAX_MESSAGES: Final = 4096
@@ -26,6 +27,7 @@ class ToolUseBlock(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     id: _Word
     name: _Word
     input: dict[str, Any]
+    cache_control: Any = None
 
 
 class ToolResultBlock(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +36,7 @@ class ToolResultBlock(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tool_use_id: _Word
     content: str | list[Any] = ""
     is_error: bool = False
+    cache_control: Any = None
 
 
 class ThinkingBlock(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +53,7 @@ class InputTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     input_schema: dict[str, Any]
     description: str = ""
     strict: bool = False
+    cache_control: Any = None
 
 
 class ThinkingConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +75,7 @@ class OutputConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Hold the settings of the answer."""
 
     format: OutputFormat | None = None
+    effort: ReasoningEffort | None = None
 
 
 class MessageBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -84,10 +89,13 @@ class MessageBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tool_choice: Any = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     stop_sequences: Annotated[list[str], Meta(max_length=16)] = []
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
+    service_tier: _Word | None = None
+    cache_control: Any = None
     stream: bool = False
 
 

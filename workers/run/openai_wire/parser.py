@@ -4,69 +4,47 @@ from typing import Any, Final
 
 import msgspec
 
-from domain.llms import ChatMessage, ModelOptions, ModelToolCall, ToolSpec
+from domain.llms import (
+    ChatMessage,
+    MessagePart,
+    MessageText,
+    ModelOptions,
+    ModelToolCall,
+    ToolSpec,
+)
+from workers.run.openai_wire import fields as field_tables
 from workers.run.openai_wire.schema import AnswerFormat, ChatRequest, CompletionRequest, OfferedTool, RequestMessage
 from workers.run.wire import (
-    FieldRules,
+    IMAGE_KINDS,
     GatewayRefusal,
+    ToolChoice,
+    build_message,
+    build_thinking,
     choose_tools,
     convert_fields,
     decode_body,
     drop_notes,
     drop_nulls,
+    find_last_mark,
+    read_cache_mark,
+    read_image,
+    read_part_mark,
 )
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
-# Ignored are fields about identity, storage, caching and charges.
-_FIELD_RULES: Final = FieldRules(
-    ignored=frozenset(
-        {"service_tier", "safety_identifier", "user", "metadata", "store", "prediction"}
-        | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
-    ),
-    neutral_values={
-        "modalities": lambda value: value in (["text"], []),
-        "logprobs": lambda value: value is False,
-        "top_logprobs": lambda value: value == 0,
-        "logit_bias": lambda value: value == {},
-        "functions": lambda value: value == [],
-        "function_call": lambda value: value in ("none", "auto"),
-        "web_search_options": lambda value: value is False,
-        "echo": lambda value: value is False,
-        "best_of": lambda value: value == 1,
-        "repetition_penalty": lambda value: value == 1,
-        "min_p": lambda value: value == 0,
-    },
-    alternatives={
-        "functions": "send `tools`",
-        "function_call": "send `tool_choice` and `tools`",
-        "modalities": 'answers are text: send ["text"] or nothing',
-    },
-)
-# Notes that libraries add to an answer and send back with it, and those for a provider's cache.
-_MESSAGE_NOTES: Final = frozenset(
-    {"name", "id", "annotations", "parsed", "index", "reasoning_content", "reasoning", "reasoning_details", "thinking"}
-    | {"thinking_blocks", "provider_specific_fields", "cache_control"}
-)
-_CALL_NOTES: Final = frozenset(
-    {"index", "extra_content", "thought_signature", "provider_specific_fields", "cache_control", "parsed_arguments"}
-)
-_PART_NOTES: Final = frozenset({"cache_control", "annotations", "citations", "id", "index", "logprobs", "parsed"})
-_TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
 def parse_request(body: bytes) -> CompletionRequest:
     """Return what a request's body asks for. Errors: `GatewayRefusal`."""
     request = convert_fields(_drop_ignored_fields(decode_body(body)), ChatRequest)
-    if request.n != 1:
-        raise GatewayRefusal(400, "`n` can only be 1 here.", param="n")
     if request.stream_options.include_usage and not request.stream:
         raise GatewayRefusal(400, "`stream_options` is for requests with `stream` alone.", param="stream_options")
-    tools, choice = choose_tools(request.tool_choice, _parse_tools(request.tools))
+    tools = _parse_tools(request.tools)
     return CompletionRequest(
         model=request.model,
         messages=_parse_messages(request.messages),
         tools=tools,
-        options=msgspec.structs.replace(_parse_options(request), tool_choice=choice),
+        options=_parse_options(request, choose_tools(request.tool_choice, tools)),
         stream=request.stream,
         include_usage=request.stream_options.include_usage,
     )
@@ -74,22 +52,22 @@ def parse_request(body: bytes) -> CompletionRequest:
 
 def _drop_ignored_fields(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that affect the answer. Errors: `GatewayRefusal` for those that are not supported."""
-    fields = _FIELD_RULES.drop_ignored_fields(raw)
+    fields = field_tables.FIELD_RULES.drop_ignored_fields(raw)
     if isinstance(messages := fields.get("messages"), list):
-        fields["messages"] = [drop_notes(message, _MESSAGE_NOTES) for message in messages]
+        fields["messages"] = [drop_notes(message, field_tables.MESSAGE_NOTES) for message in messages]
         for message in fields["messages"]:
             if isinstance(message, dict) and isinstance(calls := message.get("tool_calls"), list):
-                message["tool_calls"] = [_clean_function(call) for call in calls]
+                message["tool_calls"] = [_clean_function(call, field_tables.CALL_NOTES) for call in calls]
     if isinstance(tools := fields.get("tools"), list):
-        fields["tools"] = [_clean_function(tool) for tool in tools]
+        fields["tools"] = [_clean_function(tool, field_tables.TOOL_NOTES) for tool in tools]
     return fields
 
 
-def _clean_function(entry: Any) -> Any:
+def _clean_function(entry: Any, notes: frozenset[str]) -> Any:
     """Return a tool, or a call of one, without the notes of libraries."""
-    cleaned = drop_notes(entry, _CALL_NOTES)
+    cleaned = drop_notes(entry, notes)
     if isinstance(cleaned, dict) and "function" in cleaned:
-        cleaned["function"] = drop_notes(cleaned["function"], _CALL_NOTES)
+        cleaned["function"] = drop_notes(cleaned["function"], notes)
     return cleaned
 
 
@@ -98,69 +76,94 @@ def _parse_messages(sent: list[RequestMessage]) -> tuple[ChatMessage, ...]:
     names: dict[str, str] = {}
     for number, message in enumerate(sent):
         where = f"messages[{number}]"
-        if message.tool_calls and message.role != "assistant":
-            raise GatewayRefusal(
-                400, f"`{where}.tool_calls` is for messages of the assistant.", param=f"{where}.tool_calls"
-            )
-        if message.tool_call_id is not None and message.role != "tool":
-            raise GatewayRefusal(
-                400, f"`{where}.tool_call_id` is for messages of a tool.", param=f"{where}.tool_call_id"
-            )
-        if message.content is None and message.role != "assistant":
-            raise GatewayRefusal(400, f"`{where}.content` is missing.", param=f"{where}.content")
-        if message.role == "tool" and message.tool_call_id not in names:
-            raise GatewayRefusal(
-                400,
-                f"`{where}.tool_call_id` must be the id of a tool call in a message before.",
-                param=f"{where}.tool_call_id",
-            )
+        _check_message(message, names, where)
         calls = tuple(
             ModelToolCall(id=call.id, name=call.function.name, arguments=_parse_arguments(call.function.arguments))
             for call in message.tool_calls or ()
         )
         names.update({call.id: call.name for call in calls})
-        messages.append(
-            ChatMessage(
-                role="system" if message.role == "developer" else message.role,
-                content=_join_text(message.content, where) or message.refusal or "",
-                tool_calls=calls,
-                tool_call_id=message.tool_call_id,
-                # Some providers insist on it; OpenAI's wire leaves it to be found by the id.
-                name=names[message.tool_call_id] if message.tool_call_id is not None else None,
-            )
-        )
+        messages += _build_messages(message, calls, names, where)
     return tuple(messages)
+
+
+def _check_message(message: RequestMessage, names: dict[str, str], where: str) -> None:
+    """Refuse what does not belong to the role of a message. Errors: `GatewayRefusal`."""
+    if message.tool_calls and message.role != "assistant":
+        raise GatewayRefusal(
+            400, f"`{where}.tool_calls` is for messages of the assistant.", param=f"{where}.tool_calls"
+        )
+    if message.tool_call_id is not None and message.role != "tool":
+        raise GatewayRefusal(400, f"`{where}.tool_call_id` is for messages of a tool.", param=f"{where}.tool_call_id")
+    if message.content is None and message.role != "assistant":
+        raise GatewayRefusal(400, f"`{where}.content` is missing.", param=f"{where}.content")
+    if message.role == "tool" and message.tool_call_id not in names:
+        raise GatewayRefusal(
+            400,
+            f"`{where}.tool_call_id` must be the id of a tool call in a message before.",
+            param=f"{where}.tool_call_id",
+        )
+
+
+def _build_messages(
+    message: RequestMessage, calls: tuple[ModelToolCall, ...], names: dict[str, str], where: str
+) -> list[ChatMessage]:
+    """Return a message as the domain has it; one of the system with several marks for the cache becomes several."""
+    parts = _read_parts(message, where)
+    cache = read_part_mark(message.cache_control, where)
+    match message.role:
+        case "system" | "developer" if any(part.cache is not None for part in parts[:-1]):
+            texts = [part for part in parts if isinstance(part, MessageText)]
+            built = [ChatMessage(role="system", content=part.text, cache=part.cache) for part in texts]
+        case "system" | "developer":
+            built = [build_message("system", parts)]
+        case "assistant":
+            texts = [part for part in parts if isinstance(part, MessageText)]
+            content = "\n".join(part.text for part in texts) or message.refusal or ""
+            built = [ChatMessage(role="assistant", content=content, tool_calls=calls, cache=find_last_mark(parts))]
+        case "tool":
+            # Some providers insist on the name; OpenAI's wire leaves it to be found by the id.
+            name = names[message.tool_call_id or ""]
+            built = [build_message("tool", parts, tool_call_id=message.tool_call_id, name=name)]
+        case _:
+            built = [build_message("user", parts)]
+    return built if cache is None else [*built[:-1], msgspec.structs.replace(built[-1], cache=cache)]
 
 
 def _parse_arguments(sent: str | dict[str, Any]) -> str:
     return sent if isinstance(sent, str) else msgspec.json.encode(sent).decode()
 
 
-def _join_text(content: str | list[Any] | None, where: str) -> str:
+def _read_parts(message: RequestMessage, where: str) -> list[MessagePart]:
+    content = message.content
     if content is None or isinstance(content, str):
-        return content or ""
-    return "\n".join(_parse_text_part(part, f"{where}.content[{number}]") for number, part in enumerate(content))
+        return [MessageText(text=content)] if content else []
+    takes_images = message.role in ("user", "tool")
+    return [_parse_part(part, f"{where}.content[{number}]", takes_images) for number, part in enumerate(content)]
 
 
-def _parse_text_part(part: Any, where: str) -> str:
+def _parse_part(part: Any, where: str, takes_images: bool) -> MessagePart:
     if isinstance(part, str):
-        return part
+        return MessageText(text=part)
     if not isinstance(part, dict):
         raise GatewayRefusal(400, f"`{where}` must be text or {{type, text}}.", param=where)
-    fields = drop_notes(part, _PART_NOTES)
+    fields = drop_notes(part, field_tables.PART_NOTES)
     kind = fields.pop("type", "text")
-    field = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if takes_images and isinstance(kind, str) and kind in IMAGE_KINDS:
+        return read_image(kind, fields, where)
+    field = field_tables.TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if field is None:
+        types = "'text' and 'image_url' are" if takes_images else "'text' alone are"
         raise GatewayRefusal(
-            400, f"`{where}` is of type {str(kind)[:40]!r}; parts of type 'text' alone are taken here.", param=where
+            400, f"`{where}` is of type {str(kind)[:40]!r}; parts of type {types} taken here.", param=where
         )
+    cache = read_cache_mark(fields, where)
     text = fields.pop(field, None)
     if not isinstance(text, str):
         raise GatewayRefusal(400, f"`{where}.{field}` must be text.", param=f"{where}.{field}")
     if fields:
         name = min(fields)[:64]
         raise GatewayRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
-    return text
+    return MessageText(text=text, cache=cache)
 
 
 def _parse_tools(sent: list[OfferedTool]) -> tuple[ToolSpec, ...]:
@@ -180,12 +183,13 @@ def _parse_tools(sent: list[OfferedTool]) -> tuple[ToolSpec, ...]:
                 name=function.name,
                 description=function.description or "",
                 parameters={**parameters, "type": "object"},
+                cache=read_part_mark(tool.cache_control or function.cache_control, where),
             )
         )
     return tuple(tools)
 
 
-def _parse_options(request: ChatRequest) -> ModelOptions:
+def _parse_options(request: ChatRequest, choice: ToolChoice) -> ModelOptions:
     most = (request.max_tokens, request.max_completion_tokens)
     if None not in most and most[0] != most[1]:
         raise GatewayRefusal(
@@ -200,8 +204,17 @@ def _parse_options(request: ChatRequest) -> ModelOptions:
         stop=stop or None,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
+        top_k=request.top_k,
+        min_p=request.min_p or None,
+        repetition_penalty=None if request.repetition_penalty == 1 else request.repetition_penalty,
+        logit_bias=request.logit_bias or None,
+        verbosity=None if request.verbosity == "medium" else request.verbosity,
+        service_tier=None if request.service_tier == "auto" else request.service_tier,
+        tool_choice=choice.mode,
+        allowed_tools=choice.allowed_tools,
         parallel_tool_calls=request.parallel_tool_calls if request.tools else None,
         schema=_parse_answer_schema(request.response_format),
+        thinking=build_thinking(request.reasoning_effort),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from domain.llms import ReasoningEffort
 from workers.run.wire import AnswerRequest
 
 MAX_MESSAGES: Final = 4096
@@ -12,6 +13,7 @@ MAX_TOOLS: Final = 128
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Tokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 _Word = Annotated[str, Meta(min_length=1, max_length=256)]
+_TokenNumber = Annotated[str, Meta(pattern=r"^[0-9]{1,9}$")]
 _ToolName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
@@ -38,6 +40,7 @@ class RequestMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     refusal: str | None = None
     tool_calls: list[RequestedCall] | None = None
     tool_call_id: str | None = None
+    cache_control: Any = None
 
 
 class OfferedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +50,7 @@ class OfferedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Any = None
 
 
 class OfferedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +58,7 @@ class OfferedTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     type: Literal["function"]
     function: OfferedFunction
+    cache_control: Any = None
 
 
 class AnswerSchema(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -95,8 +100,14 @@ class ChatRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     seed: int | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
+    top_k: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    logit_bias: dict[_TokenNumber, Annotated[int, Meta(ge=-100, le=100)]] = {}
+    reasoning_effort: ReasoningEffort | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    service_tier: _Word | None = None
     response_format: AnswerFormat | None = None
-    n: int = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 

@@ -1,42 +1,43 @@
 """Read the content of messages and of results: text, or a list of parts."""
 
-from typing import Any, Final
+from typing import Any
 
-from workers.run.wire import GatewayRefusal, drop_notes
-
-# Notes that libraries add to a part and send back with it, and those for a provider's cache.
-_PART_NOTES: Final = frozenset({"annotations", "logprobs", "parsed", "prompt_cache_breakpoint", "cache_control"})
-_TEXT_FIELDS: Final = {
-    "input_text": "text",
-    "output_text": "text",
-    "text": "text",
-    "summary_text": "text",
-    "refusal": "refusal",
-}
+from domain.llms import MessagePart, MessageText
+from workers.run.responses_wire import fields as field_tables
+from workers.run.wire import IMAGE_KINDS, GatewayRefusal, drop_notes, read_cache_mark, read_image
 
 
-def join_parts(content: str | list[Any], where: str, separator: str = "\n") -> str:
-    """Return the text of a content. Errors: `GatewayRefusal` names a part that is no text."""
+def read_parts(content: str | list[Any], where: str, takes_images: bool = False) -> list[MessagePart]:
+    """Return the parts of a content. Errors: `GatewayRefusal` names a part that is not taken."""
     if isinstance(content, str):
-        return content
-    return separator.join(_parse_part(part, f"{where}[{number}]") for number, part in enumerate(content))
+        return [MessageText(text=content)]
+    return [_parse_part(part, f"{where}[{number}]", takes_images) for number, part in enumerate(content)]
 
 
-def _parse_part(part: Any, where: str) -> str:
+def join_texts(parts: list[MessagePart], separator: str) -> str:
+    """Return the text of parts that are texts."""
+    return separator.join(part.text for part in parts if isinstance(part, MessageText))
+
+
+def _parse_part(part: Any, where: str, takes_images: bool) -> MessagePart:
     if isinstance(part, str):
-        return part
+        return MessageText(text=part)
     if not isinstance(part, dict):
         raise GatewayRefusal(400, f"`{where}` must be an object with a `type`.", param=where)
-    fields = drop_notes(part, _PART_NOTES)
+    fields = drop_notes(part, field_tables.PART_NOTES)
     kind = fields.pop("type", None)
-    field = _TEXT_FIELDS.get(kind) if isinstance(kind, str) else None
+    if takes_images and isinstance(kind, str) and kind in IMAGE_KINDS:
+        return read_image(kind, fields, where)
+    field = field_tables.TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if field is None:
-        message = f"`{where}` is of type {str(kind)[:40]!r}; parts of type 'input_text' alone are taken here."
+        types = "'input_text' and 'input_image' are" if takes_images else "'input_text' alone are"
+        message = f"`{where}` is of type {str(kind)[:40]!r}; parts of type {types} taken here."
         raise GatewayRefusal(400, message, param=where)
+    cache = read_cache_mark(fields, where)
     text = fields.pop(field, None)
     if not isinstance(text, str):
         raise GatewayRefusal(400, f"`{where}.{field}` must be text.", param=f"{where}.{field}")
     if fields:
         name = min(fields)[:64]
         raise GatewayRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
-    return text
+    return MessageText(text=text, cache=cache)

@@ -9,15 +9,19 @@ from typing import Any, Final
 import msgspec
 
 from domain.llms import ChatMessage, ModelToolCall
-from workers.run.responses_wire.content import join_parts
+from workers.run.responses_wire.content import join_texts, read_parts
+from workers.run.responses_wire.fields import CALL_NOTES, MESSAGE_NOTES, OUTPUT_NOTES, REASONING_NOTES
 from workers.run.responses_wire.schema import FunctionCallItem, FunctionOutputItem, MessageItem, ReasoningInputItem
-from workers.run.wire import AssistantBuilder, GatewayRefusal, ReasoningSeal, convert_fields, drop_notes
+from workers.run.wire import (
+    AssistantBuilder,
+    GatewayRefusal,
+    ReasoningSeal,
+    build_message,
+    convert_fields,
+    drop_notes,
+    find_last_mark,
+)
 
-# Notes that a response has, and that clients send back.
-_MESSAGE_NOTES: Final = frozenset({"id", "type", "status", "phase", "name"})
-_CALL_NOTES: Final = frozenset({"id", "type", "status", "parsed_arguments"})
-_OUTPUT_NOTES: Final = frozenset({"id", "type", "status", "name"})
-_REASONING_NOTES: Final = frozenset({"id", "type", "status", "summary", "content"})
 _TAKEN_TYPES: Final = "'message', 'function_call', 'function_call_output' and 'reasoning'"
 
 
@@ -45,25 +49,30 @@ class InputReader:
         kind = item.get("type", "message" if "role" in item else None)
         match kind:
             case "message":
-                self._read_message(convert_fields(drop_notes(item, _MESSAGE_NOTES), MessageItem, where), where)
+                self._read_message(convert_fields(drop_notes(item, MESSAGE_NOTES), MessageItem, where), where)
             case "function_call":
-                self._read_call(convert_fields(_drop_caller(item, _CALL_NOTES), FunctionCallItem, where))
+                self._read_call(convert_fields(_drop_caller(item, CALL_NOTES), FunctionCallItem, where))
             case "function_call_output":
-                output = convert_fields(_drop_caller(item, _OUTPUT_NOTES), FunctionOutputItem, where)
+                output = convert_fields(_drop_caller(item, OUTPUT_NOTES), FunctionOutputItem, where)
                 self._read_output(output, where)
             case "reasoning":
-                self._read_reasoning(convert_fields(drop_notes(item, _REASONING_NOTES), ReasoningInputItem, where))
+                self._read_reasoning(convert_fields(drop_notes(item, REASONING_NOTES), ReasoningInputItem, where))
             case _:
                 message = f"`{where}` is of type {str(kind)[:64]!r}; {_TAKEN_TYPES} alone are taken here."
                 raise GatewayRefusal(400, message, param=where)
 
     def _read_message(self, message: MessageItem, where: str) -> None:
+        is_user = message.role == "user"
+        parts = read_parts(message.content, f"{where}.content", takes_images=is_user)
         if message.role == "assistant":
-            self._answer.add_text(join_parts(message.content, f"{where}.content", separator=""))
+            self._answer.add_text(join_texts(parts, ""))
             return
         self._end_answer()
-        text = join_parts(message.content, f"{where}.content")
-        self._messages.append(ChatMessage(role="user" if message.role == "user" else "system", content=text))
+        if is_user:
+            self._messages.append(build_message("user", parts))
+        else:
+            content = join_texts(parts, "\n")
+            self._messages.append(ChatMessage(role="system", content=content, cache=find_last_mark(parts)))
 
     def _read_call(self, call: FunctionCallItem) -> None:
         arguments = call.arguments if isinstance(call.arguments, str) else msgspec.json.encode(call.arguments).decode()
@@ -75,8 +84,8 @@ class InputReader:
         if (name := self._names.get(output.call_id)) is None:
             message = f"`{where}.call_id` must be the `call_id` of a function call in an item before."
             raise GatewayRefusal(400, message, param=f"{where}.call_id")
-        text = join_parts(output.output, f"{where}.output")
-        self._messages.append(ChatMessage(role="tool", content=text, tool_call_id=output.call_id, name=name))
+        parts = read_parts(output.output, f"{where}.output", takes_images=True)
+        self._messages.append(build_message("tool", parts, tool_call_id=output.call_id, name=name))
 
     def _read_reasoning(self, reasoning: ReasoningInputItem) -> None:
         # Reasoning from elsewhere is left out: its provider is not known, and another one would refuse it.

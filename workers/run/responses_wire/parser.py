@@ -3,54 +3,25 @@
 from typing import Any, Final
 
 from domain.llms import ChatMessage, ModelOptions, ToolSpec
+from workers.run.responses_wire import fields as field_tables
 from workers.run.responses_wire.input_items import InputReader
 from workers.run.responses_wire.response_log import ResponseLog
-from workers.run.responses_wire.schema import FunctionTool, ResponseBody, ResponseRequest, TextFormat
+from workers.run.responses_wire.schema import FunctionTool, ReasoningSettings, ResponseBody, ResponseRequest, TextFormat
 from workers.run.wire import (
-    FieldRules,
     GatewayRefusal,
     ReasoningSeal,
+    ToolChoice,
+    build_thinking,
     choose_tools,
     convert_fields,
     decode_body,
     drop_notes,
     drop_nulls,
+    read_part_mark,
 )
 
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
-# Results of tools that run at the provider, which are not offered, and reasoning, which is always included.
-_NEUTRAL_INCLUDES: Final = frozenset(
-    {"file_search_call.results", "web_search_call.results", "web_search_call.action.sources"}
-    | {"message.input_image.image_url", "computer_call_output.output.image_url", "code_interpreter_call.outputs"}
-    | {"reasoning.encrypted_content"}
-)
-# Ignored are fields about identity, caching and charges, and a limit for tools that run at the provider.
-_FIELD_RULES: Final = FieldRules(
-    ignored=frozenset(
-        {"user", "metadata", "safety_identifier", "service_tier", "max_tool_calls"}
-        | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
-    ),
-    neutral_values={
-        "background": lambda value: value is False,
-        "conversation": lambda _: False,
-        "prompt": lambda _: False,
-        "context_management": lambda value: value == [],
-        "truncation": lambda value: value == "disabled",
-        "top_logprobs": lambda value: value == 0,
-        "include": lambda value: isinstance(value, list) and all(name in _NEUTRAL_INCLUDES for name in value),
-        "moderation": lambda _: False,
-        "n": lambda value: value == 1,
-    },
-    alternatives={
-        "background": "wait for the response, or stream it",
-        "conversation": "send the conversation as `input`, or `previous_response_id`",
-        "prompt": "send the text itself as `instructions` and `input`",
-        "truncation": "shorten `input`",
-        "include": 'it may hold "reasoning.encrypted_content"',
-    },
-)
 _FORMAT_FIELDS: Final = ("name", "description", "schema", "strict")
-_TOOL_NOTES: Final = frozenset({"cache_control", "allowed_callers", "output_schema"})
 
 
 class RequestParser:
@@ -62,9 +33,10 @@ class RequestParser:
     def parse_request(self, body: bytes) -> ResponseRequest:
         """Return what a request's body asks for. Errors: `GatewayRefusal`."""
         raw = decode_body(body)
-        fields = _FIELD_RULES.drop_ignored_fields(raw)
-        if isinstance(text := fields.get("text"), dict):
-            fields["text"] = drop_nulls(text)
+        fields = field_tables.FIELD_RULES.drop_ignored_fields(raw)
+        for name in ("text", "reasoning"):
+            if isinstance(setting := fields.get(name), dict):
+                fields[name] = drop_nulls(setting)
         request = convert_fields(fields, ResponseBody)
         if request.stream_options is not None and not request.stream:
             message = "`stream_options` is for requests with `stream` alone."
@@ -73,29 +45,39 @@ class RequestParser:
         if request.previous_response_id is not None:
             earlier = self._log.load_conversation(request.previous_response_id)
         new_messages = InputReader(self._seal, earlier).read_input(request.input)
-        specs = _parse_tools(request.tools)
-        tools, choice = choose_tools(request.tool_choice, specs)
+        tools = _parse_tools(request.tools)
+        choice = choose_tools(request.tool_choice, tools)
         instructions = request.instructions
         head = () if instructions is None else (ChatMessage(role="system", content=instructions),)
         return ResponseRequest(
             model=request.model,
             messages=(*head, *earlier, *new_messages),
             tools=tools,
-            options=ModelOptions(
-                temperature=request.temperature,
-                max_tokens=request.max_output_tokens,
-                top_p=request.top_p,
-                tool_choice=choice,
-                parallel_tool_calls=request.parallel_tool_calls if request.tools else None,
-                schema=_parse_answer_schema(request.text.format),
-            ),
+            options=_build_options(request, choice),
             stream=request.stream,
-            echo=_build_echo(request, raw, specs),
+            echo=_build_echo(request, raw, tools),
             new_messages=new_messages,
             size=len(body),
             previous_response_id=request.previous_response_id,
             is_stored=request.store,
         )
+
+
+def _build_options(request: ResponseBody, choice: ToolChoice) -> ModelOptions:
+    verbosity, reasoning = request.text.verbosity, request.reasoning or ReasoningSettings()
+    return ModelOptions(
+        temperature=request.temperature,
+        max_tokens=request.max_output_tokens,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        verbosity=None if verbosity == "medium" else verbosity,
+        service_tier=None if request.service_tier == "auto" else request.service_tier,
+        tool_choice=choice.mode,
+        allowed_tools=choice.allowed_tools,
+        parallel_tool_calls=request.parallel_tool_calls if request.tools else None,
+        schema=_parse_answer_schema(request.text.format),
+        thinking=build_thinking(reasoning.effort, reasoning.summary or reasoning.generate_summary),
+    )
 
 
 def _parse_tools(tools: list[Any]) -> tuple[ToolSpec, ...]:
@@ -115,14 +97,21 @@ def _parse_tools(tools: list[Any]) -> tuple[ToolSpec, ...]:
         if tool.name in {spec.name for spec in specs}:
             raise GatewayRefusal(400, f"`{where}.name` is the name of two tools.", param=f"{where}.name")
         specs.append(
-            ToolSpec(name=tool.name, description=tool.description or "", parameters={**parameters, "type": "object"})
+            ToolSpec(
+                name=tool.name,
+                description=tool.description or "",
+                parameters={**parameters, "type": "object"},
+                cache=read_part_mark(tool.cache_control, where),
+            )
         )
     return tuple(specs)
 
 
 def _clean_tool(tool: Any) -> Any:
     """Drop what asks for nothing: callers that are the model itself, and loading at once."""
-    fields = drop_notes(tool, _TOOL_NOTES if tool.get("allowed_callers") in (None, ["direct"]) else frozenset())
+    fields = drop_notes(
+        tool, field_tables.TOOL_NOTES if tool.get("allowed_callers") in (None, ["direct"]) else frozenset()
+    )
     return {name: value for name, value in fields.items() if name not in ("defer_loading", "async") or value}
 
 
@@ -154,10 +143,10 @@ def _build_echo(request: ResponseBody, raw: dict[str, Any], tools: tuple[ToolSpe
         "model": request.model,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": request.previous_response_id,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": _build_reasoning_echo(request.reasoning),
         "store": request.store,
         "temperature": request.temperature,
-        "text": {"format": raw["text"].get("format") or {"type": "text"} if "text" in raw else {"type": "text"}},
+        "text": _build_text_echo(raw.get("text") or {}),
         "tool_choice": _build_choice_echo(request.tool_choice),
         "tools": [
             {
@@ -173,6 +162,16 @@ def _build_echo(request: ResponseBody, raw: dict[str, Any], tools: tuple[ToolSpe
         "truncation": "disabled",
         "user": raw.get("user"),
     }
+
+
+def _build_reasoning_echo(reasoning: ReasoningSettings | None) -> dict[str, Any]:
+    settings = reasoning or ReasoningSettings()
+    return {"effort": settings.effort, "summary": settings.summary or settings.generate_summary}
+
+
+def _build_text_echo(text: dict[str, Any]) -> dict[str, Any]:
+    verbosity = drop_nulls({"verbosity": text.get("verbosity")})
+    return {"format": text.get("format") or {"type": "text"}, **verbosity}
 
 
 def _build_choice_echo(choice: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from domain.llms import ChatMessage
+from domain.llms import ChatMessage, ReasoningEffort
 from workers.run.wire import AnswerRequest
 
 MAX_INPUT_ITEMS: Final = 4096
@@ -28,7 +28,15 @@ class TextSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Hold the settings of the answer's text. `medium` is how verbose a model is anyway."""
 
     format: TextFormat | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Hold the settings of the reasoning. `generate_summary` is an older name of `summary`."""
+
+    effort: ReasoningEffort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +47,7 @@ class FunctionTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    cache_control: Any = None
 
 
 class MessageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +98,9 @@ class ResponseBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     text: TextSettings = msgspec.field(default_factory=TextSettings)
+    reasoning: ReasoningSettings | None = None
+    service_tier: _Word | None = None
+    top_k: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     store: bool = True
     stream: bool = False
     stream_options: StreamSettings | None = None

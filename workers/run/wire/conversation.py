@@ -1,6 +1,6 @@
 """Build the messages of a conversation out of the items and blocks in which a client sends them."""
 
-from domain.llms import ChatMessage, ModelToolCall, ProviderParts, ReasoningItem
+from domain.llms import CacheTtl, ChatMessage, ModelToolCall, ProviderParts, ReasoningItem
 
 
 class AssistantBuilder:
@@ -11,6 +11,7 @@ class AssistantBuilder:
         self._calls: list[ModelToolCall] = []
         self._items: list[ReasoningItem] = []
         self._parts: list[dict[str, object]] = []
+        self._cache: CacheTtl | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -33,6 +34,10 @@ class AssistantBuilder:
             self._items.append(item)
             self._parts.append({"item": item.item})
 
+    def add_mark(self, cache: CacheTtl | None) -> None:
+        """Have the answer marked for the provider's cache, at its end."""
+        self._cache = cache or self._cache
+
     def build_message(self) -> ChatMessage:
         """Return the answer as a message."""
         provider_parts = None
@@ -43,4 +48,5 @@ class AssistantBuilder:
             content="".join(self._texts),
             tool_calls=tuple(self._calls),
             provider_parts=provider_parts,
+            cache=self._cache,
         )

@@ -68,6 +68,8 @@ def _render_model_refusal(error: ModelError, model: str) -> GatewayRefusal:
             return GatewayRefusal(504, f"The model {model!r} did not answer in time.", error.kind)
         case "cut_off" | "malformed":
             return GatewayRefusal(502, f"The answer of {model!r} broke off or could not be read.", error.kind)
+        case "refused" if error.option is not None:
+            return GatewayRefusal(400, error.message, "unsupported_option", error.option, should_retry=False)
         case "refused":
             return GatewayRefusal(400, error.message, "refused_by_provider", should_retry=False)
         case "unauthorized":

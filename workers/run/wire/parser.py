@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from domain.llms import ReasoningEffort, ThinkingOptions
 from domain.shared.json_limits import JsonTooLarge, check_json
 from domain.shared.unicode_text import repair_json
 from workers.run.wire.errors import GatewayRefusal
@@ -34,6 +35,18 @@ class FieldRules(msgspec.Struct, frozen=True, kw_only=True):
                 raise GatewayRefusal(400, f"`{field}` is not supported with this value: {instead}.", param=field)
         dropped = self.ignored | self.neutral_values.keys()
         return {field: value for field, value in fields.items() if field not in dropped}
+
+
+def is_never(_: Any) -> bool:
+    """Return that no value of a field asks for nothing."""
+    return False
+
+
+def build_thinking(effort: ReasoningEffort | None, summary: Any = None) -> ThinkingOptions | None:
+    """Return what OpenAI's reasoning effort asks of any model: to think with this effort, or not at all."""
+    if effort is None:
+        return None if summary is None else ThinkingOptions(summary=summary)
+    return ThinkingOptions(mode="disabled" if effort == "none" else "adaptive", effort=effort, summary=summary)
 
 
 def decode_body(body: bytes) -> dict[str, Any]:
@@ -78,5 +91,5 @@ def drop_notes(value: Any, notes: frozenset[str]) -> Any:
 def _find_param(problem: str) -> str | None:
     """Return the field that a validation error is about."""
     unknown = re.search(r"(?:unknown|missing required) field `([^`]*)`", problem)
-    place = re.search(r"at `\$\.?([^`]*)`", problem)
+    place = re.search(r"(?:at|in) `\$\.?([^`]*)`", problem)
     return ".".join(match.group(1) for match in (place, unknown) if match is not None) or None

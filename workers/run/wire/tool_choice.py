@@ -2,11 +2,13 @@
 
 from typing import Any, Final, Literal
 
+import msgspec
+
 from domain.llms import ToolSpec
 from workers.run.wire.errors import GatewayRefusal
 
-ToolChoice = Literal["auto", "none", "required"]
-_CHOICE_MODES: Final[dict[Any, ToolChoice]] = {
+ToolMode = Literal["auto", "none", "required"]
+_CHOICE_MODES: Final[dict[Any, ToolMode]] = {
     "auto": "auto",
     "none": "none",
     "required": "required",
@@ -18,25 +20,30 @@ _SHAPES_TEXT: Final = (
 )
 
 
-def choose_tools(choice: Any, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
-    """Return the tools that a model is shown, and whether it may, must or must not call one.
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Set whether a model may, must or must not call a tool, and which ones: None is all that it is shown."""
 
-    One that is chosen by name is the only one shown, and must be called. Errors: `GatewayRefusal`.
-    """
+    mode: ToolMode = "auto"
+    allowed_tools: tuple[str, ...] | None = None
+
+
+def choose_tools(choice: Any, tools: tuple[ToolSpec, ...]) -> ToolChoice:
+    """Return which of its tools a model may call. Errors: `GatewayRefusal`."""
     mode, names = _parse_choice(choice)
     if names is not None:
         tool_names = {tool.name for tool in tools}
         if unknown := next((name for name in names if name not in tool_names), None):
             raise _refuse_choice(f"names {unknown[:64]!r}, which is not among `tools`.")
-        tools = tuple(tool for tool in tools if tool.name in names)
+        if len(set(names)) == len(tools):
+            names = None
     if not tools:
         if mode == "required":
             raise _refuse_choice("asks for a call, and there are no `tools`.")
-        return (), "auto"
-    return tools, mode
+        return ToolChoice()
+    return ToolChoice(mode=mode, allowed_tools=None if names is None else tuple(dict.fromkeys(names)))
 
 
-def _parse_choice(choice: Any) -> tuple[ToolChoice, list[str] | None]:
+def _parse_choice(choice: Any) -> tuple[ToolMode, list[str] | None]:
     if choice is None:
         return "auto", None
     if isinstance(choice, str):
@@ -55,7 +62,7 @@ def _parse_choice(choice: Any) -> tuple[ToolChoice, list[str] | None]:
     return _parse_mode(kind), None
 
 
-def _parse_mode(word: Any) -> ToolChoice:
+def _parse_mode(word: Any) -> ToolMode:
     mode = _CHOICE_MODES.get(word) if isinstance(word, str) else None
     if mode is None:
         raise _refuse_choice(_SHAPES_TEXT)
