@@ -42,7 +42,7 @@ _CONFIG_NAMES: Final[Mapping[str, str]] = {
 # Parameters that stand beside `generationConfig`. Gemini knows all others within it.
 _TOP_FIELDS: Final = frozenset({"safetySettings", "safety_settings", "serviceTier", "labels"})
 _EFFORT_BUDGETS: Final = {"minimal": 128, "low": 2048, "medium": 8192, "high": 24_576, "xhigh": 24_576, "max": 24_576}
-_LEVELS: Final = ("MINIMAL", "LOW", "MEDIUM", "HIGH")
+_THINKING_LEVELS: Final = ("MINIMAL", "LOW", "MEDIUM", "HIGH")
 _MIN_THINKING_BUDGET: Final = 128
 
 
@@ -177,8 +177,10 @@ def _build_thinking(thinking: Any, profile: GoogleModelProfile) -> dict[str, Any
 
 def _choose_level(effort: str, profile: GoogleModelProfile) -> str:
     """Return the nearest level that the model accepts, the cheaper one of two."""
-    level = effort.upper() if effort.upper() in _LEVELS else "HIGH"
-    accepted = profile.get("google_thinking_levels") or frozenset(_LEVELS)
-    place = _LEVELS.index(level)
-    nearest = sorted((abs(_LEVELS.index(name) - place), _LEVELS.index(name), name) for name in accepted)
+    level = effort.upper() if effort.upper() in _THINKING_LEVELS else "HIGH"
+    accepted = profile.get("google_thinking_levels") or frozenset(_THINKING_LEVELS)
+    place = _THINKING_LEVELS.index(level)
+    nearest = sorted(
+        (abs(_THINKING_LEVELS.index(name) - place), _THINKING_LEVELS.index(name), name) for name in accepted
+    )
     return nearest[0][2]

@@ -313,7 +313,7 @@ async def test_streams_that_break_off(llm: PydanticLlm, wire: WireServer):
     assert (error.kind, "print(add(1))" in error.message) == ("malformed", True)
 
 
-async def test_filtered_prompts_and_answers_say_so(llm: PydanticLlm, wire: WireServer):
+async def test_filtered_prompts_and_answers_are_reported(llm: PydanticLlm, wire: WireServer):
     wire.queue_events(
         format_chunks(
             {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": {"promptTokenCount": 9}}

@@ -1,4 +1,4 @@
-"""What lies in a work folder is read from outside, whatever an agent has made of it, and nothing beside it is."""
+"""Read a work folder from outside: any entry that an agent leaves there, and nothing beside it."""
 
 import hashlib
 import os
