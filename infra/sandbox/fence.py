@@ -79,6 +79,18 @@ NICE_INCREMENT: Final = 5
 _STAGE_FOLDERS: Final = ("/run", "/mnt", "/opt")
 _GUEST_SOURCE: Final = Path(__file__).parent / "guest"
 _LIBRARY_LINKS: Final = ("/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
+# What the libraries of `/usr` read beside it: nothing in these is a secret of the host.
+_LIBRARY_SETTINGS: Final = (
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    # The authorities that every TLS client trusts unless it brings its own; keys lie elsewhere.
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/fonts",
+)
 
 
 class Fence(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,14 +117,14 @@ class HostMount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def list_system_mounts(fence: Fence) -> Iterator[tuple[str, str, str]]:
-    """Yield bwrap arguments for the libraries of the host: `/usr`, and the links or folders that lead into it."""
+    """Yield bwrap arguments for the libraries of the host: `/usr`, what leads into it, and what they read beside it."""
     yield "--ro-bind", "/usr", "/usr"
     for path in _LIBRARY_LINKS:
         if os.path.islink(path):
             yield "--symlink", os.readlink(path), path
         elif os.path.isdir(path):
             yield "--ro-bind", path, path
-    for path in ("/etc/ld.so.cache", "/etc/alternatives"):
+    for path in _LIBRARY_SETTINGS:
         if os.path.exists(path):
             yield "--ro-bind", path, path
     if not fence.has_guard("root"):

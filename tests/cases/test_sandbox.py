@@ -38,7 +38,7 @@ async def test_write_into_the_agents_folder_fails_with_advice(shared_tenant: Ten
     ended = await shared_tenant.run_agent(await shared_tenant.deploy_agent(WRITING_SOURCE))
     assert ended["error_type"] == "OSError"
     assert "out.txt" in ended["error_message"]
-    assert "write to a path beneath /tmp" in ended["error_message"]
+    assert "write beneath /work, whose files are kept, or beneath /tmp" in ended["error_message"]
 
 
 # Child Pythons as agents start them: with or without an environment, in another folder, isolated, through a shell.

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import datetime
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 import msgspec
 import openai
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from domain import egress
 from domain.ports import ProgramHooks, SandboxOutcome, SandboxProgram
 from infra.http import Outbound
 from infra.sandbox.warm_sandbox import WarmSandbox
+from tests.support.certificates import write_certificate
 from tests.support.sandbox_runs import SANDBOX_BACKENDS, ignore_output, open_sandbox
 from workers.run.egress import (
     EgressAccess,
@@ -38,35 +35,6 @@ NAME, WILD = "api.shop.example", "eu.cloud.example"
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[WarmSandbox]:
     async with open_sandbox(request.param, warm_mb=512) as sandbox:
         yield sandbox
-
-
-def write_certificate(folder: Path, names: Sequence[str]) -> ssl.SSLContext:
-    """Write a certificate for these names, which is its own authority, to `ca.pem`; return a server's context."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    (folder / "ca.pem").write_bytes(pem)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    both = folder.parent / f"{folder.name}-server.pem"
-    both.write_bytes(pem + private)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(both)
-    return context
 
 
 @contextlib.asynccontextmanager

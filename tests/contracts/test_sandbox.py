@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -175,6 +176,32 @@ async def test_variables_are_there_before_anything_is_imported(sandbox, code_fol
     assert child == "a-secret ü '\n"
     assert "a-secret" not in environ
     assert "a-secret" not in repr(program)
+
+
+async def test_tls_clients_find_the_authorities_of_the_host(sandbox, code_folder) -> None:
+    """`urllib`, `aiohttp` and drivers of databases trust what OpenSSL trusts, and bring no list of their own."""
+    source = (
+        "import os, ssl\ndef handle(p):\n"
+        "    paths = ssl.get_default_verify_paths()\n"
+        "    folder, keys = paths.openssl_capath, '/etc/ssl/private'\n"
+        "    return [os.path.isfile(paths.openssl_cafile), len(os.listdir(folder)), os.path.exists(keys)]\n"
+    )
+    outcome = await sandbox.run_program(_build_program(code_folder, source), b"{}", ignore_output)
+    paths = ssl.get_default_verify_paths()
+    expected = [os.path.isfile(paths.openssl_cafile), len(os.listdir(paths.openssl_capath)), False]
+    assert msgspec.json.decode(outcome.output or b"null") == expected, outcome
+    assert expected[0] or expected[1]
+
+
+@pytest.mark.parametrize(("shown_as", "expected"), [("/environment", ["one"]), ("/agent", ["one", "two"])])
+async def test_tests_of_installed_packages_are_not_compiled(
+    cold_sandbox, code_folder, shown_as: str, expected: list[str]
+) -> None:
+    (code_folder / "package" / "tests").mkdir(parents=True)
+    (code_folder / "package" / "one.py").write_text("A = 1\n")
+    (code_folder / "package" / "tests" / "two.py").write_text("A = 2\n")
+    assert await cold_sandbox.compile_bytecode(code_folder, shown_as) == []
+    assert sorted(file.name.split(".")[0] for file in code_folder.rglob("*.pyc")) == expected
 
 
 async def test_random_numbers_differ_between_runs(sandbox, code_folder) -> None:

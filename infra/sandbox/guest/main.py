@@ -159,7 +159,9 @@ def _describe_failure(error, kind=None):
     except Exception:
         message = "(the exception cannot be shown)"
     if isinstance(error, OSError) and error.errno == errno.EROFS and len(message) < 2000:
-        message = f"{message}. The agent's folder is read-only: write to a path beneath /tmp."
+        message = (
+            f"{message}. The agent's folder is read-only: write beneath /work, whose files are kept, or beneath /tmp."
+        )
     stack = "".join(traceback.format_exception(type(error), error, frames))
     answer = {"error_type": kind or type(error).__name__, "error_message": message[:MAX_MESSAGE_CHARS]}
     answer["stack"] = stack[-MAX_STACK_CHARS:]
