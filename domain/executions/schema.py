@@ -52,6 +52,7 @@ TimeoutSeconds = Annotated[
     Meta(ge=1, le=MAX_PLAN_TIMEOUT_SECONDS, description="Seconds; at most an hour for an agent.", examples=[30]),
 ]
 CostLimitUsd = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
+StateName = Annotated[str, Meta(max_length=128, examples=["conversation-42"])]
 RunFiles = Annotated[
     dict[str, str],
     Meta(
@@ -165,7 +166,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     timeout: TimeoutSeconds | None = None
     max_attempts: MaxAttempts | None = None
     run_name: RunName | None = None
-    state: Annotated[str, Meta(max_length=128, examples=["conversation-42"])] | None = None
+    state: StateName | None = None
     files: RunFiles | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.executions import CostLimitUsd, ExecutionMode, TargetedExecutionStart
+from domain.executions import CostLimitUsd, ExecutionMode, RunFiles, StateName, TargetedExecutionStart
 from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
@@ -48,7 +48,8 @@ class Schedule(msgspec.Struct, kw_only=True):
     Of several due times that have passed, the latest `catch_up` fire and the others are `missed`; one of the last
     minute is on time and always fires. `next_run_at` is null while the schedule is disabled. `last_run_at`,
     `last_execution_id` and `last_status` describe its last execution, `last_error` the failure of a later start.
-    `run_count` counts its executions, manual ones included; the other counts are of due times.
+    `run_count` counts its executions, manual ones included; the other counts are of due times. A due time whose `files`
+    are not there any more is `failed`.
     """
 
     id: str
@@ -62,6 +63,8 @@ class Schedule(msgspec.Struct, kw_only=True):
     model: str | None
     mode: ExecutionMode | None
     cost_limit: float | None
+    files: dict[str, str] | None
+    state: str | None
     enabled: bool
     overlap: OverlapPolicy
     catch_up: int
@@ -95,6 +98,8 @@ class Schedule(msgspec.Struct, kw_only=True):
             model=self.model,
             mode=self.mode,
             cost_limit=self.cost_limit,
+            files=self.files,
+            state=self.state,
         )
 
 
@@ -117,13 +122,18 @@ class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: Model | None = None
     mode: ExecutionMode | None = None
     cost_limit: CostLimitUsd | None = None
+    files: RunFiles | None = None
+    state: StateName | None = None
     enabled: bool = True
     overlap: OverlapPolicy = "skip"
     catch_up: CatchUp = 1
 
 
 class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Change a schedule; `inputs` are replaced as a whole. A new agent, crew or workflow replaces the old target."""
+    """Change a schedule; `inputs` and `files` are replaced as a whole.
+
+    A new agent, crew or workflow replaces the old target.
+    """
 
     name: Name | UnsetType = UNSET
     cron_expression: CronExpression | UnsetType = UNSET
@@ -135,6 +145,8 @@ class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: Model | None | UnsetType = UNSET
     mode: ExecutionMode | None | UnsetType = UNSET
     cost_limit: CostLimitUsd | None | UnsetType = UNSET
+    files: RunFiles | None | UnsetType = UNSET
+    state: StateName | None | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
     overlap: OverlapPolicy | UnsetType = UNSET
     catch_up: CatchUp | UnsetType = UNSET

@@ -81,11 +81,11 @@ async def _validate_schedule(tx: Tx, caller: Caller, schedule: Schedule) -> date
         due = line.find_next(tx.now, zone)
         if due is None:
             errors.append(FieldError(field="cron_expression", message="is not due within fifty years."))
-    size = len(msgspec.json.encode(schedule.inputs))
-    if size > MAX_INPUT_BYTES:
-        errors.append(
-            FieldError(field="inputs", message=f"have {size} bytes as JSON; at most {MAX_INPUT_BYTES} are allowed.")
-        )
+    for field in ("inputs", "files"):
+        size = len(msgspec.json.encode(getattr(schedule, field)))
+        if size > MAX_INPUT_BYTES:
+            message = f"have {size} bytes as JSON; at most {MAX_INPUT_BYTES} are allowed."
+            errors.append(FieldError(field=field, message=message))
     with collect_invalid_fields(errors):
         await _try_start(tx, caller, schedule)
     if errors:

@@ -34,6 +34,8 @@ class ScheduleRow(Base):
     model: Mapped[str | None] = mapped_column(Text)
     mode: Mapped[str | None] = mapped_column(Text)
     cost_limit: Mapped[float | None]
+    files: Mapped[Any] = mapped_column(create_json_column())
+    state: Mapped[str | None] = mapped_column(Text)
     enabled: Mapped[bool]
     overlap: Mapped[str] = mapped_column(Text)
     catch_up: Mapped[int]

@@ -202,6 +202,29 @@ async def test_schedule_can_be_run_immediately(acme: TenantClient) -> None:
     assert (await web.post(f"{path}/run")).status_code == 409
 
 
+async def test_schedule_gives_files_and_a_state_to_its_runs(acme: TenantClient) -> None:
+    source = (
+        "def handle(p, context):\n    context.state['runs'] = context.state.get('runs', 0) + 1\n"
+        "    return open(context.files['data.csv']).read()\n"
+    )
+    agent = await acme.deploy_agent(source)
+    file = (await acme.http.post("/files", files={"file": ("data.csv", b"a,b")})).json()
+    body = {"name": "Yearly", "cron_expression": "@yearly", "agent_id": agent, "files": {"data.csv": file["id"]}}
+    schedule = await create_object(acme, SCHEDULES_PATH, **body, state="yearly")
+    assert (schedule["files"], schedule["state"]) == (body["files"], "yearly")
+    for _ in range(2):
+        path = f"{SCHEDULES_PATH}/{schedule['id']}/run"
+        started = (await acme.http.post(path, headers={"Prefer": "wait=30"})).json()
+        assert (started["status"], started["result"]) == ("completed", "a,b"), started
+    assert (await acme.http.get(f"/agents/{agent}/states/yearly")).json()["value"] == {"runs": 2}
+    assert (await acme.http.delete(f"/files/{file['id']}")).status_code == 204
+    gone = await acme.http.post(path)
+    assert list(read_field_errors(gone)) == ["files"]
+    many = {"data.csv": "x" * 70_000}
+    refused = await acme.http.post(SCHEDULES_PATH, json={**body, "name": "Other", "files": many})
+    assert "at most 65536 are allowed" in refused.text
+
+
 async def test_invalid_schedule_is_refused_by_field(acme: TenantClient, other_tenant: TenantClient) -> None:
     web = acme.http
     code = await acme.deploy_agent("def handle(p): return 1\n")

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import schedules
+from domain import executions, files, schedules
+from domain.files import FileUpload
 from domain.retention import RETENTION_PERIODS
 from domain.schedules import (
     MAX_MISSED_ROWS,
@@ -403,6 +404,38 @@ async def test_refused_start_is_recorded_and_the_next_is_tried(environment: Sche
     assert "is archived" in (runs[2].reason or "")
     assert [run.execution_id is None for run in runs] == [False, True, True, False]
     assert (schedule_after.last_error, schedule_after.failed_count, schedule_after.run_count) == (None, 2, 2)
+
+
+async def test_file_that_is_gone_fails_the_due_time_by_name(environment: ScheduleEnvironment) -> None:
+    caller = await environment.database.add_tenant()
+    async with environment.store.transaction(caller) as tx:
+        upload = FileUpload(
+            file_id=files.generate_file_id(),
+            name="data.csv",
+            content_type="text/csv",
+            size_bytes=3,
+            sha256="00",
+            lifetime=timedelta(seconds=90),
+        )
+        file = await files.add_file(tx, caller, upload, 0)
+    more = {"files": {"in/data.csv": file.id}, "state": "daily", "overlap": "allow"}
+    schedule = await environment.create_schedule(caller, "* * * * *", **more)
+    await environment.set_time(NOON + MINUTE)
+    async with environment.store.transaction(caller) as tx:
+        (execution_id,) = await environment.list_executions(schedule)
+        execution = await executions.get_execution(tx, execution_id)
+        assert (execution.files, execution.state) == ({"in/data.csv": file.id}, "daily")
+        assert [entry.path for entry in await tx.workspaces.list_files(execution_id)] == ["in/data.csv"]
+    await environment.set_time(NOON + 2 * MINUTE)
+    runs, schedule_after = await environment.list_runs(schedule), await environment.get_schedule(schedule)
+    assert [run.outcome for run in runs] == ["fired", "failed"]
+    assert runs[1].reason == f"files: 'in/data.csv': there is no file '{file.id}', or it has expired."
+    assert (schedule_after.last_error, schedule_after.enabled) == (runs[1].reason, True)
+    with pytest.raises(DomainError, match="or it has expired"):
+        await environment.update_schedule(caller, schedule, name="renamed")
+    await environment.update_schedule(caller, schedule, files=None)
+    await environment.set_time(NOON + 3 * MINUTE)
+    assert (await environment.list_runs(schedule))[2].outcome == "fired"
 
 
 async def test_crash_before_the_commit_changes_nothing(environment: ScheduleEnvironment, monkeypatch) -> None:

@@ -15,6 +15,8 @@ GRANT UPDATE (egress) ON tenants TO paddock_app;
 -- `env` is a copy of the agent's at the start, `files` the names that the run was given and the files behind them,
 -- `state` the name of the agent's state that it reads and leaves.
 ALTER TABLE executions ADD COLUMN env json, ADD COLUMN files json, ADD COLUMN state text;
+-- Those that a schedule's executions start with.
+ALTER TABLE schedules ADD COLUMN files json, ADD COLUMN state text;
 
 ALTER TABLE execution_events DROP CONSTRAINT execution_events_type_check;
 ALTER TABLE execution_events ADD CONSTRAINT execution_events_type_check CHECK (type IN (
