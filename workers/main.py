@@ -35,6 +35,7 @@ from workers.agent import AgentRunner, ToolDependencies
 from workers.build import BuildDependencies, VersionBuilder
 from workers.cache_cleanup import clean_cache
 from workers.claimer import Claimer
+from workers.descriptors import prepare_descriptors
 from workers.event_writer import EventWriter
 from workers.health import WorkerHealth
 from workers.heartbeat import NO_SANDBOXES, Heartbeat, export_sandbox_metrics
@@ -79,6 +80,7 @@ def run_worker(process: str, settings: Settings, once_idle: float | None = None)
     With `once_idle` it also ends after so many seconds without any work.
     """
     open_telemetry(settings, process)
+    prepare_descriptors(process, settings)
     uvloop.run(_serve(process, settings, once_idle))
 
 

@@ -139,7 +139,12 @@ def receive_listeners(
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if flags & socket.MSG_CTRUNC or len(fds) != len(places) or (data and not places):
+    if flags & socket.MSG_CTRUNC:
+        # The kernel leaves out those that this process may not open any more.
+        for fd in fds:
+            os.close(fd)
+        return {}, f"{len(fds)} of {len(places)} listeners could be opened: too many open files (`ulimit -n`)"
+    if len(fds) != len(places) or (data and not places):
         for fd in fds:
             os.close(fd)
         return {}, f"{len(fds)} descriptors arrived, {len(places)} were expected"

@@ -387,7 +387,8 @@ class SlotPool:
 
     def _has_room(self, memory_bytes: int) -> bool:
         idle_bytes = sum(slot.memory_bytes for slot in self._idle_slots.values())
-        return len(self._idle_slots) < self._max_slots and idle_bytes + memory_bytes <= self._memory_limit_bytes
+        idle_weight = sum(slot.weight for slot in self._idle_slots.values())
+        return idle_weight < self._max_slots and idle_bytes + memory_bytes <= self._memory_limit_bytes
 
     def _is_expired(self, slot: IdleSlot, now: float) -> bool:
         return now - slot.created_at > MAX_SLOT_AGE_SECONDS

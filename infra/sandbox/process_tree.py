@@ -84,6 +84,11 @@ class ProcessTree:
         """Return the number of its first process on this host, once it is known."""
         return self._leader.pid1
 
+    @property
+    def listener_count(self) -> int:
+        """Return how many listeners its network has."""
+        return 0 if self._listeners is None else len(self._listeners.places)
+
     def limit_answer(self, max_bytes: int) -> None:
         """Bound the answer by so many bytes from here on."""
         self._parser.max_answer_bytes = max_bytes

@@ -11,6 +11,10 @@ from infra.sandbox.process_tree import ProcessTree
 DEFAULT_SLOT_BYTES: Final = 8 << 20
 
 
+# A slot with more listeners counts as several: each is an open file of the worker.
+LISTENERS_PER_WEIGHT: Final = 8
+
+
 class IdleSlot:
     """Hold a stopped tree that waits for a run. `identity` is that of the folders that it imported from."""
 
@@ -18,6 +22,8 @@ class IdleSlot:
         self, tree: ProcessTree, created_at: float, memory_bytes: int, identity: FolderIdentity | None
     ) -> None:
         self.tree, self.created_at, self.memory_bytes, self.identity = tree, created_at, memory_bytes, identity
+        # What it counts among the slots that may wait.
+        self.weight = 1 + tree.listener_count // LISTENERS_PER_WEIGHT
 
 
 class PendingSlot:

@@ -209,3 +209,25 @@ async def test_what_is_open_at_the_end_is_closed_and_recorded(sandbox, readable_
     assert (event["sent_bytes"], event["received_bytes"]) == (10, 4)
     assert event["outcome"] in ("run_ended", "closed", "broken")
     assert ip_address("127.77.0.1").is_loopback
+
+
+async def test_the_largest_network_starts_and_each_of_its_hosts_is_reached(sandbox, readable_folder: Path) -> None:
+    """64 entries with two ports each, of the longest names, and a gateway beside them."""
+    filler = ".".join(["x" * 60] * 3)
+    names = [f"h{number}.{filler}.example" for number in range(63)]
+    network = Network(allowed=())
+    source = RAW + (
+        "def handle(p):\n"
+        "    names = [line.split()[1] for line in open('/etc/hosts').read().splitlines() if line.startswith('127.77.')]\n"
+        "    found = [attempt(name, port) for name in names for port in (80, 443)]\n"
+        "    return len(names), sorted(set(found))\n"
+    )
+    entries = egress.parse_entries([*names, "*.cloud.example"])
+    program_network = egress.build_network(entries, has_gateway=True)
+    for _ in range(2):
+        outcome = await network.run(
+            sandbox, readable_folder, source, [*names, "*.cloud.example"], network=program_network
+        )
+        assert outcome.output is not None, outcome
+        assert msgspec.json.decode(outcome.output) == [63, ["ConnectionResetError"]]
+    assert len(network.closed) == 2 * 126
