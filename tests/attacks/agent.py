@@ -321,6 +321,25 @@ def egress_undeclared(p):
     )
 
 
+def egress_scan(p):
+    """Every place where something of the host, of the worker or of another run may listen, on all loopback addresses."""
+    own_places = {("127.0.0.1", 3128)}
+    for line in open("/etc/hosts").read().splitlines():
+        if line.startswith("127.77."):
+            own_places.add((line.split()[0], p["service"]))
+    places = [("127.0.0.1", port) for port in (*range(1, 10_000), p["service"], p["port"])]
+    places += [(f"127.77.0.{number}", port) for number in range(20) for port in (80, 443, 4000, 3128, p["service"])]
+    places += [(address, p["port"]) for address in ("127.0.0.2", "127.255.255.254", "0.0.0.0", p["address"])]
+    places += [(address, 80) for address in ("169.254.169.254", "10.0.0.1", "172.17.0.1", "192.168.0.1")]
+    trophies = []
+    for place in places:
+        with socket.socket() as client:
+            client.settimeout(0.2)
+            if client.connect_ex(place) == 0 and place not in own_places:
+                trophies.append(place)
+    return _build_result(trophies)
+
+
 def egress_others(p):
     """Names and services that a resolver or a router would find: no DNS, no UDP, no IPv6."""
     trophies = []
@@ -732,11 +751,30 @@ def disk(p):
     return _build_result([written] if written > (100 << 20) else [])
 
 
-def inodes(p):
+def disk_of_work(p):
+    """Fill the work folder: what it holds is memory of the host."""
+    written = 0
+    with contextlib.suppress(OSError):
+        for number in range(10):
+            with open(f"/work/{number}", "wb") as file:
+                for _ in range(40):
+                    written += file.write(b"x" * (1 << 20))
+    return _build_result([written] if written > (300 << 20) else [])
+
+
+def _fill_inodes(folder):
     for number in range(60_000):
-        open(f"/tmp/{number}", "w").close()
+        open(f"{folder}/{number}", "w").close()
     time.sleep(0.2)
     return _build_result([60_000])
+
+
+def inodes(p):
+    return _fill_inodes("/tmp")
+
+
+def inodes_of_work(p):
+    return _fill_inodes("/work")
 
 
 def daemon(p):

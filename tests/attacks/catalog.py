@@ -34,7 +34,9 @@ ATTACKS: dict[str, list[str]] = {
     "memory_not_to_be_dumped": ["watch", "cgroup"],
     "limits_of_its_own": ["limits"],
     "disk": ["tmp_size"],
+    "disk_of_work": ["tmp_size"],
     "inodes": ["watch"],
+    "inodes_of_work": ["watch"],
     "inodes_of_an_ended_thread": ["watch"],
     "terminals": ["terminals"],
     "calls_for_the_whole_host": ["seccomp"],
@@ -56,6 +58,7 @@ GATEWAY_ATTACKS: dict[str, list[str]] = {
 # The same for programs with declared hosts. What `admission` and `declaration` are: `runner.GATEWAY_GUARDS`.
 EGRESS_ATTACKS: dict[str, list[str]] = {
     "egress_undeclared": ["network"],
+    "egress_scan": ["network"],
     "egress_others": ["seccomp"],
     "egress_private": ["admission"],
     "egress_proxy": ["declaration", "admission"],

@@ -69,7 +69,7 @@ class FenceContract:
                 continue  # mmap itself was refused
             assert result["error_type"] == "out_of_memory", result
             assert "MiB" in result["error_message"]
-        for attack in ("inodes", "inodes_of_an_ended_thread"):
+        for attack in ("inodes", "inodes_of_work", "inodes_of_an_ended_thread"):
             assert by_attack[(attack, True)]["error_type"] == "too_many_files"
 
     def test_runs_leave_nothing_for_the_next(self, user: str) -> None:

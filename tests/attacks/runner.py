@@ -159,6 +159,8 @@ async def _run_in_sandbox(
         "thread_bomb": 1500,
         "inodes": 1000,
         "disk": 1000,
+        "disk_of_work": 1000,
+        "inodes_of_work": 1000,
         "inodes_of_an_ended_thread": 1000,
     }.get(name, MEMORY_MB)
     program = SandboxProgram(
