@@ -28,7 +28,7 @@ _IGNORED_OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "local": ("verbosity", "thinking"),
 }
 _NO_IMAGES: Final = frozenset({"deepseek", "local"})
-# Their servers may stand in a private network, and load whatever address they are told to.
+# Their servers may stand in a private network, and would load any address there.
 _NO_IMAGE_URLS: Final = frozenset({"openai_compatible", "ollama"})
 # Settings by the options of the same meaning, and the values that ask for nothing.
 _SETTING_NAMES: Final[dict[str, str]] = {
@@ -68,9 +68,9 @@ def convert_options(ask: ModelCall, wire: str) -> tuple[dict[str, Any], dict[str
         "tool_choice": _convert_tool_choice(ask),
     }
     body: dict[str, Any] = {}
-    known = _BODY_OPTIONS.get(provider, ())
+    body_names = _BODY_OPTIONS.get(provider, ())
     for name in _BODY_OPTION_NAMES:
-        (body if name in known else values)[name] = getattr(options, name)
+        (body if name in body_names else values)[name] = getattr(options, name)
     if wire in ("chat", "responses"):
         values["openai_text_verbosity"] = options.verbosity
         if provider != "local":

@@ -32,7 +32,9 @@ def convert_thinking(
     summary = {} if wire != "responses" or thinking.summary is None else {"openai_reasoning_summary": thinking.summary}
     if (effort := thinking.effort or _find_effort(thinking)) is None:
         return summary if thinking.mode is None else {"thinking": False, **summary}
-    return {"openai_reasoning_effort" if wire in ("chat", "responses") else "thinking": effort, **summary}
+    if wire not in ("chat", "responses"):
+        return {"thinking": False if effort == "none" else effort}
+    return {"openai_reasoning_effort": effort, **summary}
 
 
 def _find_effort(thinking: ThinkingOptions) -> str | None:

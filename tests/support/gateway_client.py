@@ -12,6 +12,7 @@ import anthropic
 import openai
 from pydantic import BaseModel
 
+from domain.egress import parse_entries
 from domain.llms import (
     ChatMessage,
     EmbeddingReply,
@@ -163,7 +164,7 @@ async def serve_scripted(
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
     listener.setblocking(False)
-    async with serve_gateway(calls, models, limits)({GATEWAY_LISTENER: listener}):
+    async with serve_gateway(calls, models, limits, parse_entries(["example.com"]))({GATEWAY_LISTENER: listener}):
         client = GatewayClient(calls, listener.getsockname()[1])
         async with client.client, client.anthropic:
             yield client

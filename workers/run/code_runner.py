@@ -133,7 +133,7 @@ class CodeRunner(LaneRunner):
         """Return what serves the network of a run, which has models, hosts, both or neither."""
         servers: list[NetworkServer] = []
         if self._make_calls is not None and version.models:
-            servers.append(serve_gateway(self._make_calls(run.execution), version.models))
+            servers.append(serve_gateway(self._make_calls(run.execution), version.models, egress=entries))
         if self._egress_access is not None and entries:
             access = self._egress_access
             record = EgressRecord(run.add_egress, access.limits.max_events)

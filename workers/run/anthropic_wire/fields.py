@@ -11,13 +11,17 @@ from workers.run.wire import FieldRules, is_never
 FIELD_RULES: Final = FieldRules(
     ignored=frozenset({"metadata", "user_profile_id", "workspace_id"}),
     neutral_values={
+        "billing_policy": is_never,
+        "compaction": is_never,
         "container": is_never,
         "context_management": lambda value: value == {},
         "diagnostics": lambda value: value == {},
+        "fallback_credit_token": is_never,
         "fallbacks": lambda value: value == [],
         "inference_geo": is_never,
         "mcp_servers": lambda value: value == [],
         "speed": lambda value: value == "standard",
+        "thread": is_never,
     },
     alternatives={"mcp_servers": "call their tools in the agent, and offer them as `tools`"},
 )

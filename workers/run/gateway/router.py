@@ -7,6 +7,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
+from domain.egress import EgressEntry
 from domain.shared.json_limits import SMALL_JSON_BYTES
 from workers.run import embeddings_wire
 from workers.run.anthropic_wire import MessagesWire, render_error
@@ -21,7 +22,7 @@ from workers.run.gateway.responder import (
 from workers.run.gateway.schema import GatewayCalls, GatewayLimits
 from workers.run.openai_wire import ChatWire
 from workers.run.responses_wire import ResponsesWire
-from workers.run.wire import AnswerWire, GatewayRefusal, refuse_unknown_model
+from workers.run.wire import AnswerWire, GatewayRefusal, check_images, refuse_unknown_model
 
 _log = structlog.get_logger("paddock.gateway")
 _EMBEDDINGS_PATH: Final = "/v1/embeddings"
@@ -42,8 +43,10 @@ _PATH_HINTS: Final = {
 class RequestRouter:
     """Answer the requests of one run."""
 
-    def __init__(self, calls: GatewayCalls, models: tuple[str, ...], limits: GatewayLimits) -> None:
-        self._calls, self._models, self._limits = calls, models, limits
+    def __init__(
+        self, calls: GatewayCalls, models: tuple[str, ...], limits: GatewayLimits, egress: tuple[EgressEntry, ...] = ()
+    ) -> None:
+        self._calls, self._models, self._limits, self._egress = calls, models, limits, egress
         self._wires: dict[str, AnswerWire] = {
             "/v1/chat/completions": ChatWire(),
             "/v1/responses": ResponsesWire(calls),
@@ -121,6 +124,7 @@ class RequestRouter:
             )
             del body
             self._check_model(asked.model)
+            check_images(asked.messages, self._egress)
             parts = self._calls.stream_answer(asked.model, asked.messages, asked.tools, asked.options)
             async with contextlib.aclosing(parts):
                 if asked.stream:

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from domain.egress import EgressEntry
 from domain.ports import GATEWAY_LISTENER, NetworkServer
 from workers.run.gateway.router import RequestRouter
 from workers.run.gateway.schema import GatewayCalls, GatewayLimits
@@ -22,12 +23,17 @@ _silent_log.setLevel(logging.CRITICAL + 1)
 _USUAL_LIMITS: Final = GatewayLimits()
 
 
-def serve_gateway(calls: GatewayCalls, models: Sequence[str], limits: GatewayLimits = _USUAL_LIMITS) -> NetworkServer:
-    """Return what serves the named models on the listener of a run."""
+def serve_gateway(
+    calls: GatewayCalls,
+    models: Sequence[str],
+    limits: GatewayLimits = _USUAL_LIMITS,
+    egress: Sequence[EgressEntry] = (),
+) -> NetworkServer:
+    """Return what serves the named models on the listener of a run. Images may have URLs of the hosts in `egress`."""
 
     @contextlib.asynccontextmanager
     async def serve(listeners: Mapping[str, socket.socket]) -> AsyncIterator[None]:
-        gateway = _ModelGateway(RequestRouter(calls, tuple(models), limits), limits)
+        gateway = _ModelGateway(RequestRouter(calls, tuple(models), limits, tuple(egress)), limits)
         accepting = asyncio.create_task(gateway.accept_connections(listeners[GATEWAY_LISTENER]))
         try:
             yield

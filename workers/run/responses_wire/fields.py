@@ -20,7 +20,10 @@ FIELD_RULES: Final = FieldRules(
         | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
     ),
     neutral_values={
+        "access_programs": is_never,
         "background": lambda value: value is False,
+        "background_options": is_never,
+        "image": is_never,
         "conversation": is_never,
         "prompt": is_never,
         "context_management": lambda value: value == [],

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from domain.egress import EgressEntry
 from domain.llms import (
     IMAGE_MEDIA_TYPES,
     MAX_IMAGE_URL_CHARACTERS,
@@ -85,8 +86,8 @@ def read_image(kind: str, fields: dict[str, Any], where: str) -> MessageImage:
             link = {"url": link}
         if isinstance(link, dict) and "detail" in fields:
             link = {**link, "detail": fields.pop("detail")}
-        found = _convert(link, _ImageLink, f"{where}.image_url")
-        image = msgspec.structs.replace(_read_url(found.url, f"{where}.image_url"), detail=found.detail)
+        image_link = _convert(link, _ImageLink, f"{where}.image_url")
+        image = msgspec.structs.replace(_read_url(image_link.url, f"{where}.image_url"), detail=image_link.detail)
     if fields:
         name = min(fields)[:64]
         raise GatewayRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
@@ -107,12 +108,25 @@ def find_last_mark(parts: Sequence[MessagePart]) -> CacheTtl | None:
     return next((part.cache for part in reversed(parts) if part.cache is not None), None)
 
 
-def list_images(messages: Sequence[ChatMessage]) -> list[MessageImage]:
-    """Return the images of a conversation. Errors: `GatewayRefusal` if there are too many."""
+def check_images(messages: Sequence[ChatMessage], egress: Sequence[EgressEntry]) -> None:
+    """Check the number of images, and that their URLs lead to hosts that the run may reach. Errors: `GatewayRefusal`.
+
+    A provider loads an image from its URL. What an agent writes into one would leave by a host that it did not declare.
+    """
     images = [part for message in messages for part in message.parts if isinstance(part, MessageImage)]
     if len(images) > MAX_IMAGES:
-        raise GatewayRefusal(400, f"A request may have {MAX_IMAGES} images, and this one has {len(images)}.")
-    return images
+        raise GatewayRefusal(400, f"A request may have {MAX_IMAGES} images, and this one has {len(images)}.", "images")
+    for image in images:
+        if image.url is None:
+            continue
+        url = urlsplit(image.url)
+        host, port = (url.hostname or "").lower().rstrip("."), url.port or 443
+        if not any(entry.is_matching(host, port) for entry in egress):
+            message = (
+                f"The provider would load an image from {host[:253]}, port {port}, which is not in the `egress` of the "
+                "manifest: name the host there, or send the image itself as a data: URL."
+            )
+            raise GatewayRefusal(400, message, "image_host_not_declared")
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -152,8 +166,8 @@ def _read_url(url: str, where: str) -> MessageImage:
 def _decode_image(media_type: str, data: str, where: str) -> MessageImage:
     kind = _TYPE_SYNONYMS.get(media_type.strip().lower(), media_type.strip().lower())
     if kind not in IMAGE_MEDIA_TYPES:
-        known = ", ".join(sorted(IMAGE_MEDIA_TYPES))
-        raise GatewayRefusal(400, f"`{where}` is of type {media_type[:40]!r}; images are {known}.", param=where)
+        types = ", ".join(sorted(IMAGE_MEDIA_TYPES))
+        raise GatewayRefusal(400, f"`{where}` is of type {media_type[:40]!r}; images are {types}.", param=where)
     try:
         content = base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError):
