@@ -1,5 +1,6 @@
 """Suggest what to change on a host that cannot isolate code."""
 
+import os
 from pathlib import Path
 
 
@@ -15,6 +16,7 @@ def find_isolation_hint() -> str:
         return (
             "Start the container with: "
             "--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+            + (" --cap-add SYS_ADMIN --cap-add SYS_PTRACE --cap-add NET_ADMIN" if os.geteuid() == 0 else "")
         )
     return ""
 

@@ -77,7 +77,12 @@ def _enable_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sh14x", b"lo", 0)
         name, flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", name, flags | _IFF_UP))
+        try:
+            fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh14x", name, flags | _IFF_UP))
+        except PermissionError as error:
+            # An ordinary user has it in the user namespace that the network belongs to.
+            problem = "the network of a sandbox cannot be made: a worker that is root needs the capability NET_ADMIN"
+            raise OSError(error.errno, problem) from None
 
 
 def _add_loopback_address(address: str) -> None:

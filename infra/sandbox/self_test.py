@@ -1,11 +1,13 @@
-"""Test a sandbox backend on this host: a sandbox can be made, imports its code, and can be measured."""
+"""Test a sandbox backend on this host: a sandbox can be made, imports its code, has a network, and can be measured."""
 
 import asyncio
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from domain.builds import DEFAULT_MEMORY_MB
-from domain.ports import SandboxProgram
+from domain.ports import ProgramNetwork, SandboxProgram
 from domain.shared.errors import DomainError
 from infra.sandbox.backend import SandboxBackend
 from infra.sandbox.exit_report import GuestStage, SandboxStartError
@@ -22,19 +24,27 @@ TRIAL_PROGRAM: Final = SandboxProgram(
 
 
 async def run_self_test(backend: SandboxBackend) -> str | None:
-    """Return why a trial sandbox fails, or None."""
+    """Return why a trial sandbox fails, without a network or with one; None if neither does."""
+    for network in (None, ProgramNetwork(gateway=True)):
+        problem = await _try_program(backend, msgspec.structs.replace(TRIAL_PROGRAM, network=network))
+        if problem is not None:
+            return problem
+    return None
+
+
+async def _try_program(backend: SandboxBackend, program: SandboxProgram) -> str | None:
     try:
-        tree = await backend.start_tree(TRIAL_PROGRAM)
+        tree = await backend.start_tree(program)
     except DomainError as error:
         return error.detail
     try:
-        backend.assign_program(tree, TRIAL_PROGRAM, "run")
-        watchdog, reason = backend.create_watchdog(TRIAL_PROGRAM), None
-        is_imported = await tree.wait_for_stage(GuestStage.IMPORTED, TRIAL_PROGRAM.timeout)
+        backend.assign_program(tree, program, "run")
+        watchdog, reason = backend.create_watchdog(program), None
+        is_imported = await tree.wait_for_stage(GuestStage.IMPORTED, program.timeout)
         if is_imported and watchdog is not None and tree.pid is not None:
             reason = await asyncio.to_thread(watchdog.find_excess, tree.pid)
         request = TreeRequest(data=encode_request(b"{}", b"{}"), on_output=ignore_output)
-        report = await tree.run(request, TRIAL_PROGRAM.timeout)
+        report = await tree.run(request, program.timeout)
         # The tree's own watchdog may have been quicker.
         kind, _, problem = (report.kill_reason or reason or "").partition(":")
         if kind == "not_measurable":
@@ -42,7 +52,7 @@ async def run_self_test(backend: SandboxBackend) -> str | None:
                 f"it cannot be measured: {problem}. A worker that is root needs the capability SYS_PTRACE; one that is "
                 "not root needs none."
             )
-        outcome = outcome_from_report(report, TRIAL_PROGRAM.timeout, TRIAL_PROGRAM.memory_mb)
+        outcome = outcome_from_report(report, program.timeout, program.memory_mb)
     except SandboxStartError as error:
         return str(error)
     finally:

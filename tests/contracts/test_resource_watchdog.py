@@ -3,6 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -110,6 +113,29 @@ async def test_host_without_access_to_sandboxes_is_unavailable(monkeypatch: pyte
     status = await sandbox.get_status()
     assert not status.available
     assert "SYS_PTRACE" in status.reason
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: an ordinary user has it in a namespace of its own")
+@pytest.mark.parametrize("backend", ["BubblewrapSandbox", "ForkServerBackend"])
+def test_root_without_rights_over_networks_is_told_which(backend: str) -> None:
+    program = f"""
+import asyncio
+from infra.sandbox import linux
+from infra.sandbox.bubblewrap import BubblewrapSandbox
+from infra.sandbox.forkserver.client import ForkServerBackend
+from infra.sandbox.self_test import run_self_test
+async def main():
+    sandbox = {backend}()
+    print(await run_self_test(sandbox))
+    if isinstance(sandbox, ForkServerBackend):
+        await sandbox.close()
+asyncio.run(main())
+"""
+    without = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", sys.executable, "-c", program]
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    output = subprocess.run(without, capture_output=True, text=True, check=True).stdout
+    assert "a worker that is root needs the capability NET_ADMIN" in output
 
 
 SUBPROCESS_PROGRAM = """

@@ -21,6 +21,14 @@ from tests.conftest import FAST_SETTINGS, run_system
 from tests.support.clients import TenantClient, pack_archive, register_tenant
 
 ROOT = Path(__file__).resolve().parents[2]
+WORKER_SOURCE = """
+import os
+def handle(payload, context):
+    context.state["runs"] = context.state.get("runs", 0) + 1
+    with open("/work/left.txt", "w") as file:
+        file.write(f"left {context.state['runs']}")
+    return [open(context.files["data.csv"]).read(), len(os.environ["TOKEN"]), context.state["runs"]]
+"""
 ECHO_SOURCE = "def handle(p):\n    print('said')\n    return p\n"
 
 
@@ -88,6 +96,7 @@ async def test_backup_under_load_restores_all_records_accepted_before_it(capsys:
             async with register_tenant(system.url) as owner:
                 key = await owner.create_key()
                 agent_id = await owner.deploy_agent(ECHO_SOURCE)
+                work = await prepare_agent_work(owner)
                 accepted: dict[str, list[str]] = {}
                 loading = [asyncio.create_task(submit_load(owner, agent_id, accepted, stop)) for _ in range(2)]
                 await asyncio.sleep(4)
@@ -110,10 +119,31 @@ async def test_backup_under_load_restores_all_records_accepted_before_it(capsys:
                 started = await http.post(f"/agents/{agent_id}/execute", json={"payload": {"n": 0}})
                 ended = await http.get(f"/executions/{started.json()['id']}", headers={"Prefer": "wait=60"})
                 assert (ended.json()["status"], ended.json()["result"]) == ("completed", {"n": 0})
+                await check_agent_work(http, work)
         # The installation is stopped: its services are started for the backup only.
         status, output = await run_paddock("backup", str(folder / "cold"), "--data", str(folder / "restored"))
         assert status == 0, output
         await check_damaged_backup(folder)
+
+
+async def prepare_agent_work(owner: TenantClient) -> dict[str, Any]:
+    """Run an agent with a secret, a file and a state, which leaves a file; return what it has and what it left."""
+    answer = await owner.http.post("/secrets", json={"name": "TOKEN", "value": "value-of-the-token"})
+    assert answer.status_code == 201, answer.text
+    file = (await owner.http.post("/files", files={"file": ("data.csv", b"a,b")})).json()
+    agent_id = await owner.deploy_agent(WORKER_SOURCE, "name: worker\nentrypoint: agent:handle\nsecrets: [TOKEN]\n")
+    ended = await owner.run_agent(agent_id, files={"data.csv": file["id"]})
+    assert ended["status"] == "completed", ended
+    return {"agent": agent_id, "file": file["id"], "execution": ended["id"]}
+
+
+async def check_agent_work(http: httpx.AsyncClient, work: dict[str, Any]) -> None:
+    assert (await http.get(f"/files/{work['file']}/content")).content == b"a,b"
+    assert (await http.get(f"/executions/{work['execution']}/files/left.txt")).content == b"left 1"
+    body = {"files": {"data.csv": work["file"]}}
+    started = await http.post(f"/agents/{work['agent']}/execute", json=body, headers={"Prefer": "wait=60"})
+    assert started.json()["status"] == "completed", started.text
+    assert started.json()["result"] == ["a,b", len("value-of-the-token"), 2]
 
 
 async def check_restored(http: httpx.AsyncClient, before: dict[str, list[str]]) -> None:

@@ -18,34 +18,15 @@ from tests.conftest import run_system
 from tests.support.clients import TenantClient, register_tenant
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
+from tests.support.ports import find_port_range
 
 SYSTEM_METRICS = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
-
-
-def _find_port_range(count: int) -> int:
-    """Return the first of several consecutive free ports."""
-    for _ in range(100):
-        (port,) = find_free_ports(1)
-        if set(range(port, port + count)) <= set(_list_free_ports(range(port, port + count))):
-            return port
-    raise AssertionError("there are no free ports in a row")
-
-
-def _list_free_ports(ports: range) -> list[int]:
-    import socket
-
-    free = []
-    for port in ports:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                free.append(port)
-    return free
 
 
 @pytest.fixture(scope="module")
 async def system() -> AsyncIterator[System]:
     """Yield a separate system with ports for its workers."""
-    async with run_system(PADDOCK_WORKER_PORT=str(_find_port_range(8)), PADDOCK_LEASE_SECONDS="30") as separate_system:
+    async with run_system(PADDOCK_WORKER_PORT=str(find_port_range(8)), PADDOCK_LEASE_SECONDS="30") as separate_system:
         yield separate_system
 
 
