@@ -20,6 +20,7 @@ RESERVED_PARAMETERS: Final = frozenset(
     # Gemini's and Bedrock's names for them.
     | {"contents", "system_instruction", "tool_config", "cached_content", "generation_config", "candidate_count"}
     | {"inference_config", "additional_model_request_fields", "prompt_variables"}
+    | {"additional_model_requests_fields", "inference_profile"}
     | {"timeout", "transport", "extra_headers", "extra_query", "headers", "api_base", "base_url"}
 )
 # The limit of an answer, which a call may lower: a parameter only under these names.
@@ -108,7 +109,7 @@ def _find_name_problem(name: str, within: str | None) -> str | None:
     """Return why no parameter may have this name."""
     # Some servers ignore case and dashes, and libraries have prefixed names for one provider.
     plain = _CAMEL_CASE_BOUNDARY.sub("_", name.strip()).lower().replace("-", "_")
-    bare = plain.removeprefix("openai_").removeprefix("anthropic_")
+    bare = plain.removeprefix("openai_").removeprefix("anthropic_").removeprefix("bedrock_")
     if bare in RESERVED_PARAMETERS or (plain != name and plain in (*_TOKEN_LIMIT_NAMES, "extra_body")):
         return "is set for each call and cannot be a parameter of a model."
     if within is not None and plain in _TOKEN_LIMIT_NAMES:

@@ -14,6 +14,7 @@ from infra.http import SendNotifyingTransport, on_request_sent
 from infra.llm import model_errors, options, providers, request_builder
 from infra.llm.answer_reader import AnswerReader, read_answer
 from infra.llm.anthropic_reader import AnthropicReader
+from infra.llm.bedrock_reader import BedrockReader
 from infra.llm.chat_reader import ChatReader
 from infra.llm.embeddings import embed_texts
 from infra.llm.gemini_reader import GeminiReader
@@ -27,6 +28,7 @@ _WIRE_READERS: Final[dict[Wire, type[AnswerReader]]] = {
     "responses": ResponsesReader,
     "chat": ChatReader,
     "gemini": GeminiReader,
+    "bedrock": BedrockReader,
 }
 
 

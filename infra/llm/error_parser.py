@@ -16,6 +16,7 @@ _KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
     ("rate_limited", ("ratelimit", "toomanyrequest", "throttl", "resourceexhausted", "slowdown")),
     ("rate_limited", ("limitburst", "limitrequests", "requestlimit", "tokenlimitperminute", "quotaexceeded")),
     ("unauthorized", ("authentication", "unauthorized", "unauthenticated", "permission")),
+    ("unauthorized", ("invalidsignature", "expiredtoken", "unrecognizedclient", "missingauthtoken")),  # of AWS
     ("unauthorized", ("forbidden", "apikey", "accessdenied", "accountdeactivated", "invalidtoken", "invalidauth")),
     ("refused", ("contextlength", "contextwindow", "toolong", "toolarge", "maxtokens", "stringabovemax")),
     (
@@ -30,6 +31,7 @@ _KIND_WORDS: Final[tuple[tuple[ModelErrorKind, tuple[str, ...]], ...]] = (
     ("refused", ("failedprecondition", "outofrange", "unimplemented", "conflict", "badparam")),
     ("timeout", ("timeout", "timedout", "deadlineexceeded")),
     ("unavailable", ("overload", "unavailable", "servererror", "internal", "badgateway", "engineerror", "busy")),
+    ("unavailable", ("modelerror", "modelstreamerror", "modelnotready")),
 )
 # Statuses that are clear without the `type` beside them. A `code` may be more precise.
 _CLEAR_STATUSES: Final = frozenset({401, 403, 404, 408, 429})

@@ -21,6 +21,8 @@ _RESOURCE_PREFIXES = ("models/", "tunedModels/")
 class GeminiWireModel(Model[Any]):
     """Make requests of `streamGenerateContent`. The key goes into a header, never into the address."""
 
+    unsupported_settings = frozenset({"logit_bias", "parallel_tool_calls"})
+
     def __init__(self, name: str, url: str, key: str, http: httpx2.AsyncClient) -> None:
         super().__init__(
             profile=merge_profile(google_model_profile(name), {"may_tokenize_special_tokens_in_content": False})

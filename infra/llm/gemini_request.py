@@ -89,9 +89,16 @@ def _map_contents(contents: Iterable[Any]) -> Iterable[dict[str, Any]]:
             yield {"inlineData": {"mimeType": content.media_type, "data": data}}
         elif isinstance(content, FileUrl):
             # Google fetches it: nothing is fetched from here.
-            yield {"fileData": {"fileUri": content.url, "mimeType": content.media_type}}
+            yield {"fileData": {"fileUri": content.url, **_find_media_type(content)}}
         elif isinstance(text := getattr(content, "content", content), str):
             yield {"text": text}
+
+
+def _find_media_type(file: FileUrl) -> dict[str, str]:
+    try:
+        return {"mimeType": file.media_type}
+    except ValueError:
+        return {}  # the address does not tell
 
 
 def _map_response(message: ModelResponse) -> Iterable[dict[str, Any]]:
@@ -137,9 +144,7 @@ def build_tools(parameters: ModelRequestParameters, choice: ResolvedToolChoice) 
 def build_config(
     settings: Mapping[str, Any], parameters: ModelRequestParameters, profile: GoogleModelProfile
 ) -> dict[str, Any]:
-    """Return `generationConfig` and the fields beside it. Errors: `UserError` for a setting that Gemini lacks."""
-    if settings.get("logit_bias"):
-        raise UserError("Gemini does not accept 'logit_bias': leave it out.")
+    """Return `generationConfig` and the fields beside it. Errors: `UserError` for an unknown effort."""
     config = {wire: settings[name] for name, wire in _CONFIG_NAMES.items() if settings.get(name) is not None}
     extra = dict(settings.get("extra_body") or {})
     thinking = parameters.thinking

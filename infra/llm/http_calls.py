@@ -34,6 +34,8 @@ async def _read_error(response: httpx2.Response, model: str) -> ModelHTTPError:
         body: Any = msgspec.json.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError):
         body = content.decode("utf-8", "replace")
+    if isinstance(body, dict) and isinstance(message := body.get("Message"), str):
+        body = {"message": message, **body}
     # AWS names its errors in a header: `ThrottlingException:http://…`.
     if isinstance(body, dict) and (name := response.headers.get("x-amzn-errortype")) is not None:
         body = {"code": name.partition(":")[0], **body}

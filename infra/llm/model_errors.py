@@ -20,6 +20,7 @@ from pydantic_ai.exceptions import (
 from domain.llms import ModelCall, ModelError, ModelTarget
 from infra.http import OutboundRefused
 from infra.llm import error_parser
+from infra.llm.key_mask import list_secrets, mask_secrets
 
 
 def build_timeout_error(ask: ModelCall, began: bool) -> ModelError:
@@ -108,8 +109,7 @@ def _explain_transport_error(error: BaseException) -> str:
 
 def clean_text(target: ModelTarget, text: str) -> str:
     """Return a provider's text on one line, of at most 300 characters, with the API key masked."""
-    key = target.api_key.reveal() if target.api_key is not None else ""
-    text = " ".join((text.replace(key, "***") if key else text).split())
+    text = " ".join(mask_secrets(text, list_secrets(target)).split())
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

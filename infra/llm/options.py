@@ -26,10 +26,17 @@ _BODY_OPTION_NAMES: Final = ("top_k", "min_p", "repetition_penalty")
 _IGNORED_OPTIONS: Final[dict[str, tuple[str, ...]]] = {
     "ollama": ("logit_bias", "tool_choice"),
     "local": ("verbosity", "thinking"),
+    # Mistral refuses fields that it does not know, so these are not sent.
+    "mistral": ("logit_bias", "verbosity"),
 }
 _NO_IMAGES: Final = frozenset({"deepseek", "local"})
-# Their servers may stand in a private network, and would load any address there.
-_NO_IMAGE_URLS: Final = frozenset({"openai_compatible", "ollama"})
+# Providers that get no addresses of images, and why. The servers of some would load any address there.
+_PRIVATE_SERVER: Final = "because its server may stand in a private network"
+_NO_IMAGE_URLS: Final[Mapping[str, str]] = {
+    "openai_compatible": _PRIVATE_SERVER,
+    "ollama": _PRIVATE_SERVER,
+    "bedrock": "because it takes images as data only",
+}
 # Settings by the options of the same meaning, and the values that ask for nothing.
 _SETTING_NAMES: Final[dict[str, str]] = {
     **{name: name for name in ("temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty")},
@@ -102,10 +109,11 @@ def check_images(ask: ModelCall) -> None:
     images = [part for message in ask.messages for part in message.parts if isinstance(part, MessageImage)]
     if images and target.provider in _NO_IMAGES:
         raise _refuse_option("image", f"The model {target.name!r} takes no images: its provider has none.")
-    if target.provider in _NO_IMAGE_URLS and any(image.url is not None for image in images):
+    why = _NO_IMAGE_URLS.get(target.provider)
+    if why is not None and any(image.url is not None for image in images):
         message = (
-            f"The provider of {target.name!r} ({target.provider}) gets no image URLs, because its server may stand in "
-            "a private network: send the image itself as a data: URL."
+            f"The provider of {target.name!r} ({target.provider}) gets no image URLs, {why}: send the image itself as "
+            "a data: URL."
         )
         raise _refuse_option("image", message)
 

@@ -21,6 +21,7 @@ from pydantic_ai.settings import ModelSettings
 
 from domain import llms
 from domain.llms import RESERVED_PARAMETERS, ModelCall, ModelError, ModelTarget
+from domain.shared.aws_keys import AWS_KEY_FORMS, InvalidAwsKey, parse_aws_key
 from infra.llm import endpoints, wire_models
 from infra.llm.options import convert_options
 from infra.llm.thinking import convert_thinking
@@ -43,6 +44,13 @@ _SETTING_NAMES: Final[dict[str, str]] = {
     "verbosity": "openai_text_verbosity",
     "store": "openai_store",
 }
+# Wires on which Anthropic's own form of thinking is sent: Claude is one of Bedrock's models too.
+_ANTHROPIC_THINKING_WIRES: Final = frozenset({"anthropic", "bedrock"})
+# Settings of Bedrock that a model's parameters may hold. Others would change the model or its prompt.
+_BEDROCK_SETTINGS: Final = frozenset(
+    {"bedrock_guardrail_config", "bedrock_performance_configuration", "bedrock_request_metadata"}
+    | {"bedrock_service_tier"}
+)
 # Parameters of models that chat completions accept and Responses do not.
 _CHAT_ONLY_OPTIONS: Final = frozenset(
     {"stop", "stop_sequences", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs"}
@@ -136,6 +144,8 @@ def build_model(target: ModelTarget, wire: Wire, base_url: str | None, http: htt
 
         url = endpoints.find_base_url(target, base_url, wire)
         return GeminiWireModel(target.model, url or "", _reveal_key(target), http)
+    if wire == "bedrock":
+        return _build_bedrock_model(target, base_url, http)
     return _build_openai_model(target, wire, base_url, http)
 
 
@@ -195,6 +205,20 @@ def _build_anthropic_model(
     return wire_models.AnthropicWireModel(target.model, provider=AnthropicProvider(anthropic_client=client))
 
 
+def _build_bedrock_model(target: ModelTarget, base_url: str | None, http: httpx2.AsyncClient) -> Model[Any]:
+    # boto3 is loaded with it, which only Bedrock needs.
+    from infra.llm.bedrock_model import BedrockWireModel
+
+    if (url := endpoints.find_base_url(target, base_url, "bedrock")) is None:
+        raise ModelError("refused", f"Models of {target.provider} need a region.")
+    try:
+        key = parse_aws_key(text) if (text := _reveal_key(target)) else None
+    except InvalidAwsKey as error:
+        raise ModelError("unauthorized", f"The key of {target.name} {error} It must be {AWS_KEY_FORMS}.") from None
+    region = llms.find_aws_region(target.base_url, target.parameters)
+    return BedrockWireModel(target.model, url, region, key, http)
+
+
 def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
     """Build the settings of a call: its options override the target's parameters. Errors: `ModelError` refused."""
     target, native = ask.target, _list_native_settings(wire)
@@ -209,7 +233,8 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
     for name, value in parameters.items():
         if name == "thinking" and isinstance(value, dict):
             # Anthropic's own form. DeepSeek and others use the same form, and get it unchanged.
-            (values if wire == "anthropic" else body)["anthropic_thinking" if wire == "anthropic" else name] = value
+            own = wire in _ANTHROPIC_THINKING_WIRES
+            (values if own else body)["anthropic_thinking" if own else name] = value
         elif name in native:
             values[name] = value
         elif (setting := _SETTING_NAMES.get(name)) is None or (setting.startswith("openai_") and setting not in native):
@@ -223,7 +248,7 @@ def build_settings(ask: ModelCall, wire: Wire) -> ModelSettings:
     body |= fields
     if wire == "responses":
         values = _fit_responses(values, target)
-    if wire == "anthropic" and "anthropic_thinking" in values:
+    if wire in _ANTHROPIC_THINKING_WIRES and "anthropic_thinking" in values:
         values["anthropic_thinking"] = _fit_thinking(values, ask, get_writer(target, wire))
     # `ask.timeout` bounds all waiting, and is enforced where the parts are read.
     values |= {"timeout": httpx2.Timeout(None, connect=10.0), "extra_headers": {"User-Agent": "paddock"}}
@@ -271,6 +296,8 @@ def _list_native_settings(wire: Wire) -> frozenset[str]:
         "responses": OpenAIResponsesModelSettings,
         "chat": OpenAIChatModelSettings,
     }
+    if wire == "bedrock":
+        return _BEDROCK_SETTINGS
     if wire not in kinds:
         return frozenset()
     prefix = "anthropic_" if wire == "anthropic" else "openai_"

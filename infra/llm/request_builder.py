@@ -43,8 +43,9 @@ def build_history(
     history: list[ModelMessage] = []
     request_parts: list[ModelRequestPart] = []
     tools: dict[str, str] = {}
-    takes_marks = isinstance(model, AnthropicModel) or bool(
-        model.profile.get("openai_supports_prompt_cache_breakpoints")
+    takes_marks = isinstance(model, AnthropicModel) or any(
+        model.profile.get(name)
+        for name in ("openai_supports_prompt_cache_breakpoints", "bedrock_supports_prompt_caching")
     )
     for message in map_call_ids(messages, target, isinstance(model, OpenAIChatModel)):
         if message.role != "assistant":

@@ -29,6 +29,9 @@ def convert_thinking(
         return {}
     if wire == "anthropic":
         return _convert_for_anthropic(thinking, profile or {})
+    if wire == "bedrock" and thinking.mode == "enabled" and thinking.max_tokens is not None and not thinking.effort:
+        # Claude is one of Bedrock's models, and takes a budget.
+        return {"anthropic_thinking": {"type": "enabled", "budget_tokens": thinking.max_tokens}}
     summary = {} if wire != "responses" or thinking.summary is None else {"openai_reasoning_summary": thinking.summary}
     if (effort := thinking.effort or _find_effort(thinking)) is None:
         return summary if thinking.mode is None else {"thinking": False, **summary}
@@ -41,7 +44,12 @@ def _find_effort(thinking: ThinkingOptions) -> str | None:
     """Return the effort that a mode and a budget stand for, None where they stand for none."""
     if thinking.mode in (None, "disabled"):
         return None
-    if (tokens := thinking.max_tokens) is None:
+    return choose_effort(thinking.max_tokens)
+
+
+def choose_effort(tokens: int | None) -> str:
+    """Return the effort for which a budget stands."""
+    if tokens is None:
         return "medium"
     return next((name for most, name in _EFFORT_TOKENS if tokens <= most), "high")
 

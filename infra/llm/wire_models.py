@@ -16,7 +16,7 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from domain.llms import CacheTtl
 
 # Names the thoughts of an answer that Mistral wants back before its content.
-MISTRAL_THOUGHTS = "mistral_thoughts"
+MISTRAL_THOUGHTS: Final = "mistral_thoughts"
 # Where the definition of a tool holds its mark for the cache.
 CACHE_METADATA: Final = "cache"
 
@@ -45,13 +45,19 @@ class ChatWireModel(OpenAIChatModel):
         return mapped
 
 
+# Settings of OpenAI's that Mistral refuses.
+_NOT_OF_MISTRAL: Final = frozenset(
+    {"logit_bias", "openai_text_verbosity", "openai_service_tier", "service_tier", "openai_store"}
+)
+
+
 class MistralWireModel(ChatWireModel):
     """Make requests of Mistral's chat completions, which refuse fields of OpenAI's that they do not know."""
 
     def prepare_request(self, model_settings: Any, model_request_parameters: Any) -> Any:
         """Return settings and parameters, with Mistral's name for the seed."""
         settings, parameters = super().prepare_request(model_settings, model_request_parameters)
-        named: dict[str, Any] = dict(settings or {})
+        named: dict[str, Any] = {name: value for name, value in (settings or {}).items() if name not in _NOT_OF_MISTRAL}
         if "seed" in named:
             named["extra_body"] = {**named.get("extra_body", {}), "random_seed": named.pop("seed")}
         return named, parameters

@@ -243,6 +243,12 @@ async def test_mistral_gets_only_fields_that_it_knows(llm: PydanticLlm, wire: Wi
     assert [message["tool_call_id"] for message in body["messages"][3:5]] == ids
     allowed = {"role", "content", "tool_calls", "tool_call_id", "name", "prefix"}
     assert all(message.keys() <= allowed for message in body["messages"])
+    # What Mistral does not know is left out, or refused where it would change the answer.
+    options = ModelOptions(logit_bias={"1": 1}, verbosity="low", service_tier="auto")
+    await collect_reply(llm, build_call("mistral", wire.url, options=options))
+    assert wire.requests.pop().body.keys() <= MISTRAL_FIELDS
+    error = await collect_error(llm, build_call("mistral", wire.url, options=replace(options, must_apply=True)))
+    assert (error.kind, error.option) == ("refused", "logit_bias")
     # With `none`, no tools are sent.
     options = ModelOptions(tool_choice="none")
     await collect_reply(llm, build_call("mistral", wire.url, tools=(ADD_TOOL,), options=options))

@@ -10,6 +10,8 @@ from msgspec.structs import replace
 from domain.llms import (
     ChatMessage,
     EmbeddingCall,
+    MessageImage,
+    MessageText,
     ModelOptions,
     ModelToolCall,
     ModelUsage,
@@ -213,8 +215,35 @@ async def test_options_and_parameters_have_googles_names(llm: PydanticLlm, wire:
         "frequencyPenalty": 0.2,
         "mediaResolution": "MEDIA_RESOLUTION_LOW",
     }
-    error = await collect_error(llm, build_call("gemini", wire.url, target={"parameters": {"logit_bias": {"1": 1}}}))
-    assert (error.kind, "logit_bias" in error.message) == ("refused", True)
+    options = ModelOptions(logit_bias={"1": 1}, must_apply=True)
+    error = await collect_error(llm, build_call("gemini", wire.url, options=options))
+    assert (error.kind, error.option) == ("refused", "logit_bias")
+    options = ModelOptions(thinking=ThinkingOptions(effort="none"), allowed_tools=("add",), tool_choice="required")
+    tools = (ADD_TOOL, replace(ADD_TOOL, name="subtract"))
+    call = build_call("gemini", wire.url, options=options, tools=tools, target={"model": "gemini-2.5-flash"})
+    await collect_reply(llm, call)
+    body = wire.requests[-1].body
+    assert body["generationConfig"] == {"thinkingConfig": {"thinkingBudget": 0}}
+    assert body["toolConfig"]["functionCallingConfig"] == {"mode": "ANY", "allowedFunctionNames": ["add"]}
+
+
+async def test_images_are_sent_as_data_or_by_address(llm: PydanticLlm, wire: WireServer):
+    wire.queue_events(PLAIN_ANSWER)
+    images = (
+        MessageText(text="See:"),
+        MessageImage(data=b"png", media_type="image/png"),
+        MessageImage(url="https://example.com/cat.png"),
+        MessageImage(url="https://example.com/cat"),
+    )
+    await collect_reply(
+        llm, build_call("gemini", wire.url, messages=(ChatMessage(role="user", content="See:", parts=images),))
+    )
+    assert wire.requests[0].body["contents"][0]["parts"] == [
+        {"text": "See:"},
+        {"inlineData": {"mimeType": "image/png", "data": "cG5n"}},
+        {"fileData": {"fileUri": "https://example.com/cat.png", "mimeType": "image/png"}},
+        {"fileData": {"fileUri": "https://example.com/cat"}},
+    ]
 
 
 async def test_schema_of_the_answer_is_sent(llm: PydanticLlm, wire: WireServer):

@@ -17,7 +17,7 @@ from domain.llms import (
     ToolCallDelta,
 )
 from domain.shared.secrets import Secret
-from infra.llm.key_mask import KeyMask, stream_masked
+from infra.llm.key_mask import KeyMask, list_secrets, mask_secrets, stream_masked
 
 PROVIDER_KEY = "abcabcabd"
 
@@ -32,6 +32,36 @@ def test_masked_pieces_join_to_the_masked_text(pieces: list[str]) -> None:
     mask = KeyMask(PROVIDER_KEY)
     parts_received = [mask.mask_piece(piece) for piece in pieces]
     assert "".join([*parts_received, mask.flush_text()]) == "".join(pieces).replace(PROVIDER_KEY, "***")
+
+
+SECRET_PARTS = ("s3cr3t/key", "t0k3n+part")
+
+
+@given(
+    st.lists(
+        st.sampled_from(["s3cr3t/", "s3cr3t", "/key", *SECRET_PARTS, "t0k3n+", "part", "s", "t", ":", ""]), max_size=20
+    )
+)
+def test_no_secret_of_several_passes_in_pieces(pieces: list[str]) -> None:
+    mask = KeyMask(*SECRET_PARTS)
+    masked = "".join([*map(mask.mask_piece, pieces), mask.flush_text()])
+    assert masked == mask_secrets("".join(pieces), SECRET_PARTS)
+    assert not any(secret in masked for secret in SECRET_PARTS)
+
+
+def test_secrets_of_a_key_of_aws_are_its_secret_parts() -> None:
+    secret, token = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY", "IQoJb3JpZ2luX2VjEXAMPLETOKEN"
+    for key, secrets in (
+        (f"AKIAIOSFODNN7EXAMPLE:{secret}", (secret,)),
+        (f"ASIAIOSFODNN7EXAMPLE:{secret}:{token}", (secret, token)),
+        (token, (token,)),
+        ("not:one", ("not:one",)),
+        ("", ()),
+    ):
+        target = ModelTarget(name="m", provider="bedrock", model="m", api_key=Secret(key))
+        assert list_secrets(target) == secrets
+    target = ModelTarget(name="m", provider="openai", model="m", api_key=Secret(f"AKIAIOSFODNN7EXAMPLE:{secret}"))
+    assert list_secrets(target) == (f"AKIAIOSFODNN7EXAMPLE:{secret}",)
 
 
 async def collect(key: str | None, *parts: ReplyPart) -> list[ReplyPart]:

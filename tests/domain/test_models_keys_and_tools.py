@@ -104,6 +104,8 @@ RESERVED_PARAMETERS = [
     *("stream", "previous_response_id", "conversation", "background", "num_predict", "max_new_tokens", "extra_query"),
     *("extra_headers", "Model", "MESSAGES", " n ", "extra-headers", "openai_previous_response_id", "openai_background"),
     *("openai_native_tools", "openai_conversation_id", "anthropic_container", "openai_transport"),
+    *("generationConfig", "systemInstruction", "candidateCount", "cached_content", "bedrock_inference_profile"),
+    *("bedrock_prompt_variables", "additionalModelRequestFields"),
     *("numPredict", "bestOf", "toolChoice", "baseUrl", "maxNewTokens", "previousResponseId"),
 ]
 
