@@ -27,7 +27,7 @@ from infra.llm.eventstream_frames import FramedResponse
 from infra.llm.http_calls import open_response
 from infra.llm.thinking import choose_effort
 
-_SERVICE: Final = "bedrock"
+_SIGNING_NAME: Final = "bedrock"
 
 
 class _RecordingClient:
@@ -38,10 +38,7 @@ class _RecordingClient:
         service = SimpleNamespace(shape_for=lambda name: None)
         events = SimpleNamespace(register_first=lambda *args, **kwargs: None)
         self.meta = SimpleNamespace(endpoint_url=url, service_model=service, events=events)
-
-    def converse_stream(self, **parameters: Any) -> dict[str, Any]:
-        """Return the parameters of `ConverseStream`."""
-        return parameters
+        self.converse_stream = dict
 
 
 class BedrockWireModel(BedrockConverseModel):
@@ -96,7 +93,7 @@ class BedrockWireModel(BedrockConverseModel):
             self._key.access_key_id, self._key.secret_access_key, self._key.session_token, None
         )
         request = AWSRequest(method="POST", url=url, data=body, headers={"Content-Type": "application/json"})
-        SigV4Auth(credentials, _SERVICE, self._region).add_auth(request)
+        SigV4Auth(credentials, _SIGNING_NAME, self._region).add_auth(request)
         return {name: str(value) for name, value in request.headers.items() if name.lower() != "content-type"}
 
     def _map_thinking_part(self, part: Any, message: ModelResponse, content: Any, carried_thinking: Any) -> None:

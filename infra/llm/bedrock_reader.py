@@ -16,7 +16,7 @@ _FINISH_BY_REASON: Final[dict[str, FinishReason]] = {
     "content_filtered": "content_filter",
 }
 # The model wrote something that Bedrock itself could not read: the next answer may be better.
-_FAULTS: Final = frozenset({"malformed_model_output", "malformed_tool_use"})
+_FAULT_REASONS: Final = frozenset({"malformed_model_output", "malformed_tool_use"})
 
 
 class BedrockReader(AnswerReader):
@@ -63,7 +63,7 @@ class BedrockReader(AnswerReader):
         """Yield the last parts of the answer. Errors: `ModelError` if the answer is missing, incomplete or a fault."""
         if not self.stop_reason:
             raise self._explain_missing_answer(stream)
-        if self.stop_reason in _FAULTS:
+        if self.stop_reason in _FAULT_REASONS:
             raise model_errors.build_malformed_error(self._ask.target, self.stop_reason)
         self._note_unreadable_event(stream)
         for number in list(self._reasoning):

@@ -23,6 +23,7 @@ EXCEPTIONS: Final[dict[str, str]] = {
     "door workers/main.py::infra.llm.local_model": _HEAVY,
     "function infra/sandbox/guest/packages/paddock_context.py::Context.progress": "the name by which agents call it",
     "function infra/sandbox/guest/context.py::RunContext.progress": "the name by which agents call it",
+    "function infra/llm/eventstream_frames.py::FramedResponse.aiter_bytes": "httpx's name, by which answers are read",
     "variable infra/postgres/traces.py::one": "the name of a column of the database",
     "word docs/naming.md::is away": "the example of what not to write",
     "word infra/postgres/session.py::nobody": "the name of a role",
