@@ -73,7 +73,7 @@ def host_packages(p):
         path
         for base in {sys.base_prefix, "/usr", "/usr/local"}
         for path in glob.glob(f"{base}/lib*/python*/*-packages/*")
-        if os.path.basename(path) != "paddock.pth"
+        if os.path.basename(path) not in ("paddock.pth", "paddock_context.py")
     ]
     # If the known folders are empty, a Python may have others. Try a few, as each start takes time.
     program = "import importlib.metadata as m, json; print(json.dumps([d.name for d in m.distributions()]))"
