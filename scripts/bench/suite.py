@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from infra.embedded import find_free_ports
-from scripts.bench import outputs, plans, records, streams
+from scripts.bench import egress, outputs, plans, records, streams
 from scripts.bench.environment import run_bench_system
 from scripts.bench.figures import BenchRow, measure_rate, print_rows, time_interpreter
 from scripts.bench.load import run_bare_handlers
@@ -203,8 +203,11 @@ async def _measure_idle() -> list[BenchRow]:
 async def main() -> None:
     """Measure, soak and print."""
     idle = await _measure_idle()
+    host, port = egress.choose_bench_host()
     async with run_bench_system() as system:
         rows, base = await measure_system(system)
+        async with BenchClient(system.url, {"X-API-Key": system.admin_key}) as client:
+            rows += await egress.measure_egress(client, host, port)
         print_rows([*idle, *rows])
         print(f"\nsoak: {SOAK_EXECUTIONS} executions of {SOAK_TENANTS} tenants, {RUNS_IN_FLIGHT} in flight")
         print_rows(_format_soak(await run_soak(system, SOAK_TENANTS, SOAK_EXECUTIONS, RUNS_IN_FLIGHT), base))
