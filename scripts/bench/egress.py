@@ -119,7 +119,7 @@ async def _serve_bytes(address: str, port: int) -> AsyncIterator[None]:
 
     async def send_bytes(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            for _ in range(TRANSFER_BYTES // len(_CHUNK)):
+            for _number in range(TRANSFER_BYTES // len(_CHUNK)):
                 writer.write(_CHUNK)
                 await writer.drain()
         writer.close()
