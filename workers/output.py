@@ -35,6 +35,8 @@ _MAX_MARKS: Final = 16
 _ZERO_WIDTH_JOINER: Final = "\u200d"
 # Escape sequences of a terminal, which show nothing by themselves (ECMA-48).
 _ESCAPE_SEQUENCES: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
+# A sequence whose end has not come yet.
+_BEGUN_SEQUENCE: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?)?\Z")
 _BACKSPACE_PAIRS: Final = re.compile(r"[^\x08]\x08")
 # More backspaces behind one another than this are none that a program means: they are left out.
 _MAX_BACKSPACES: Final = 2000
@@ -61,7 +63,8 @@ class OutputLine:
         self._reset_line()
 
     def _reset_line(self) -> None:
-        self._text = ""
+        # `_blanks` came behind a return: they replace the line only with what follows them.
+        self._text = self._blanks = ""
         self._is_replaced = self._is_begun = self._has_return = self._is_reported = False
         self._named_level: LogLevel | None = None
         self._due: datetime | None = None
@@ -109,24 +112,31 @@ class OutputLine:
         self._append_text(first)
         if not states:
             return
-        self._has_return = True
+        self._has_return, self._blanks = True, states[-1] if _is_blank(states[-1]) else ""
         # The last of many states that shows anything: progress bars are wiped with spaces, and end with a return.
         for number in range(len(states) - 1, -1, -1):
             if states[number] and not _is_blank(states[number]):
-                self._append_text(states[number])
+                self._replace_text(states[number])
                 self._has_return = number < len(states) - 1
                 return
 
     def _append_text(self, text: str) -> None:
-        if not text or (self._has_return and _is_blank(text)):
-            return
-        if self._has_return:
-            self._text, self._is_replaced, self._has_return = text, True, False
+        if not self._has_return:
+            self._set_text(self._text + text)
+        elif _is_blank(text):
+            self._blanks += text
         else:
-            self._text += text
+            self._replace_text(self._blanks + text)
+
+    def _replace_text(self, text: str) -> None:
+        self._is_replaced, self._has_return = True, False
+        self._set_text(text)
+
+    def _set_text(self, text: str) -> None:
+        self._text = text
         if "\b" in text:
             self._is_replaced = True
-            self._text = _apply_backspaces(self._text)
+            self._text = _apply_backspaces(text)
 
     def _take_long_parts(self) -> list[OutputPiece]:
         pieces = []
@@ -184,7 +194,10 @@ def _apply_backspaces(text: str) -> str:
 
 
 def _is_blank(text: str) -> bool:
-    return not (_ESCAPE_SEQUENCES.sub("", text) if "\x1b" in text else text).strip()
+    """Return whether a text shows nothing by itself, as far as it has come."""
+    if "\x1b" in text:
+        text = _BEGUN_SEQUENCE.sub("", _ESCAPE_SEQUENCES.sub("", text))
+    return not text.strip()
 
 
 class OutputLog:

@@ -246,7 +246,7 @@ async def test_failed_write_fails_only_its_own_run() -> None:
     async with run_event_writer(store) as event_writer:
         for name in ("one", "two", "three"):
             event_writer.add_event(build_attempt(name), "token", content="Hi", step="1")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             flushed = [event_writer.flush(build_attempt(name)) for name in ("one", "two", "three")]
             results = await asyncio.gather(*flushed, return_exceptions=True)
             with pytest.raises(UnicodeError):

@@ -353,6 +353,8 @@ async def test_expired_rows_are_removed_and_others_stay(system) -> None:
             "SELECT gen_random_uuid(), $1, $3 WHERE $2::uuid IS NOT NULL",
             "workers": "INSERT INTO workers (id, lane, host, pid, slots, busy, started_at, seen_at) "
             "SELECT gen_random_uuid(), 'run', $1, 1, 1, 1, $3, $3 WHERE $2::uuid IS NOT NULL",
+            "files": "INSERT INTO files (id, tenant_id, user_id, name, content_type, size_bytes, sha256, key, created_at, "
+            "expires_at) VALUES (gen_random_uuid(), $1, $2, 'a', 'text/plain', 1, '', 'k', $3, $3)",
         }
         table = {"answers": "idempotency_keys", "holds": "cost_holds"}
         assert {*rows, "schedule_runs"} == set(RETENTION_PERIODS), "a new kind wants its row here"

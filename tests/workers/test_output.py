@@ -81,7 +81,12 @@ def test_any_text_is_kept_however_it_is_split(text: str, size: int) -> None:
     assert recorder.take_messages() == (expected if expected[-1] else expected[:-1])
 
 
-@given(st.binary(max_size=300), st.integers(1, 40))
+TERMINAL_BYTES = st.lists(
+    st.sampled_from([b"\r", b"\n", b"\b", b"\t", b" ", b"a", b"\x1b", b"[K", b"]0;t", b"\a", b"\0"])
+)
+
+
+@given(st.one_of(st.binary(max_size=300), TERMINAL_BYTES.map(b"".join)), st.integers(1, 40))
 def test_any_bytes_give_the_same_messages_however_they_are_split(data: bytes, size: int) -> None:
     split_recorder, whole_recorder = OutputRecorder(), OutputRecorder()
     for start in range(0, len(data), size):
