@@ -36,7 +36,7 @@ CREATING_OPERATIONS = {
     "create_evaluation_batch",
 }
 CREATING_OPERATIONS |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
-CREATING_OPERATIONS |= {"create_crew", "create_task", "create_workflow", "create_secret"}
+CREATING_OPERATIONS |= {"create_crew", "create_task", "create_workflow", "create_secret", "upload_file"}
 # Refused, because the body names an object of another tenant.
 REFERRING_OPERATIONS = {"create_schedule"}
 # These only report on the body.
@@ -83,8 +83,10 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
     )
     answer = await acme.http.put(f"/agents/{agent['id']}/states/{SECRET_TEXT}", json={"value": SECRET_TEXT})
     assert answer.status_code == 200, answer.text
+    file = (await acme.http.post("/files", files={"file": (SECRET_TEXT, SECRET_TEXT.encode())})).json()
     return {
         "state_name": SECRET_TEXT,
+        "file_id": file["id"],
         "agent_id": agent["id"],
         "version": version["id"],
         "execution_id": execution["id"],
@@ -218,6 +220,7 @@ async def test_no_route_shows_or_changes_objects_of_another_tenant(
         assert (await acme.http.get(f"/{path}/{SECRET_TEXT}")).json()["name"] == SECRET_TEXT
     assert (await acme.http.get(f"/tools/{SECRET_TEXT}")).json()["enabled"] is True
     assert (await acme.http.get(f"/agents/{SECRET_TEXT}/states/{SECRET_TEXT}")).json()["value"] == SECRET_TEXT
+    assert (await acme.http.get(f"/files/{acme_objects['file_id']}/content")).text == SECRET_TEXT
     secret = (await acme.http.get(f"/secrets/{SECRET_NAME}")).json()
     assert secret["updated_at"] == secret["created_at"]
 

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 from domain import builds, egress
 from domain.egress import BadEgressEntry, EgressPolicy, parse_entries, parse_policy
+from domain.shared.errors import InvalidFields
+from domain.shared.variables import GATEWAY_VARIABLES, check_variables
+from infra.sandbox.fence import GUEST_ENVIRONMENT
 from infra.sandbox.program_network import build_hosts_file, build_network_variables, list_listener_places
 
 BAD_ENTRIES = {
@@ -175,3 +178,24 @@ def test_each_host_has_an_address_of_its_own() -> None:
     # Clients read c.example as all names below it, which only the proxy reaches.
     assert variables["NO_PROXY"] == "127.0.0.1,localhost,8.8.8.8,a.example,b.example"
     assert egress.build_network((), has_gateway=False) is None
+
+
+def test_variables_of_the_sandbox_are_not_the_agent_s() -> None:
+    """What the sandbox sets would override a value without a word, so a manifest and a request may not have it."""
+    network = egress.build_network(parse_entries(["*.cloud.example"]), has_gateway=True)
+    own_variables = {**GUEST_ENVIRONMENT, **build_network_variables(network)}
+    assert {"HTTPS_PROXY", "https_proxy", "NO_PROXY", "OPENAI_BASE_URL", "PADDOCK_WORK"} <= own_variables.keys()
+    for name in [*own_variables, "HTTP_PROXY", "http_proxy", "All_Proxy", "PADDOCK_ANYTHING"]:
+        is_gateway = name in GATEWAY_VARIABLES
+        manifest = "name: a\nentrypoint: a:b\negress: ['*.cloud.example']\nmodels: [smollm2]\n"
+        for field in (f"env: {{{name}: x}}", f"secrets: [{name}]"):
+            with pytest.raises(builds.BadArchive, match=name):
+                builds.parse_manifest("agent.yaml", f"{manifest}{field}\n", "3.11.7")
+        if not is_gateway:
+            with pytest.raises(InvalidFields) as refused:
+                check_variables({"FINE": "x", name: "x"}, "env")
+            assert [error.field for error in refused.value.errors] == [f"env.{name}"]
+    # Without a gateway, these are the agent's.
+    for name in GATEWAY_VARIABLES:
+        builds.parse_manifest("agent.yaml", f"name: a\nentrypoint: a:b\nenv: {{{name}: x}}\n", "3.11.7")
+        check_variables({name: "x"}, "env")
