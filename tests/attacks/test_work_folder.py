@@ -282,3 +282,32 @@ async def test_runs_at_the_same_time_do_not_pass_the_quota_together(small_system
             if "the tenant's storage is full" in entry["message"]
         ]
         assert len(notices) == 3
+
+
+async def test_tools_do_not_write_past_the_quota(small_system: System) -> None:
+    async with register_tenant(small_system.url) as tenant:
+        path = "/tools/filesystem_write/execute"
+        answers = []
+        for number in range(3):
+            arguments = {"path": f"{number}.txt", "content": str(number) * (3 * MIB)}
+            answers.append(await tenant.http.post(path, json={"args": arguments}, headers={"Prefer": "wait=60"}))
+        assert [answer.is_success for answer in answers[:2]] == [True, True], answers[1].text
+        assert "the tenant's storage is full" in answers[2].text
+
+
+async def test_steps_of_a_plan_share_the_limits_of_one_workspace(small_system: System) -> None:
+    """Also those that run at the same time, and a step finds only what fits."""
+    async with register_tenant(small_system.url) as tenant:
+        agent_id = await tenant.deploy_agent(WRITER)
+        steps = [
+            {"id": f"s{number}", "agent": agent_id, "inputs": {"files": {f"{number}-a": 10, f"{number}-b": 10}}}
+            for number in range(4)
+        ]
+        steps.append({"id": "last", "agent": agent_id, "depends_on": [s["id"] for s in steps], "inputs": {"files": {}}})
+        workflow = await tenant.http.post("/workflows", json={"name": "writers", "steps": steps})
+        assert workflow.status_code == 201, workflow.text
+        started = await tenant.http.post("/executions", json={"workflow_id": workflow.json()["id"], "inputs": {}})
+        ended = await tenant.wait_for_end(started.json()["id"])
+        assert ended["status"] == "completed", ended
+        files = (await tenant.http.get(f"/executions/{ended['id']}/files")).json()
+        assert 4 <= files["total"] <= 5, files

@@ -14,20 +14,30 @@ TOOLS_FOLDER = Path(__file__).parents[2] / ".clients"
 AGENT_SOURCE = "def handle(payload):\n    return {'hello': payload['name']}\n"
 
 PYTHON_CLIENT = """
+import io
 import sys
 from made import AuthenticatedClient
 from made.api.agents import create_agent, list_agents
 from made.api.executions import execute_agent, get_execution
-from made.models import ExecutionStart, ExecutionStartPayloadType0, NewAgent
+from made.api.files import list_uploaded_files, upload_file
+from made.api.secrets import create_secret
+from made.models import ExecutionStart, ExecutionStartFilesType0, ExecutionStartPayloadType0, NewAgent, NewSecret
+from made.models import UploadFileBody
+from made.types import File
 
 url, key, agent_id = sys.argv[1:]
 client = AuthenticatedClient(base_url=url, token=key, timeout=60)
 made = create_agent.sync(client=client, body=NewAgent(name="by-a-generated-client"))
 assert made.name == "by-a-generated-client", made
 assert made.id in [agent.id for agent in list_agents.sync(client=client, limit=10).items]
-payload = ExecutionStartPayloadType0()
-payload["name"] = "Ada"
-run = execute_agent.sync(agent_id, client=client, body=ExecutionStart(payload=payload), prefer="wait=60")
+secret = create_secret.sync(client=client, body=NewSecret(name="TOKEN", value="value of the token"))
+assert secret.name == "TOKEN", secret
+file = upload_file.sync(client=client, body=UploadFileBody(file=File(io.BytesIO(b"a,b"), "data.csv", "text/csv")))
+assert file.id in [uploaded.id for uploaded in list_uploaded_files.sync(client=client).items]
+payload, files = ExecutionStartPayloadType0(), ExecutionStartFilesType0()
+payload["name"], files["data.csv"] = "Ada", file.id
+start = ExecutionStart(payload=payload, files=files, state="ada")
+run = execute_agent.sync(agent_id, client=client, body=start, prefer="wait=60")
 found = get_execution.sync(run.id, client=client, prefer="wait=60")
 assert found.status.value == "completed", found
 assert found.result == {"hello": "Ada"}, found.result
@@ -46,7 +56,11 @@ with made.ApiClient(made.Configuration(host=url, api_key={"ApiKey": key})) as cl
     new = agents.create_agent(NewAgent(name="by-a-generated-client"))
     assert new.name == "by-a-generated-client", new
     assert new.id in [agent.id for agent in agents.list_agents(limit=10).items]
-    run = executions.execute_agent(agent_id, ExecutionStart(payload={"name": "Ada"}), prefer="wait=60")
+    secret = made.SecretsApi(client).create_secret(made.NewSecret(name="TOKEN", value="value of the token"))
+    assert secret.name == "TOKEN", secret
+    file = made.FilesApi(client).upload_file(("data.csv", b"a,b"))
+    start = ExecutionStart(payload={"name": "Ada"}, files={"data.csv": file.id}, state="ada")
+    run = executions.execute_agent(agent_id, start, prefer="wait=60")
     found = executions.get_execution(run.id, prefer="wait=60")
     assert found.status == "completed", found
     assert found.result == {"hello": "Ada"}, found.result
@@ -74,7 +88,9 @@ const made = await client.POST("/api/v1/agents", { body: { name: "by-a-generated
 check(made.data?.name === "by-a-generated-client", made.error);
 const listed = await client.GET("/api/v1/agents", { params: { query: { limit: 10 } } });
 check(listed.data!.items.some((agent) => agent.id === made.data!.id), listed);
-const body: components["schemas"]["ExecutionStart"] = { payload: { name: "Ada" } };
+const secret = await client.POST("/api/v1/secrets", { body: { name: "TOKEN", value: "value of the token" } });
+check(secret.data?.name === "TOKEN", secret.error);
+const body: components["schemas"]["ExecutionStart"] = { payload: { name: "Ada" }, state: "ada" };
 const run = await client.POST("/api/v1/agents/{agent_id}/execute", {
   params: { path: { agent_id }, header: { Prefer: "wait=60" } }, body });
 const found = await client.GET("/api/v1/executions/{execution_id}", {
