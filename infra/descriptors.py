@@ -11,10 +11,10 @@ _WANTED_DESCRIPTORS: Final = 65_536
 def raise_descriptor_limit() -> int:
     """Raise the soft limit of open files as far as the hard one allows, and return it. Children inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
+    new_limit = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < new_limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (new_limit, hard))
+        return new_limit
     return _WANTED_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 

@@ -22,13 +22,13 @@ from scripts.bench.environment import run_bench_system
 from scripts.bench.figures import BenchRow, print_rows
 from scripts.bench.soak import BenchClient, pack_agent
 
-RUNS: Final = 150
+EGRESS_RUNS: Final = 150
 WARM_UP_RUNS: Final = 15
 # Seconds between two runs, in which slots are refilled.
 PAUSE_SECONDS: Final = 0.05
-TRANSFERS: Final = 5
+TRANSFER_COUNT: Final = 5
 TRANSFER_BYTES: Final = 256 << 20
-_CHUNK: Final = bytes(1 << 18)
+_CHUNK_BYTES: Final = bytes(1 << 18)
 _NO_OP_SOURCE: Final = "def handle(payload):\n    return payload\n"
 # The same code measures the connection of an agent, and one without Paddock.
 _TRANSFER_SOURCE: Final = """
@@ -84,7 +84,7 @@ def _pack_agent(source: str, extra: str) -> bytes:
 async def _time_runs(client: BenchClient, agents: dict[str, str]) -> dict[str, list[float]]:
     """Run the agents in turn, one at a time. Returns the milliseconds of each one's runs."""
     took: dict[str, list[float]] = {name: [] for name in agents}
-    for number in range(WARM_UP_RUNS + RUNS):
+    for number in range(WARM_UP_RUNS + EGRESS_RUNS):
         for name, agent_id in agents.items():
             began = time.perf_counter()
             await _run_agent(client, agent_id, {})
@@ -98,7 +98,7 @@ async def _measure_transfers(client: BenchClient, agent_id: str, payload: dict[s
     namespace: dict[str, Any] = {}
     exec(_TRANSFER_SOURCE, namespace)  # noqa: S102 - the agent's own source, to measure the same loop directly
     through, direct = list[float](), list[float]()
-    for _ in range(TRANSFERS):
+    for _ in range(TRANSFER_COUNT):
         through.append(await _run_agent(client, agent_id, payload))
         direct.append(await asyncio.to_thread(functools.partial(namespace["handle"], payload)))
     rate, direct_rate = statistics.median(through), statistics.median(direct)
@@ -119,8 +119,8 @@ async def _serve_bytes(address: str, port: int) -> AsyncIterator[None]:
 
     async def send_bytes(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            for _number in range(TRANSFER_BYTES // len(_CHUNK)):
-                writer.write(_CHUNK)
+            for _number in range(TRANSFER_BYTES // len(_CHUNK_BYTES)):
+                writer.write(_CHUNK_BYTES)
                 await writer.drain()
         writer.close()
 

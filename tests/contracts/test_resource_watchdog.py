@@ -117,7 +117,7 @@ async def test_host_without_access_to_sandboxes_is_unavailable(monkeypatch: pyte
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: an ordinary user has it in a namespace of its own")
 @pytest.mark.parametrize("backend", ["BubblewrapSandbox", "ForkServerBackend"])
-def test_root_without_rights_over_networks_is_told_which(backend: str) -> None:
+def test_root_without_rights_over_networks_reads_which_it_needs(backend: str) -> None:
     program = f"""
 import asyncio
 from infra.sandbox import linux

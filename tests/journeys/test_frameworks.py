@@ -109,8 +109,8 @@ async def test_crewai_runs_a_crew_of_two_with_a_tool(owner: TenantClient, provid
     article = "Honey takes work. Bees visit two million flowers."
     assert (ended["output_data"]["article"], ended["output_data"]["tasks"]) == (article, 2)
     assert "two million flowers for a pound" in list_requests(provider, since)[1].get_last_text("tool")
-    kept = await owner.http.get(f"/executions/{ended['id']}/files/article.md")
-    assert kept.text == article
+    stored_file = await owner.http.get(f"/executions/{ended['id']}/files/article.md")
+    assert stored_file.text == article
 
 
 @pytest.fixture
