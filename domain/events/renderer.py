@@ -1,7 +1,7 @@
 """Render events as lines of a log, and lines of output as events."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from domain.events.schema import ExecutionEvent, LogEntry, LogLevel
 
@@ -12,6 +12,12 @@ _LEVEL_WORDS: Final[dict[str, LogLevel]] = {
     "WARN": "WARNING",
     "ERROR": "ERROR",
     "CRITICAL": "ERROR",
+}
+_OUTCOME_WORDS: Final = {
+    "broken": "broke off",
+    "unreachable": "failed",
+    "limit": "ended at a limit",
+    "run_ended": "ended with the run",
 }
 
 
@@ -41,7 +47,7 @@ def render_log_entry(event: ExecutionEvent, execution_id: str) -> LogEntry:
             message += f": {event.data['error_message']}"
     elif event.type != "log":
         message = _describe_event(event)
-        level = "WARNING" if event.type == "warning" else level
+        level = "WARNING" if event.type == "warning" or _is_refused(event) else level
     return LogEntry(timestamp=event.at, level=level, message=str(message), source="runtime", metadata=metadata)
 
 
@@ -67,4 +73,19 @@ def _describe_event(event: ExecutionEvent) -> str:
     if event.type == "progress":
         percentage = None if data.get("fraction") is None else f"{data['fraction']:.0%}"
         return ": ".join(part for part in (percentage, data.get("message")) if part) or "Progress"
+    if event.type == "egress":
+        return _describe_connection(data)
     return str(data.get("message", event.type))
+
+
+def _is_refused(event: ExecutionEvent) -> bool:
+    return event.type == "egress" and event.data.get("outcome") in ("refused", "unreachable", "limit")
+
+
+def _describe_connection(data: dict[str, Any]) -> str:
+    size = f"{data.get('sent_bytes', 0):,} bytes sent, {data.get('received_bytes', 0):,} received"
+    if "left_out" in data:
+        return f"{data['left_out']:,} more connections: {size}"
+    outcome = _OUTCOME_WORDS.get(str(data.get("outcome")), data.get("outcome"))
+    words = f"Connection to {data.get('host')}:{data.get('port')} {outcome}"
+    return f"{words}: {data['reason']}" if data.get("reason") else f"{words}: {size}"
