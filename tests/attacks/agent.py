@@ -58,7 +58,7 @@ def _build_result(trophies):
 
 def host_files(p):
     trophies = []
-    for path in [p["marker"], "/etc/passwd", "/etc/shadow", "/root", "/home", "/var", p["data"]]:
+    for path in [p["marker"], "/etc/passwd", "/etc/shadow", "/etc/ssl/private", "/root", "/home", "/var", p["data"]]:
         with contextlib.suppress(OSError):
             trophies.append((path, _list_folder(path) if os.path.isdir(path) else open(path).read(50)))
     # The one user that every sandbox has is no user of the host.

@@ -1,6 +1,7 @@
 """Frameworks unchanged: each example is deployed with its wheels from the index, and runs as on its author's laptop."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from scripts.system import System
 from tests.conftest import run_system
 from tests.support.certificates import write_certificate
 from tests.support.clients import TenantClient, pack_archive, register_tenant
-from tests.support.fake_provider import FakeProvider, ProviderRequest
+from tests.support.fake_provider import FakeProvider, ProviderRequest, ScriptedAnswer, build_call
+from tests.support.framework_agents import FRAMEWORK_AGENTS, MCP_SERVER
 from tests.support.model_agents import create_model, stream_events
 from tests.support.named_hosts import name_hosts
 from tests.support.outbound_servers import RecordingServer, ServerRequest, build_reply, run_server
 
 MODEL = "gpt-5-mini"
+PERSON = {"name": "Ada", "age": 36}
 RATES_HOST = "rates.example.com"
 # Installing and compiling a hundred packages takes minutes where many tests share the processors.
 BUILD_WAITS = 20
@@ -33,8 +36,16 @@ async def system() -> AsyncIterator[System]:
 @pytest.fixture(scope="module")
 async def owner(system: System, provider: FakeProvider) -> AsyncIterator[TenantClient]:
     async with register_tenant(system.url) as tenant:
-        await create_model(tenant, provider, MODEL)
+        for name in (MODEL, "vectors"):
+            await create_model(tenant, provider, name)
         yield tenant
+
+
+@pytest.fixture(autouse=True)
+def fresh_script(provider: FakeProvider) -> Iterator[None]:
+    """Leave no answers for the next test."""
+    yield
+    provider.reset_scripts()
 
 
 async def deploy_files(owner: TenantClient, folder: str, **changes: str | bytes) -> str:
@@ -45,8 +56,12 @@ async def deploy_files(owner: TenantClient, folder: str, **changes: str | bytes)
         for file in sorted(root.rglob("*"))
         if file.is_file() and "__pycache__" not in file.parts
     }
+    return await deploy_archive(owner, pack_archive({**files, **changes}, None))
+
+
+async def deploy_archive(owner: TenantClient, archive: bytes) -> str:
     created = await owner.create_agent()
-    version = await owner.build_version(created["id"], pack_archive({**files, **changes}, None))
+    version = await owner.build_version(created["id"], archive)
     path = f"/agents/{created['id']}/versions/{version['id']}"
     for _ in range(BUILD_WAITS):
         if version["status"] in ("ready", "failed"):
@@ -85,6 +100,25 @@ async def test_langgraph_streams_the_steps_of_a_graph_with_a_tool(owner: TenantC
     assert last.get_last_text("tool") == "350 km"
 
 
+@pytest.mark.parametrize("disabled", ["1", "0"])
+async def test_agents_sdk_hands_over_and_calls_a_function(
+    owner: TenantClient, provider: FakeProvider, disabled: str
+) -> None:
+    """With tracing on, which finds no server, the run is the same."""
+    agent_id = await deploy_files(owner, "openai_agents")
+    await owner.http.patch(f"/agents/{agent_id}", json={"env": {"OPENAI_AGENTS_DISABLE_TRACING": disabled}})
+    provider.queue_tool_call("transfer_to_orders", {}, to=MODEL)
+    provider.queue_tool_call("find_order", {"number": "A-17"}, to=MODEL)
+    provider.queue_text("It left on Monday.", to=MODEL)
+    since = len(provider.requests)
+    ended = await run_example(owner, agent_id)
+    assert ended["output_data"] == {"answer": "It left on Monday.", "answered_by": "Orders"}
+    asked = list_requests(provider, since)
+    assert asked[-1].get_last_text("tool") == "left the warehouse on Monday"
+    # The SDK's own defaults for this model.
+    assert [request.body["verbosity"] for request in asked] == ["low"] * 3
+
+
 async def test_pydantic_ai_returns_typed_output(owner: TenantClient, provider: FakeProvider) -> None:
     """What does not fit goes back to the model; and the small model of this machine fills the same type."""
     agent_id = await deploy_files(owner, "pydantic_ai")
@@ -97,6 +131,33 @@ async def test_pydantic_ai_returns_typed_output(owner: TenantClient, provider: F
     local = (await run_example(owner, agent_id))["output_data"]
     assert local["category"] in ("billing", "delivery", "other")
     assert 1 <= local["urgency"] <= 5
+
+
+def answer_by_shape(request: ProviderRequest) -> ScriptedAnswer | None:
+    """Call the tool that is offered, fill a schema where one is asked for, and say what was sent otherwise."""
+    if request.model != MODEL:
+        return None
+    tools = [tool["function"]["name"] for tool in request.body.get("tools") or []]
+    if tools and request.messages[-1]["role"] != "tool":
+        arguments = {"a": 2, "b": 40} if tools == ["add"] else PERSON
+        return ScriptedAnswer(calls=[build_call(tools[0], arguments)])
+    if "response_format" in request.body or "schema" in json.dumps(request.messages):
+        return ScriptedAnswer(tokens=[json.dumps(PERSON)])
+    return ScriptedAnswer(tokens=[request.get_last_text("tool" if tools else "user")])
+
+
+@pytest.mark.parametrize("folder", FRAMEWORK_AGENTS)
+async def test_gateway_takes_what_frameworks_send(owner: TenantClient, provider: FakeProvider, folder: str) -> None:
+    """With the requirements of the examples, which are installed already."""
+    requirements = (EXAMPLES_FOLDER / folder / "requirements.txt").read_text()
+    manifest = f"name: asks\nentrypoint: agent:handle\nmodels: [{MODEL}, vectors]\ntimeout: 300\n"
+    files = {"agent.py": FRAMEWORK_AGENTS[folder], "server.py": MCP_SERVER, "requirements.txt": requirements}
+    agent_id = await deploy_archive(owner, pack_archive(files, manifest))
+    provider.add_rule(answer_by_shape)
+    answers = (await run_example(owner, agent_id, {"model": MODEL}))["output_data"]
+    expected_answers = ["hi", "ho", "42", PERSON, {"a": 2, "b": 40}, [2.0, 0.0, 0.0]]
+    assert len(answers) >= 7
+    assert {name: answer for name, answer in answers.items() if answer not in expected_answers} == {}
 
 
 async def test_crewai_runs_a_crew_of_two_with_a_tool(owner: TenantClient, provider: FakeProvider) -> None:
