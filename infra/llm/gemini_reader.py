@@ -31,8 +31,13 @@ class GeminiReader(AnswerReader):
 
     def read_event(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
         """Yield the parts that a chunk adds. Errors: `ModelError` if it reports an error, after its usage."""
+        usage = event.data.get("usageMetadata")
+        yield from self._report_usage(usage)
+        yield from self._read_chunk(event)
+        yield from self._report_usage(usage)  # again, as it counts the parts above
+
+    def _read_chunk(self, event: ServerSentEvent) -> Iterable[ReplyPart]:
         data = event.data
-        yield from self._report_usage(data.get("usageMetadata"))
         if (error := error_parser.find_error(event.name, data)) is not None:
             raise model_errors.build_stream_error(self._ask.target, error)
         feedback, candidates = data.get("promptFeedback"), data.get("candidates")

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import socket
-import struct
 import sys
-from binascii import crc32
 from collections.abc import AsyncIterator
 from subprocess import run
 from typing import Any
@@ -30,6 +28,8 @@ from domain.llms import (
 )
 from infra.http import Outbound
 from infra.llm import PydanticLlm
+from tests.support.bedrock_frames import FRAMES_TYPE as FRAMES
+from tests.support.bedrock_frames import build_delta, build_ending, build_event, build_frame
 from tests.support.model_calls import (
     ADD_TOOL,
     CONVERSATION,
@@ -49,7 +49,6 @@ from tests.support.provider_targets import (
 
 KEY = PROVIDER_KEYS["bedrock"]
 BEARER_KEY = "ABSKQmVkcm9ja0FQSUtleS1hYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5eg=="
-FRAMES = "application/vnd.amazon.eventstream"
 PATH = "/model/us.anthropic.claude-sonnet-4-20250514-v1%3A0/converse-stream"
 SIGNATURE = "EvYCCkgICxABGAIqQH+vdAorxvHnWTPEdc8BK/BavcOAlYhx4WJGgsYDLAOnOlPr"
 
@@ -65,33 +64,6 @@ async def llm() -> AsyncIterator[PydanticLlm]:
     port = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
     yield port
     await port.close()
-
-
-def build_frame(payload: Any, **headers: str) -> bytes:
-    """Build a frame as AWS does: lengths and their checksum, headers, payload, and the checksum of all."""
-    head = b"".join(
-        bytes([len(name)]) + name.encode() + b"\x07" + struct.pack("!H", len(value)) + value.encode()
-        for name, value in headers.items()
-    )
-    body = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
-    prelude = struct.pack("!II", len(head) + len(body) + 16, len(head))
-    message = prelude + struct.pack("!I", crc32(prelude)) + head + body
-    return message + struct.pack("!I", crc32(message))
-
-
-def build_event(kind: str, **payload: Any) -> bytes:
-    # AWS pads events with letters, so that their length tells nothing.
-    padded = {**payload, "p": "abcdefghijklmn"}
-    return build_frame(padded, **{":event-type": kind, ":content-type": "application/json", ":message-type": "event"})
-
-
-def build_delta(number: int, **delta: Any) -> bytes:
-    return build_event("contentBlockDelta", contentBlockIndex=number, delta=delta)
-
-
-def build_ending(reason: str = "end_turn", **usage: int) -> bytes:
-    metrics = {"latencyMs": 2333}
-    return build_event("messageStop", stopReason=reason) + build_event("metadata", metrics=metrics, usage=usage)
 
 
 PLAIN_ANSWER = (
