@@ -17,14 +17,14 @@ MAX_IMAGE_URL_CHARACTERS: Final = 2048
 COUNTED_IMAGE_BYTES: Final = 16 * 1024
 
 
-class MessageText(msgspec.Struct, frozen=True, kw_only=True):
+class MessageText(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """Hold a piece of a message's text. With `cache`, the prompt up to its end is to be cached."""
 
     text: str
     cache: CacheTtl | None = None
 
 
-class MessageImage(msgspec.Struct, frozen=True, kw_only=True):
+class MessageImage(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
     """Hold an image: its bytes and their type, or the `url` from which the provider loads it.
 
     `detail` is OpenAI's: how closely the model looks.
