@@ -37,6 +37,7 @@ class RecordingCalls:
 
     async def stream_answer(self, request: ModelRequest) -> AsyncGenerator[ReplyPart, None]:
         self.requests.append(request.messages)
+        self.options = request.options
         yield ModelReply(message=self.answers.pop(0), finish="tool_calls", usage=None)
 
 
@@ -120,3 +121,10 @@ async def test_number_of_small_entries_is_limited(monkeypatch: pytest.MonkeyPatc
     has_reasoning = [message.provider_parts is not None for message in inner.requests[-1]]
     assert has_reasoning[-1]
     assert not any(has_reasoning[:10])
+
+
+async def test_options_of_an_agent_must_be_applied() -> None:
+    recording = RecordingCalls()
+    recording.answers.append(build_answer("c1"))
+    await stream_answer(NamedModelCalls(recording, SEALER), ChatMessage(role="user", content="x"))
+    assert recording.options.must_apply

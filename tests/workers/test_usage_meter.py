@@ -2,7 +2,17 @@
 
 import pytest
 
-from domain.llms import ChatMessage, ModelErrorKind, ModelReply, ModelUsage, ReportedUsage, TextDelta, ToolCallDelta
+from domain.llms import (
+    COUNTED_IMAGE_BYTES,
+    ChatMessage,
+    MessageImage,
+    ModelErrorKind,
+    ModelReply,
+    ModelUsage,
+    ReportedUsage,
+    TextDelta,
+    ToolCallDelta,
+)
 from workers.model_calls import UsageMeter
 
 PROMPT_BYTES = 400  # with the overhead of a message
@@ -100,3 +110,10 @@ def test_empty_arguments_add_no_tokens() -> None:
     meter.count_part(ToolCallDelta(index=0, arguments="{}"))
     usage, is_estimated = meter.measure_usage()
     assert (list_tokens(usage), is_estimated) == ((1000, 5, 0, 0), False)
+
+
+def test_images_count_for_their_tokens_and_not_for_their_bytes() -> None:
+    """Tokens of an image depend on its pixels: a photo of megabytes has no more than a small one."""
+    images = tuple(MessageImage(data=b"x" * size, media_type="image/png") for size in (10, 3_000_000))
+    meter = UsageMeter((ChatMessage(role="user", content="", parts=images),), ())
+    assert meter.prompt_bytes == 16 + 2 * COUNTED_IMAGE_BYTES
