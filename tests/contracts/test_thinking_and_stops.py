@@ -80,11 +80,11 @@ def test_no_thinking_options_set_nothing(wire: str) -> None:
 
 
 @given(st.sampled_from(["chat", "responses", "gemini"]), st.integers(1024, 200_000), st.integers(1024, 200_000))
-def test_a_larger_budget_never_becomes_a_smaller_effort(wire: str, one: int, other: int) -> None:
+def test_a_larger_budget_never_becomes_a_smaller_effort(wire: str, budget: int, second_budget: int) -> None:
     efforts = ["low", "medium", "high"]
     less, more = (
         next(iter(convert_thinking(ThinkingOptions(mode="enabled", max_tokens=tokens), wire).values()))
-        for tokens in sorted((one, other))
+        for tokens in sorted((budget, second_budget))
     )
     assert efforts.index(less) <= efforts.index(more)
 
