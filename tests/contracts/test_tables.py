@@ -272,6 +272,7 @@ class Fact(msgspec.Struct):
 ROW_COUNT = 200_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", TABLE_FORMATS)
 async def test_two_hundred_thousand_rows_need_little_memory(file_format: str) -> None:
     arrow_bytes = 0

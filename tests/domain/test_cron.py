@@ -88,6 +88,7 @@ def compute_due_times(text: str, clock_minutes: list[tuple[datetime, datetime]])
     return due
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), ZONE_CHANGES)
 def test_due_times_match_a_clock_checked_every_minute(name: str, change: datetime) -> None:
     """Find each due time exactly once, from any starting moment."""
@@ -110,6 +111,7 @@ def test_due_times_match_a_clock_checked_every_minute(name: str, change: datetim
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), ZONE_CHANGES)
 def test_count_and_latest_times_match_iteration(name: str, change: datetime) -> None:
     @settings(max_examples=15, deadline=None)

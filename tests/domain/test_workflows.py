@@ -208,6 +208,7 @@ def test_invalid_default_is_refused(declaration: WorkflowInput, message: str) ->
     assert message in error.message
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)

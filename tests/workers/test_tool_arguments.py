@@ -77,6 +77,7 @@ async def _is_endless(schema: dict[str, Any], args: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 async def test_errors_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "MAX_CHECK_SECONDS", 60.0)
     many = (_build_object_schema(a={"anyOf": [{"items": False}] * 100}), {"a": list(range(1000))})
