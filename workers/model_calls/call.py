@@ -159,7 +159,7 @@ class ModelCallTry:
             model=target.model,
             model_name=target.name,
             usage=usage,
-            cost_usd=min(self._access.calculate_cost(target, usage), MAX_CALL_COST_USD),
+            cost_usd=min(self._access.calculate_cost(self._request, usage), MAX_CALL_COST_USD),
             estimated=is_estimated,
             status=status,
             error_type=error_kind,

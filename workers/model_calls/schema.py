@@ -1,6 +1,7 @@
 """Define what a call of a model is made with and from."""
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 
@@ -8,6 +9,9 @@ from domain.costs import BilledCall
 from domain.llms import ChatMessage, ModelOptions, ModelReply, ModelTarget, ModelUsage, ToolSpec
 from domain.ports import Llm, Prices, Store, Tx
 from infra.credentials import Keyring
+
+# The most that providers charge for the tier `priority`, as a multiple of the price of the standard tier.
+PRIORITY_PRICE_FACTOR: Final = 2.0
 
 # Writes along in the transaction that records an answered call.
 WriteAnswer = Callable[[Tx, ModelReply], Awaitable[None]]
@@ -31,6 +35,10 @@ class ModelAccess(msgspec.Struct, frozen=True, kw_only=True):
     keyring: Keyring
     on_call: Callable[[BilledCall], None] = lambda call: None
 
-    def calculate_cost(self, target: ModelTarget, usage: ModelUsage) -> float:
-        """Return the price of a model's use in dollars, 0 where it is not known."""
-        return self.prices.calculate_cost(target, usage) or 0.0
+    def calculate_cost(self, request: ModelRequest, usage: ModelUsage) -> float:
+        """Return the price of what a call uses in dollars, 0 where it is not known.
+
+        Price lists know the standard tier. A call that asks for the tier `priority` counts as the dearest there is.
+        """
+        price = self.prices.calculate_cost(request.target, usage) or 0.0
+        return price * PRIORITY_PRICE_FACTOR if request.options.service_tier == "priority" else price

@@ -179,8 +179,8 @@ class ModelCalls:
         max_tokens = options.max_tokens or llms.find_token_limit(target.parameters) or DEFAULT_ANSWER_TOKENS
         prompt_usage = ModelUsage(prompt_tokens=meter.max_prompt_tokens)
         whole_usage = ModelUsage(prompt_tokens=meter.max_prompt_tokens, completion_tokens=max_tokens)
-        prompt_cost = self._access.calculate_cost(target, prompt_usage)
-        max_cost = self._access.calculate_cost(target, whole_usage)
+        prompt_cost = self._access.calculate_cost(request, prompt_usage)
+        max_cost = self._access.calculate_cost(request, whole_usage)
         answer_cost = max_cost - prompt_cost
         if max_cost <= 0:
             return None, options
