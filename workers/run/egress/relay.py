@@ -110,6 +110,11 @@ class SocketRelay:
         self._done: asyncio.Future[None] = self.loop.create_future()
         self._flows = (_Flow(self, client, server, count_sent), _Flow(self, server, client, count_received))
 
+    @property
+    def is_client_done(self) -> bool:
+        """Whether the client has closed its side, so that the rest is the server's."""
+        return self._flows[0].is_done
+
     async def run(self, first: bytes = b"") -> None:
         """Copy to the end. `first` was read of the client before.
 
