@@ -19,6 +19,10 @@ from infra.sandbox.proc import (
 
 # Counting shared pages once is costly, so it is not done more often than this, in seconds.
 EXACT_COUNT_SECONDS: Final = 0.3
+# A process that forks and ends while it is counted is missing in the sum: then the tree is counted anew, so often at
+# once, and after that with pauses of so many times what the count took.
+MAX_EXACT_COUNTS: Final = 3
+PAUSE_FACTOR: Final = 2
 # A tree over a limit is checked again after this many seconds: a starting or ending process is counted wrongly.
 RECHECK_SECONDS: Final = 0.01
 # A process may take this long to stop: on a busy machine it must be scheduled first.
@@ -57,7 +61,7 @@ class ResourceWatchdog:
         self._memory_limit_bytes = memory_mb << 20
         self._max_files, self._has_sockets, self._max_sessions = max_files, has_sockets, max_sessions
         self.interval_seconds = interval_seconds
-        self._last_exact_count = 0.0
+        self._next_exact_count = 0.0
         self._is_priority_lowered = False
 
     def find_excess(self, pid: int) -> str | None:
@@ -86,14 +90,27 @@ class ResourceWatchdog:
             sessions = _count_sessions(processes)
             if sessions > self._max_sessions:
                 return f"too_many_sessions:{sessions}"
-        used = in_files + sum(measure_process(process, "statm", _parse_resident) for process in processes)
-        if used <= self._memory_limit_bytes:
+        sizes = _measure_resident(processes)
+        if in_files + sum(sizes.values()) <= self._memory_limit_bytes:
             return None
-        if throttled and time.monotonic() - self._last_exact_count < EXACT_COUNT_SECONDS:
+        if throttled and time.monotonic() < self._next_exact_count:
             return None
-        self._last_exact_count = time.monotonic()
-        used = in_files + _count_exactly(pid, processes)
-        return f"out_of_memory:{used >> 20}" if used > self._memory_limit_bytes else None
+        return self._check_exactly(pid, in_files, list(sizes))
+
+    def _check_exactly(self, pid: int, in_files: int, processes: list[str]) -> str | None:
+        begun = time.monotonic()
+        for _ in range(MAX_EXACT_COUNTS):
+            used, is_complete = _count_exactly(pid, processes)
+            used += in_files
+            if used > self._memory_limit_bytes:
+                return f"out_of_memory:{used >> 20}"
+            if is_complete:
+                self._next_exact_count = time.monotonic() + EXACT_COUNT_SECONDS
+                return None
+            processes = list(_measure_resident(list_processes(pid)))
+        now = time.monotonic()
+        self._next_exact_count = now + min(EXACT_COUNT_SECONDS, PAUSE_FACTOR * (now - begun))
+        return None
 
     def _lower_priority(self, pid: int) -> None:
         """Lower the processor share of the tree's first session, once, where sessions share the processors."""
@@ -122,13 +139,23 @@ def _measure_files(pid: int) -> tuple[int, int]:
     return count, size
 
 
-def _count_exactly(pid: int, processes: list[str]) -> int:
-    """Return the bytes that processes hold, with shared pages counted once. Errors: `UnmeasurableProcess`."""
+def _measure_resident(processes: list[str]) -> dict[str, int]:
+    """Return the bytes in memory of each process that has not ended. Errors: `UnmeasurableProcess`."""
+    sizes = {process: measure_process(process, "statm", _parse_resident) for process in processes}
+    return {process: size for process, size in sizes.items() if size}
+
+
+def _count_exactly(pid: int, processes: list[str]) -> tuple[int, bool]:
+    """Return the bytes that processes hold, with shared pages counted once, and whether none ended meanwhile.
+
+    Errors: `UnmeasurableProcess`.
+    """
     sharers = find_sharers(pid)
     sizes = {process: measure_process(process, "smaps_rollup", _parse_proportional) for process in processes}
     # Sharing before and after means sharing in between: a process with memory of its own never begins to share.
     counted_twice = sharers & find_sharers(pid) if sharers else sharers
-    return sum(size for process, size in sizes.items() if process.rpartition("/")[2] not in counted_twice)
+    used = sum(size for process, size in sizes.items() if process.rpartition("/")[2] not in counted_twice)
+    return used, all(sizes.values())
 
 
 def _count_sessions(processes: list[str]) -> int:
