@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import itertools
 import secrets
 import tarfile
 import time
@@ -178,9 +179,13 @@ async def find_repeated_ends(ended: list[tuple[BenchClient, Any]]) -> list[str]:
             entries = (await client.call_api("GET", f"execution-logs/{execution['id']}?limit=1000"))["items"]
             statuses = [entry["metadata"] for entry in entries]
             ends = [entry["seq"] for entry in statuses if entry.get("status") in ("completed", "failed", "cancelled")]
-            begun = sum(entry.get("status") == "running" for entry in statuses)
+            # An attempt may end with its worker while its version is prepared, before it is running.
+            claimed = [entry["attempt"] for entry in statuses if entry.get("status") in ("preparing", "running")]
+            attempts = [attempt for attempt, _ in itertools.groupby(claimed)]
+            is_each_attempt_begun = attempts == list(range(1, execution["attempt"] + 1))
             in_order = [entry["seq"] for entry in statuses] == list(range(1, len(statuses) + 1))
-            if ends != [len(statuses)] or not in_order or begun != execution["attempt"] or execution["id"] in seen:
+            has_ended_once = ends == [len(statuses)] and execution["id"] not in seen
+            if not (has_ended_once and in_order and is_each_attempt_begun):
                 repeated_ids.append(execution["id"])
             seen.add(execution["id"])
 
