@@ -40,6 +40,8 @@ async def test_file_is_uploaded_listed_read_in_ranges_and_deleted(
     assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"1,", "bytes 4-5/8")
     last = await acme.http.get(f"/files/{file['id']}/content", headers={"Range": "bytes=-4"})
     assert last.content == b"1,2\n"
+    reversed_range = await acme.http.get(f"/files/{file['id']}/content", headers={"Range": "bytes=5-2"})
+    assert (reversed_range.status_code, "Content-Range" in reversed_range.headers) == (200, False)
     beyond = await acme.http.get(f"/files/{file['id']}/content", headers={"Range": "bytes=8-"})
     assert beyond.status_code == 416, beyond.text
     for path in (f"/files/{file['id']}", f"/files/{file['id']}/content"):
