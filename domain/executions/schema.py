@@ -61,7 +61,8 @@ StateName = Annotated[str, Meta(max_length=128, examples=["conversation-42"])]
 RunFiles = Annotated[
     dict[str, str],
     Meta(
-        description="A path below the run's work folder for each file, and the id of an uploaded file.",
+        description="A path below the run's work folder for each file, and the id of an uploaded file. "
+        "Naming files takes the scope `read:files`.",
         examples=[{"data.csv": "file_01k3v9rt0hf7btqeqn5j8x2a4c"}],
     ),
 ]
