@@ -32,13 +32,19 @@ class FileStream:
     """
 
     def __init__(
-        self, request: HttpRequest, max_bytes: int, noun: str = "file", size_error: str = "file_too_large"
+        self,
+        request: HttpRequest,
+        max_bytes: int,
+        noun: str = "file",
+        size_error: str = "file_too_large",
+        *,
+        may_be_empty: bool = False,
     ) -> None:
         kind, options = parse_options_header(request.headers.get("Content-Type", ""))
         if kind != "multipart/form-data" or not options.get("boundary"):
             raise DomainError("malformed_request", f"Send multipart/form-data with the {noun} in the field `file`.")
         self._request, self._boundary, self._max_bytes = request, options["boundary"], max_bytes
-        self._noun, self._size_error = noun, size_error
+        self._noun, self._size_error, self._may_be_empty = noun, size_error, may_be_empty
         self._hash = hashlib.sha256()
         self.size = 0
         self.file_name: str | None = None
@@ -60,8 +66,10 @@ class FileStream:
                 yield chunk
         except MultipartError as error:
             raise DomainError("malformed_request", f"The multipart body is damaged: {error}.") from None
-        if self.size == 0:
-            raise InvalidField("file", f"is missing or empty. Send the {self._noun} in this field.")
+        # A form in which no file was chosen sends the field without a file name.
+        if self.size == 0 and not (self._may_be_empty and self.file_name):
+            problem = "is missing" if self._may_be_empty else "is missing or empty"
+            raise InvalidField("file", f"{problem}. Send the {self._noun} in this field.")
 
     async def _read_parts(self) -> AsyncIterator[bytes]:
         has_file = False

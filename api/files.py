@@ -40,7 +40,7 @@ class FileUploader:
         read_idempotency_key(request)
         file_id = files.generate_file_id()
         key = files.format_file_key(caller.tenant_id, file_id)
-        stream = FileStream(request, self._settings.file_max_bytes)
+        stream = FileStream(request, self._settings.file_max_bytes, may_be_empty=True)
         # Upkeep removes the object if no file is made of it.
         await self._blobs.write_object(key, stream.read_chunks())
         upload = FileUpload(

@@ -28,9 +28,9 @@ def parse_range(request: HttpRequest, size: int, etag: str) -> ByteRange:
     headers = {"Accept-Ranges": "bytes", "ETag": f'"{etag}"'}
     match = _ONE_RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
     is_current = request.headers.get("If-Range", f'"{etag}"') == f'"{etag}"'
-    if match is None or not is_current or not any(match.groups()):
+    first, last = ("", "") if match is None or not is_current else match.groups()
+    if not (first or last) or (first and last and int(last) < int(first)):
         return ByteRange(bounds=None, headers={**headers, "Content-Length": str(size)}, status_code=200)
-    first, last = match.groups()
     if first:
         start, end = int(first), min(int(last or size - 1), size - 1)
     else:

@@ -8,10 +8,11 @@ from typing import Final, Protocol
 import msgspec
 
 from domain import builds, workspaces
+from domain.executions import Execution
 from domain.llms import ToolFailed
 from domain.ports import Tx
 from domain.shared import ids
-from domain.shared.access import Caller
+from domain.shared.access import Caller, require_scope
 from domain.shared.errors import InvalidField, NotFound
 from domain.shared.pages import Listing, Page
 from domain.workspaces import WorkspaceFile, WorkspaceLimits
@@ -129,29 +130,48 @@ async def delete_file(tx: Tx, file_id: str) -> None:
     await tx.files.delete(file.id, format_file_key(file.tenant_id, file.id))
 
 
-async def give_files(tx: Tx, execution_id: str, files: Mapping[str, str] | None, limits: WorkspaceLimits) -> None:
-    """Put uploaded files into the workspace of an execution that was just added.
+def require_file_access(caller: Caller, files: Mapping[str, str] | None) -> None:
+    """Check that a caller may read the files that a start names: the run can show them. Errors: `missing_scope`."""
+    if files:
+        require_scope(caller, "read:files")
 
+
+async def give_files(tx: Tx, execution: Execution, limits: WorkspaceLimits, repeated: Execution | None = None) -> None:
+    """Put the uploaded files that a new execution names into its workspace.
+
+    Of `repeated`, the execution that it runs again, it gets the bytes of files that were deleted since.
     Errors: `invalid_field` naming the path that is malformed, or the file that is not there.
     """
-    if not files:
+    if not execution.files:
         return
-    files_by_id = await tx.files.find_many(sorted(set(files.values())))
-    chosen: dict[str, StoredFile] = {}
-    for path, file_id in files.items():
+    uploads = await tx.files.find_many(sorted(set(execution.files.values())))
+    kept_files = {} if repeated is None else await _map_files_by_key(tx, repeated.id)
+    chosen: dict[str, tuple[WorkspaceFile, str]] = {}
+    for path, file_id in execution.files.items():
         try:
             name = workspaces.check_path(path)
         except ToolFailed as error:
             raise InvalidField("files", str(error)) from None
-        if file_id not in files_by_id:
-            raise InvalidField("files", f"{path[:200]!r}: there is no file {file_id[:200]!r}, or it has expired.")
+        key = format_file_key(execution.tenant_id, file_id)
+        file = uploads.get(file_id) or kept_files.get(key)
+        if file is None:
+            changed = "" if repeated is None else " The run that is repeated has changed its copy."
+            reason = f"there is no file {file_id[:200]!r}, or it has expired.{changed}"
+            raise InvalidField("files", f"{path[:200]!r}: {reason}")
         if name in chosen:
             raise InvalidField("files", f"{path[:200]!r} is named twice.")
-        chosen[name] = files_by_id[file_id]
+        entry = WorkspaceFile(path=name, size_bytes=file.size_bytes, sha256=file.sha256, updated_at=tx.now)
+        chosen[name] = entry, key
     try:
-        workspaces.check_workspace_limits([], {name: file.size_bytes for name, file in chosen.items()}, limits)
+        sizes = {name: entry.size_bytes for name, (entry, _) in chosen.items()}
+        workspaces.check_workspace_limits([], sizes, limits)
     except ToolFailed as error:
         raise InvalidField("files", str(error)) from None
-    for name, file in chosen.items():
-        entry = WorkspaceFile(path=name, size_bytes=file.size_bytes, sha256=file.sha256, updated_at=tx.now)
-        await tx.workspaces.save_file(execution_id, entry, format_file_key(file.tenant_id, file.id))
+    for entry, key in chosen.values():
+        await tx.workspaces.save_file(execution.id, entry, key)
+
+
+async def _map_files_by_key(tx: Tx, execution_id: str) -> dict[str, WorkspaceFile]:
+    """Return the files of a workspace by the key of their bytes in object storage, and keep them until the commit."""
+    keys = await tx.workspaces.list_keys(execution_id, lock=True)
+    return {keys[file.path]: file for file in await tx.workspaces.list_files(execution_id) if file.path in keys}

@@ -26,7 +26,8 @@ async def start_target(
 async def start_agent(
     tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
-    """Start an agent with the files that the run is given. Errors: those of both."""
+    """Start an agent with the files that the run is given. Errors: `missing_scope`, and those of both."""
+    files.require_file_access(caller, data.files)
     execution = await executions.start_execution(tx, caller, reference, data, schedule_id)
     return await _give_files(tx, execution)
 
@@ -34,7 +35,8 @@ async def start_agent(
 async def start_crew(
     tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
-    """Start a crew. Errors: `not_found`, `invalid_field`, `conflict`."""
+    """Start a crew. Errors: `missing_scope`, `not_found`, `invalid_field`, `conflict`."""
+    files.require_file_access(caller, data.files)
     crew = await crews.get_crew(tx, reference, lock="share")
     plan = await crews.compile_crew(tx, caller, crew, data.model)
     crews.validate_inputs(crew, plan, executions.build_payload(data))
@@ -44,7 +46,8 @@ async def start_crew(
 async def start_workflow(
     tx: Tx, caller: Caller, reference: str, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
-    """Start a workflow. Errors: `not_found`, `invalid_field`, `conflict`."""
+    """Start a workflow. Errors: `missing_scope`, `not_found`, `invalid_field`, `conflict`."""
+    files.require_file_access(caller, data.files)
     workflow = await workflows.get_workflow(tx, reference)
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
     payload = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
@@ -55,20 +58,22 @@ async def start_workflow(
 async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:
     """Run an ended execution again as it was; `from_failed` keeps the completed steps of a plan.
 
+    It gets the files of that execution, which takes no scope to read uploaded ones.
+
     Errors: `not_found`, `conflict`, and those of starting it.
     """
     old = await get_execution(tx, execution_id)
     if old.lane == "plan":
         execution = await plans.retry_plan(tx, caller, execution_id, from_failed)
         # A run that goes on has the files of the one before, with what was made of them.
-        return execution if from_failed else await _give_files(tx, execution)
+        return execution if from_failed else await _give_files(tx, execution, old)
     if from_failed:
         raise InvalidField("from", "is for crews and workflows; an agent always runs again as a whole.")
-    return await _give_files(tx, await executions.retry_execution(tx, caller, execution_id))
+    return await _give_files(tx, await executions.retry_execution(tx, caller, execution_id), old)
 
 
-async def _give_files(tx: Tx, execution: Execution) -> Execution:
+async def _give_files(tx: Tx, execution: Execution, repeated: Execution | None = None) -> Execution:
     """Put the files that an execution names into its workspace. Errors: `invalid_field`."""
     limits = workspaces.TOOL_LIMITS if execution.lane == "llm" else workspaces.RUN_LIMITS
-    await files.give_files(tx, execution.id, execution.files, limits)
+    await files.give_files(tx, execution, limits, repeated)
     return execution

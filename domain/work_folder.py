@@ -7,6 +7,8 @@ import msgspec
 
 # Where the folder is in the sandbox.
 WORK_FOLDER: Final = "/work"
+# As in archives. Each folder is opened from the top again, so deep ones would take long.
+MAX_FOLDER_LEVELS: Final = 32
 
 
 class WorkFile(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from domain.ports import Tx
 from domain.shared.errors import NotFound
 from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.placeholders import create_filler
+from domain.work_folder import MAX_FOLDER_LEVELS
 
 MAX_WORKSPACE_FILES: Final = 500
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
@@ -59,8 +60,8 @@ class Workspaces(Protocol):
         """Return the key of a file's bytes in object storage."""
         ...
 
-    async def list_keys(self, execution_id: str) -> dict[str, str]:
-        """Return the keys of the files' bytes in object storage, by path."""
+    async def list_keys(self, execution_id: str, *, lock: bool = False) -> dict[str, str]:
+        """Return the keys of the files' bytes in object storage, by path. `lock` keeps them until the commit."""
         ...
 
     async def save_file(self, execution_id: str, file: WorkspaceFile, key: str) -> None: ...
@@ -78,6 +79,8 @@ def check_path(path: object) -> str:
         raise ToolFailed(f"{path[:200]!r} is not a path in the workspace: {_PATH_RULE}")
     if len("/".join(parts)) > 500:
         raise ToolFailed("path must be at most 500 characters.")
+    if len(parts) - 1 > MAX_FOLDER_LEVELS:
+        raise ToolFailed(f"{path[:200]!r} lies {len(parts) - 1} folders deep; at most {MAX_FOLDER_LEVELS} are allowed.")
     if any(len(part.encode(errors="surrogatepass")) > 255 for part in parts):
         raise ToolFailed(f"{path[:200]!r} is not a path in the workspace: its parts have at most 255 bytes.")
     return "/".join(parts)

@@ -38,6 +38,13 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
+def _parse_port(text: str) -> int:
+    port = int(text) if text.isascii() and text.isdecimal() and len(text) <= 5 else 0
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535, not {text[:40]!r}")
+    return port
+
+
 def _run_up(arguments: argparse.Namespace) -> None:
     from scripts.up import UpOptions, run_up
 
@@ -150,7 +157,7 @@ def _add_up_commands(commands: _Commands) -> None:
     ):
         command = commands.add_command(name, description, _run_up)
         command.set_defaults(with_demo=with_demo)
-        command.add_argument("--port", type=int, default=8000, help="port of the API (default 8000)")
+        command.add_argument("--port", type=_parse_port, default=8000, help="port of the API (default 8000)")
         command.add_argument("--data", default=".paddock", help="folder for all data (default .paddock)")
         command.add_argument("--workers", type=int, default=1, help="number of run workers (default 1)")
         command.add_argument(
@@ -191,7 +198,7 @@ def _add_process_commands(commands: _Commands) -> None:
         "model", "serve the local model for PADDOCK_LOCAL_MODEL_URL; `paddock up` starts its own", _serve_model
     )
     model.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    model.add_argument("--port", type=int, default=8010, help="port to listen on (default 8010)")
+    model.add_argument("--port", type=_parse_port, default=8010, help="port to listen on (default 8010)")
 
 
 def _add_backup_commands(commands: _Commands) -> None:

@@ -25,6 +25,7 @@ _NAME_PATTERN: Final = re.compile(
 _PORT_PATTERN: Final = re.compile(r"[1-9][0-9]{0,4}")
 # Names of the sandbox itself.
 _OWN_NAMES: Final = ("localhost", "sandbox")
+_ADDRESS_HINT: Final = "Only public addresses are allowed; a private host that the operator offers needs a name."
 _ENTRY_EXAMPLES: Final = "api.github.com, db.example.com:5432 or '*.openai.com'"
 
 
@@ -121,4 +122,4 @@ def _find_name_problem(name: str, is_wildcard: bool) -> str | None:
         address_problem = find_address_problem(IPv4Address(name))
     except ValueError:
         return "is an address in an unusual notation. Write it as four numbers."
-    return None if address_problem is None else f"is {address_problem}. Only public addresses are allowed."
+    return None if address_problem is None else f"is {address_problem}. {_ADDRESS_HINT}"

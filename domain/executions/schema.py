@@ -49,14 +49,20 @@ _PLATFORM_PATTERN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 Payload = Annotated[dict[str, Any], Meta(examples=[{"input": "Hello, world!"}])]
 TimeoutSeconds = Annotated[
     int,
-    Meta(ge=1, le=MAX_PLAN_TIMEOUT_SECONDS, description="Seconds; at most an hour for an agent.", examples=[30]),
+    Meta(
+        ge=1,
+        le=MAX_PLAN_TIMEOUT_SECONDS,
+        description="Seconds; at most 3600 for an agent, 604800 for a crew or a workflow.",
+        examples=[30],
+    ),
 ]
 CostLimitUsd = Annotated[float, Meta(gt=0, le=1_000_000, description="US dollars.", examples=[5.0])]
 StateName = Annotated[str, Meta(max_length=128, examples=["conversation-42"])]
 RunFiles = Annotated[
     dict[str, str],
     Meta(
-        description="A path below the run's work folder for each file, and the id of an uploaded file.",
+        description="A path below the run's work folder for each file, and the id of an uploaded file. "
+        "Naming files takes the scope `read:files`.",
         examples=[{"data.csv": "file_01k3v9rt0hf7btqeqn5j8x2a4c"}],
     ),
 ]

@@ -248,7 +248,7 @@ class ModelError(Exception):
     """Report that a call of a model failed. `retry_after` is in seconds, if the provider sent it.
 
     `tool` is the name of the tool that the provider refuses, if it names one. `option` is the field of `ModelOptions`
-    that the model cannot apply, or `image`, if that is why it is not called.
+    that the model cannot apply, `image`, or `model` if it does not serve such calls, if that is why it is not called.
     """
 
     def __init__(self, kind: ModelErrorKind, message: str, retry_after: float | None = None) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from domain import agents, crews, launch, workflows
+from domain import agents, crews, files, launch, workflows
 from domain.executions import Execution
 from domain.ports import Tx
 from domain.schedules import cron, trigger
@@ -66,8 +66,9 @@ async def create_schedule(tx: Tx, caller: Caller, data: NewSchedule) -> Schedule
 async def _validate_schedule(tx: Tx, caller: Caller, schedule: Schedule) -> datetime | None:
     """Validate a schedule, and replace its target's name by an id. Return its next due time.
 
-    Reports all errors at once. Errors: `invalid_field`.
+    Reports all errors at once. Errors: `invalid_field`; `missing_scope` for `files` that the caller may not read.
     """
+    files.require_file_access(caller, schedule.files)
     errors: list[FieldError] = []
     line = zone = due = None
     with collect_invalid_fields(errors):

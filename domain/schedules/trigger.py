@@ -21,7 +21,7 @@ ON_TIME_WINDOW: Final = timedelta(minutes=1)
 # Missed due times of one outage that get a row each; the others are only counted.
 MAX_MISSED_ROWS: Final = 100
 _ONE_SECOND: Final = timedelta(seconds=1)
-_REQUIRED_SCOPES: Final = frozenset({"run:agents"})
+_REQUIRED_SCOPES: Final = frozenset({"run:agents", "read:files"})
 
 
 class DueTimes(msgspec.Struct, kw_only=True, frozen=True):

@@ -25,10 +25,11 @@ _PROXY_VARIABLES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "
 # These decide where a Python that the agent starts finds its modules. PYTHONUNBUFFERED and the like are harmless.
 _INTERPRETER_VARIABLES: Final = frozenset(
     {
-        *("PYTHONHOME", "PYTHONPATH", "PYTHONPLATLIBDIR", "PYTHONEXECUTABLE", "PYTHONSTARTUP", "PYTHONUSERBASE"),
-        *("PYTHONNOUSERSITE", "PYTHONSAFEPATH", "PYTHONCASEOK", "PYTHONPYCACHEPREFIX", "PYTHONINSPECT"),
+        *("PYTHONHOME", "PYTHONPATH", "PYTHONPLATLIBDIR", "PYTHONEXECUTABLE", "PYTHONUSERBASE"),
+        *("PYTHONNOUSERSITE", "PYTHONSAFEPATH", "PYTHONCASEOK", "PYTHONPYCACHEPREFIX"),
     }
 )
+_PROMPT_VARIABLES: Final = frozenset({"PYTHONSTARTUP", "PYTHONINSPECT"})
 
 
 def find_name_problem(name: str) -> str | None:
@@ -47,6 +48,8 @@ def find_name_problem(name: str) -> str | None:
         return "is reserved: it would change the libraries of the programs that the agent starts."
     if name in _INTERPRETER_VARIABLES:
         return "is reserved: it would change where Python finds modules. Those of the archive are found without it."
+    if name in _PROMPT_VARIABLES:
+        return "is reserved: it is for a Python at whose prompt a person types, and agents have none."
     return None
 
 
@@ -68,7 +71,10 @@ def list_variable_problems(variables: Mapping[str, str]) -> Iterator[tuple[str, 
         return
     has_problems = False
     for name, value in variables.items():
-        problem = find_name_problem(name) or find_value_problem(value)
+        if name:
+            problem = find_name_problem(name) or find_value_problem(value)
+        else:
+            problem = "has a variable whose name is empty."
         if problem is not None:
             has_problems = True
             yield name, problem

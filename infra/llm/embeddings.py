@@ -30,7 +30,11 @@ async def embed_texts(ask: EmbeddingCall, base_url: str | None, http: httpx2.Asy
     """Return the vectors of texts. Errors: every failure is a `ModelError`."""
     target = ask.target
     if target.provider not in EMBEDDING_PROVIDERS:
-        raise ModelError("refused", f"Models of {target.provider} make no embeddings here.")
+        error = ModelError(
+            "refused", f"The model {target.name!r} makes no embeddings here: it is of {target.provider}."
+        )
+        error.option = "model"
+        raise error
     answered = False
     try:
         async with asyncio.timeout(ask.timeout):

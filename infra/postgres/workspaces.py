@@ -38,6 +38,7 @@ _PUT_SQL: Final = """
 _COPY_SQL: Final = """
     INSERT INTO workspace_files (execution_id, path, tenant_id, sha256, size_bytes, key, updated_at)
     SELECT $2, path, tenant_id, sha256, size_bytes, key, updated_at FROM workspace_files WHERE execution_id = $1
+    FOR KEY SHARE
 """
 
 
@@ -66,8 +67,8 @@ class PostgresWorkspaces:
         )
         return result
 
-    async def list_keys(self, execution_id: str) -> dict[str, str]:
-        query = "SELECT path, key FROM workspace_files WHERE execution_id = $1"
+    async def list_keys(self, execution_id: str, *, lock: bool = False) -> dict[str, str]:
+        query = f"SELECT path, key FROM workspace_files WHERE execution_id = $1{' FOR KEY SHARE' if lock else ''}"
         records = await self._connection.fetch(query, ids.decode_id("exec", execution_id))
         return {record["path"]: record["key"] for record in records}
 

@@ -10,13 +10,11 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from domain.work_folder import WORK_FOLDER, UnkeptFile, WorkFile
+from domain.work_folder import MAX_FOLDER_LEVELS, WORK_FOLDER, UnkeptFile, WorkFile
 from infra.sandbox.linux import use_filesystem_user
 
 # Where a listing stops. A run may make no more files than that.
 MAX_LISTED_ENTRIES: Final = 20_000
-# As in archives. Each folder is opened from the top again, so deep ones would take long.
-MAX_FOLDER_LEVELS: Final = 32
 _READ_CHUNK_BYTES: Final = 256 * 1024
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a named pipe would wait for its other end.

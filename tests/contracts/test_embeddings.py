@@ -73,7 +73,7 @@ async def test_servers_that_are_not_there_and_providers_without_embeddings(llm: 
     for name in ("anthropic", "local"):
         with pytest.raises(ModelError, match="no embeddings") as caught:
             await llm.embed(build_call("http://127.0.0.1:9", "a", provider=name))
-        assert caught.value.kind == "refused"
+        assert (caught.value.kind, caught.value.option) == ("refused", "model")
 
 
 def answer(*vectors: Any, **fields: Any) -> str:

@@ -217,7 +217,7 @@ async def test_messages_reach_the_provider_with_their_fields(
 
 
 UNSUPPORTED: Final[list[tuple[str, dict[str, Any], str]]] = [
-    # model, what the client sends, the option that its model cannot apply
+    # model, what the client sends, the field that its model cannot apply
     ("claude", {"seed": 1}, "seed"),
     ("claude", {"logit_bias": {"1": 1}}, "logit_bias"),
     ("claude", {"presence_penalty": 0.5}, "presence_penalty"),
@@ -233,11 +233,11 @@ UNSUPPORTED: Final[list[tuple[str, dict[str, Any], str]]] = [
     ("claude", {"extra_body": {"repetition_penalty": 1.5}}, "repetition_penalty"),
     ("ollama", {"tools": TOOLS, "tool_choice": ADD_BY_NAME}, "tool_choice"),
     ("ollama", {"logit_bias": {"1": 1}}, "logit_bias"),
-    ("local", {"reasoning_effort": "low"}, "thinking"),
-    ("local", {"messages": build_chat_image(url=DATA_URL)}, "image"),
-    ("deepseek", {"messages": build_chat_image(url=DATA_URL)}, "image"),
-    ("vllm", {"messages": build_chat_image(url=PHOTO_URL)}, "image"),
-    ("ollama", {"messages": build_chat_image(url=PHOTO_URL)}, "image"),
+    ("local", {"reasoning_effort": "low"}, "reasoning_effort"),
+    ("local", {"messages": build_chat_image(url=DATA_URL)}, "messages"),
+    ("deepseek", {"messages": build_chat_image(url=DATA_URL)}, "messages"),
+    ("vllm", {"messages": build_chat_image(url=PHOTO_URL)}, "messages"),
+    ("ollama", {"messages": build_chat_image(url=PHOTO_URL)}, "messages"),
 ]  # fmt: skip
 
 
@@ -250,6 +250,18 @@ async def test_an_option_that_the_model_cannot_apply_is_refused_by_name(
     assert (refusal.value.param, refusal.value.code) == (option, "unsupported_option")
     assert model in refusal.value.message
     assert fake_provider.requests == []
+
+
+async def test_responses_name_their_own_fields_for_what_a_model_cannot_apply(served: GatewayClient) -> None:
+    image = {"role": "user", "content": [{"type": "input_image", "image_url": DATA_URL}]}
+    for sent, param in (
+        ({"reasoning": {"effort": "low"}}, "reasoning"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": [image]}, "input"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refusal:
+            await served.ask_response(**{"model": "local", **sent})
+        assert (refusal.value.param, refusal.value.code) == (param, "unsupported_option")
 
 
 NEUTRAL: Final[list[tuple[str, dict[str, Any]]]] = [

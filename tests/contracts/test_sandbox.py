@@ -244,6 +244,40 @@ async def test_check_imports_without_calling(sandbox, code_folder) -> None:
     assert (await sandbox.check_entrypoint(program, ignore_output)).error_type is None
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def handle(): pass", "takes no payload"),
+        ("def handle(*, payload): pass", "takes no payload"),
+        ("def handle(payload, context, extra): pass", "requires extra"),
+        ("def handle(payload, *, tools): pass", "requires tools"),
+        ("class Agent:\n    def __call__(self): pass\nhandle = Agent()", "takes no payload"),
+    ],
+)
+async def test_check_refuses_functions_that_every_call_would_fail(cold_sandbox, code_folder, source, words) -> None:
+    outcome = await cold_sandbox.check_entrypoint(_build_program(code_folder, source), ignore_output)
+    assert outcome.error_type == "TypeError"
+    assert words in outcome.error_message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def handle(*args): pass",
+        "def handle(p, verbose=False, *, context): pass",
+        "def handle(p, verbose=False, context=None, **more): pass",
+        "class Agent:\n    def __init__(self): pass\n    def run(self, p, context): pass\nhandle = Agent().run",
+        "import functools\nhandle = functools.partial(lambda tool, p: p, 1)",
+        "import functools\nhandle = functools.partial(lambda p, *, tool: p, tool=1)",
+        "def wrap(f): return lambda *a, **k: f(*a, 1, **k)\n@wrap\ndef handle(p, context, more): pass",
+        "handle = dict",
+    ],
+)
+async def test_check_accepts_functions_that_may_be_called(cold_sandbox, code_folder, source) -> None:
+    outcome = await cold_sandbox.check_entrypoint(_build_program(code_folder, source), ignore_output)
+    assert outcome.error_message is None
+
+
 def test_fence_refuses_unknown_guards() -> None:
     with pytest.raises(ValueError, match="unknown guards"):
         Fence(without=frozenset({"wall"}))

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from domain.executions import Execution
-from domain.work_folder import UnkeptFile, WorkFile
+from domain.work_folder import MAX_FOLDER_LEVELS, UnkeptFile, WorkFile
+from domain.workspaces import WorkspaceFile
 from infra.sandbox.linux import use_filesystem_user
-from infra.sandbox.work_folder import MAX_FOLDER_LEVELS, TmpfsWorkFolder
+from infra.sandbox.work_folder import TmpfsWorkFolder
 from workers.run import WorkFiles, WorkLimits
 from workers.run.work_room import WorkRoom, describe_unkept
 
@@ -188,11 +189,42 @@ class StoredObjects:
         return len(data)
 
 
-def open_files(blobs: StoredObjects, **limits: Any) -> WorkFiles:
+class EmptyObjects(StoredObjects):
+    """Hold nothing but empty objects."""
+
+    async def read_object(self, key: str, bounds: tuple[int, int] | None = None) -> AsyncIterator[bytes]:
+        async def stream() -> AsyncIterator[bytes]:
+            for chunk in list[bytes]():
+                yield chunk
+
+        return stream()
+
+
+class OneWorkspaceStore:
+    """Answer every transaction with the same workspace."""
+
+    def __init__(self, *paths: str) -> None:
+        self._paths = paths
+        self.workspaces = self
+
+    async def run(self, tenant_id: str, work: Callable[[Any], Awaitable[Any]], retry: bool) -> Any:
+        return await work(self)
+
+    async def list_files(self, execution_id: str) -> list[WorkspaceFile]:
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        return [WorkspaceFile(path=path, size_bytes=0, sha256="", updated_at=now) for path in self._paths]
+
+    async def list_keys(self, execution_id: str) -> dict[str, str]:
+        return {path: f"keys/{path}" for path in self._paths}
+
+
+def open_files(blobs: StoredObjects, store: OneWorkspaceStore | None = None, **limits: Any) -> WorkFiles:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     values = {field.name: None for field in msgspec.structs.fields(Execution)}
-    execution = Execution(**{**values, "id": "exec_1", "status": "running", "tenant_id": "acme", "updated_at": now})
-    return WorkFiles(None, blobs, execution, WorkLimits(**limits))  # type: ignore[arg-type]
+    execution = Execution(
+        **{**values, "id": "exec_1", "status": "running", "tenant_id": "acme", "files": {}, "updated_at": now}
+    )
+    return WorkFiles(store, blobs, execution, WorkLimits(**limits))  # type: ignore[arg-type]
 
 
 async def test_file_that_changes_while_it_is_collected_is_named(folder: TmpfsWorkFolder, work: Path) -> None:
@@ -203,6 +235,18 @@ async def test_file_that_changes_while_it_is_collected_is_named(folder: TmpfsWor
     await files.collect_folder(folder)
     assert files.notice == "Not kept of the work folder: 'a.txt' (it cannot be read: it has changed)."
     assert list(blobs.objects.values()) == [b"other"]
+
+
+async def test_empty_files_are_given_at_every_attempt(tmp_path: Path) -> None:
+    """Each attempt, also the one after a lost worker, begins with a folder of its own."""
+    for attempt in ("first", "second"):
+        (work := tmp_path / attempt).mkdir()
+        folder = TmpfsWorkFolder(os.open(work, os.O_RDONLY | os.O_DIRECTORY))
+        files = open_files(EmptyObjects(), OneWorkspaceStore("empty", "pkg/__init__.py"))
+        await files.load()
+        await files.fill_folder(folder)
+        assert {file.path: file.size_bytes for file in folder.list_files()[0]} == {"empty": 0, "pkg/__init__.py": 0}
+        folder.close()
 
 
 async def test_hard_links_are_stored_once(folder: TmpfsWorkFolder, work: Path) -> None:

@@ -39,7 +39,7 @@ BAD_ENTRIES = {
     "localhost": "the sandbox itself",
     "db.localhost:5432": "the sandbox itself",
     "sandbox": "the sandbox itself",
-    "127.0.0.1": "is a loopback address",
+    "127.0.0.1": "a private host that the operator offers needs a name",
     "10.0.0.7:5432": "is a private address",
     "169.254.169.254:80": "is a link-local address",
     "192.168.1.1": "is a private address",

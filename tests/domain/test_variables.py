@@ -3,7 +3,7 @@
 import pytest
 
 from domain.ports import EgressHost, ProgramNetwork
-from domain.shared.variables import GATEWAY_VARIABLES, find_gateway_names, find_name_problem
+from domain.shared.variables import GATEWAY_VARIABLES, find_gateway_names, find_name_problem, list_variable_problems
 from infra.sandbox.fence import GUEST_ENVIRONMENT
 from infra.sandbox.program_network import build_network_variables
 
@@ -25,6 +25,12 @@ def test_all_that_the_sandbox_sets_is_reserved() -> None:
 )
 def test_names_that_people_use_are_free(name: str) -> None:
     assert find_name_problem(name) is None
+
+
+def test_the_reason_fits_the_name() -> None:
+    assert "prompt" in str(find_name_problem("PYTHONSTARTUP"))
+    assert "modules" in str(find_name_problem("PYTHONPATH"))
+    assert list(list_variable_problems({"": "x"})) == [("", "has a variable whose name is empty.")]
 
 
 def test_names_of_the_gateway_are_found() -> None:

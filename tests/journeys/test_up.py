@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -270,3 +271,31 @@ async def test_process_without_settings_names_the_missing_variable() -> None:
         output, _ = await process.communicate()
         assert process.returncode == 1
         assert b"PADDOCK_DATABASE_URL is not set" in output
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http", "٨٠٠٠"])
+async def test_ports_that_do_not_exist_are_refused_in_a_sentence(tmp_path: Path, port: str) -> None:
+    async with run_paddock("up", f"--port={port}", "--data", str(tmp_path / "data")) as process:
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 2
+    assert "must be a port from 1 to 65535" in output.decode()
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_refused_start_prints_its_reason_alone(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        async with run_paddock("up", "--port", port, "--data", str(tmp_path / "data")) as process:
+            output, _ = await process.communicate()
+    lines = output.decode().splitlines()
+    assert process.returncode == 1
+    assert len(lines) == 1, lines
+    assert port in lines[0]
+
+
+def test_a_fork_server_whose_command_was_refused_ends_without_a_word() -> None:
+    program = "import os; os.getppid = lambda: 1; import scripts.fork_server_lifetime"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, b"", b"")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import openai
 import pytest
@@ -15,6 +15,9 @@ from tests.support.gateway_client import GatewayClient, ScriptedCalls, serve_scr
 from workers.run.embeddings_wire import parse_request
 from workers.run.gateway import GatewayLimits
 from workers.run.wire import GatewayRefusal
+
+NO_EMBEDDINGS: Final = ModelError("refused", "The model makes no embeddings here.")
+NO_EMBEDDINGS.option = "model"
 
 
 @pytest.fixture
@@ -79,6 +82,7 @@ def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: s
     [
         (ModelError("rate_limited", "sk-1", 3.0), 429, "rate_limit_exceeded"),
         (ModelError("refused", "This model has no embeddings."), 400, "refused_by_provider"),
+        (NO_EMBEDDINGS, 400, "unsupported_model"),
         (DomainError("budget_exceeded", "The budget is spent."), 402, "budget_exceeded"),
         (RuntimeError("sk-1"), 500, "internal_error"),
     ],

@@ -717,6 +717,25 @@ async def test_malformed_requests_are_answered_or_disconnected(gateway_client: G
     assert (await gateway_client.ask_chat()).choices[0].message.content == "ok"
 
 
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [(b"GET /v1/models HTTP/1.1\r\nA: " + b"a" * 200_000, "too large"), (b"nonsense", "not valid HTTP")],
+)
+async def test_heads_that_cannot_be_read_are_refused_in_json(
+    gateway_client: GatewayClient, head: bytes, words: str
+) -> None:
+    reader, writer = await gateway_client.open_connection()
+    writer.write(head + b"\r\n\r\n")
+    status, *headers = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)).split(b"\r\n")
+    assert b" 400 " in status
+    assert b"Content-Type: application/json" in headers
+    length = next(int(line.split()[1]) for line in headers if line.startswith(b"Content-Length"))
+    error = json.loads(await asyncio.wait_for(reader.readexactly(length), 5))["error"]
+    assert error["type"] == "invalid_request_error"
+    assert words in error["message"]
+    writer.close()
+
+
 async def test_pipelined_requests_are_not_buffered_without_limit(gateway_client: GatewayClient) -> None:
     gateway_client.calls.script_text(*["x"] * 50)
     gateway_client.calls.delay = 0.05

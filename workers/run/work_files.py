@@ -71,6 +71,8 @@ class WorkFiles:
         )
         for path in self.paths:
             try:
+                # An empty file has no chunk that would create it.
+                folder.write_file(path, b"")
                 async for chunk in await retry_through_outage(partial(self._blobs.read_object, keys[path])):
                     folder.write_file(path, chunk)
             except (DomainError, KeyError, OSError) as error:

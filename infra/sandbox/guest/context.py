@@ -44,6 +44,25 @@ def find_context_parameter(function):
     return way
 
 
+def find_call_problem(function, way):
+    """Return why every call of a function with its payload would fail, None if that cannot be known ahead."""
+    try:
+        parameters = _list_parameters(function, follow_wrapped=False)
+    except Exception:
+        return None  # without a readable signature
+    kinds = [kind for _, kind, _ in parameters]
+    count = 2 if way == "positional" else 1
+    places = [item for item in parameters if item[1] in ("position", "either")]
+    if len(places) < count and "args" not in kinds:
+        return "takes no payload: define it as handle(payload) or handle(payload, context)"
+    missing = [name for name, _, is_required in places[count:] if is_required]
+    missing += [name for name, kind, is_required in parameters if kind == "name" and is_required]
+    missing = [name for name in missing if way != "keyword" or name != "context"]
+    if not missing:
+        return None
+    return f"requires {', '.join(missing)}, and is called with the payload and a context alone: give defaults"
+
+
 def _choose_way(parameters):
     positional = [parameter for parameter in parameters if parameter[1] in ("position", "either")]
     if len(positional) > 1 and (positional[1][2] or positional[1][0] == "context"):

@@ -233,9 +233,10 @@ def _build_answer(head, requests, answers):
         function = _import_entrypoint(head["entrypoint"])
     except BaseException as error:
         return _describe_failure(error)
-    if head["mode"] == "check":
-        return {"body": b"null"}
     way = _find_context_way(function)
+    if head["mode"] == "check":
+        problem = load_part("context").find_call_problem(function, way)
+        return {"body": b"null"} if problem is None else _describe_failure(TypeError(f"the function {problem}."))
     os.write(answers, b"=")
     try:
         payload = read_frame(requests)

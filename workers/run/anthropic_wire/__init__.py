@@ -4,6 +4,9 @@ Source: docs.anthropic.com/en/api/messages. A field that does not change the ans
 it and is not supported is refused by name. Headers, `anthropic-version` among them, are not read.
 """
 
+from collections.abc import Mapping
+from typing import Final
+
 from workers.run.anthropic_wire.errors import render_error
 from workers.run.anthropic_wire.parser import parse_request
 from workers.run.anthropic_wire.renderer import MessageRenderer
@@ -15,6 +18,9 @@ __all__ = ["MessagesWire", "render_error"]
 
 class MessagesWire:
     """Serve `/v1/messages`, as `workers.run.wire.AnswerWire` describes."""
+
+    # An error of this API has no place for them.
+    option_fields: Final[Mapping[str, str]] = {}
 
     def __init__(self, seal: ReasoningSeal) -> None:
         self._seal = seal

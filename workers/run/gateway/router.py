@@ -90,7 +90,10 @@ class RequestRouter:
         if (wire := self._wires.get(path)) is not None:
             _require_method("POST", method, path)
             async with self._request_slots:
-                return await self._answer(request, wire, prepare)
+                try:
+                    return await self._answer(request, wire, prepare)
+                except GatewayRefusal as refusal:
+                    raise refusal.name_field(wire.option_fields) from refusal.__cause__
         if path == _EMBEDDINGS_PATH:
             _require_method("POST", method, path)
             async with self._request_slots, self._embedding_slots:

@@ -9,12 +9,15 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from domain.egress import EgressEntry
 from domain.ports import GATEWAY_LISTENER, NetworkServer
+from workers.run.gateway.responder import INTERNAL_ERROR, build_json_response
 from workers.run.gateway.router import RequestRouter
 from workers.run.gateway.schema import GatewayCalls, GatewayLimits
+from workers.run.wire import GatewayRefusal
 
 _log = structlog.get_logger("paddock.gateway")
 # aiohttp logs what an agent sent wrongly, as often as the agent likes.
@@ -45,6 +48,27 @@ def serve_gateway(
     return serve
 
 
+class _GatewayConnection(RequestHandler):
+    """Answer what is not HTTP with an error that clients can parse."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        super().handle_error(request, status, exc, message)
+        refusal = INTERNAL_ERROR
+        if status < 500:
+            is_large = isinstance(exc, LineTooLong) or "too many" in str(exc).lower()
+            problem = "its head is too large" if is_large else "it is not valid HTTP"
+            refusal = GatewayRefusal(status, f"The request cannot be read: {problem}.")
+        response = build_json_response(refusal.body, refusal.status, refusal.headers)
+        response.force_close()
+        return response
+
+
 class _GatewayServer(web.Server):
     """Limit the server of aiohttp."""
 
@@ -68,6 +92,9 @@ class _GatewayServer(web.Server):
         )
         self._max_body_bytes = limits.max_body_bytes
         self._connection_slots, self._transports = connection_slots, transports
+
+    def __call__(self) -> RequestHandler:
+        return _GatewayConnection(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)

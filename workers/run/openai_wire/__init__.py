@@ -4,6 +4,8 @@ Source: platform.openai.com/docs/api-reference/chat. A field that does not chang
 would change it and is not supported is refused by name.
 """
 
+from typing import Final
+
 from workers.run.openai_wire.parser import parse_request
 from workers.run.openai_wire.renderer import CompletionRenderer
 from workers.run.openai_wire.schema import CompletionRequest
@@ -13,6 +15,8 @@ __all__ = ["ChatWire", "CompletionRenderer", "CompletionRequest", "parse_request
 
 class ChatWire:
     """Serve `/v1/chat/completions`, as `workers.run.wire.AnswerWire` describes."""
+
+    option_fields: Final = {"thinking": "reasoning_effort", "image": "messages"}
 
     def parse_request(self, body: bytes) -> tuple[CompletionRequest, CompletionRenderer]:
         """Return what a body asks for, and what renders the answer. Errors: `GatewayRefusal`."""

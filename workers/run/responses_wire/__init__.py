@@ -4,6 +4,8 @@ Source: platform.openai.com/docs/api-reference/responses. Nothing is stored beyo
 the answer is accepted; one that would change it and is not supported is refused by name.
 """
 
+from typing import Final
+
 from workers.run.responses_wire.parser import RequestParser
 from workers.run.responses_wire.renderer import ResponseRenderer
 from workers.run.responses_wire.response_log import ResponseLog
@@ -15,6 +17,8 @@ __all__ = ["ResponseLog", "ResponsesWire"]
 
 class ResponsesWire:
     """Serve `/v1/responses` for one run, as `workers.run.wire.AnswerWire` describes."""
+
+    option_fields: Final = {"thinking": "reasoning", "verbosity": "text.verbosity", "image": "input"}
 
     def __init__(self, seal: ReasoningSeal) -> None:
         self._seal, self._log = seal, ResponseLog()

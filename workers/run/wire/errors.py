@@ -1,5 +1,7 @@
 """Describe to an agent why its request is refused, or why the call of a model failed."""
 
+from collections.abc import Mapping
+
 from domain.llms import ModelError
 from domain.shared.errors import DomainError
 
@@ -21,6 +23,13 @@ class GatewayRefusal(Exception):
         self.status, self.retry_after, self.should_retry = status, retry_after, should_retry
         usual = "invalid_request_error" if status < 500 else "server_error"
         self.body = {"error": {"message": message, "type": kind or usual, "param": param, "code": code}}
+
+    def name_field(self, option_fields: Mapping[str, str]) -> "GatewayRefusal":
+        """Return the refusal with the request's own name of an option that a model cannot apply as its `param`."""
+        error = self.body["error"]
+        if error["code"] == "unsupported_option":
+            error["param"] = option_fields.get(error["param"] or "", error["param"])
+        return self
 
     @property
     def headers(self) -> dict[str, str]:
@@ -68,6 +77,8 @@ def _render_model_refusal(error: ModelError, model: str) -> GatewayRefusal:
             return GatewayRefusal(504, f"The model {model!r} did not answer in time.", error.kind)
         case "cut_off" | "malformed":
             return GatewayRefusal(502, f"The answer of {model!r} broke off or could not be read.", error.kind)
+        case "refused" if error.option == "model":
+            return GatewayRefusal(400, error.message, "unsupported_model", "model", should_retry=False)
         case "refused" if error.option is not None:
             return GatewayRefusal(400, error.message, "unsupported_option", error.option, should_retry=False)
         case "refused":

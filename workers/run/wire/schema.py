@@ -1,5 +1,6 @@
 """Define what a wire makes of a request, and how it renders the answer."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -46,7 +47,13 @@ class AnswerRenderer(Protocol):
 
 
 class AnswerWire(Protocol):
-    """Serve one API. A wire may keep what belongs to one run."""
+    """Serve one API. A wire may keep what belongs to one run.
+
+    `option_fields` has the fields of a request for those options of `ModelError.option` that are not called the same.
+    """
+
+    @property
+    def option_fields(self) -> Mapping[str, str]: ...
 
     def parse_request(self, body: bytes) -> tuple[AnswerRequest, AnswerRenderer]:
         """Return what a body asks for, and what renders its answer; maybe in a thread. Errors: `GatewayRefusal`."""
