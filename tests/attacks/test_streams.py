@@ -1,12 +1,12 @@
 """Attack the pipe by which an entrypoint streams: floods, endless generators, and messages that it forges."""
 
 import asyncio
-import json
 from typing import Any
 
 import pytest
 
 from tests.support.clients import TenantClient
+from tests.support.model_agents import stream_events
 
 # Writes bytes of its own to the pipe of its messages and its result.
 FORGER = """
@@ -76,15 +76,6 @@ OUTCOMES: dict[str, tuple[str, str | None, list[Any], int]] = {
 }
 
 
-async def read_events(owner: TenantClient, execution_id: str) -> list[dict[str, Any]]:
-    events = list[dict[str, Any]]()
-    async with owner.http.stream("GET", f"/executions/{execution_id}/events") as answer:
-        async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                events.append(json.loads(line[6:]))
-    return events
-
-
 def pick_values(events: list[dict[str, Any]], kind: str, field: str) -> list[Any]:
     return [event[field] for event in events if event["type"] == kind]
 
@@ -100,7 +91,7 @@ async def test_forged_messages_harm_their_own_run_alone(shared_tenant: TenantCli
     execution = await shared_tenant.run_agent(forger, {"attack": attack})
     assert (execution["status"], execution["error_type"]) == (status, error_type), execution
     assert execution["attempt"] == 1
-    events = await read_events(shared_tenant, execution["id"])
+    events = await stream_events(shared_tenant, execution["id"])
     assert pick_values(events, "output", "value") == values
     assert sum(pick_values(events, "warning", "left_out")) == left_out
     assert pick_values(events, "progress", "message") == []
@@ -124,7 +115,7 @@ async def test_a_flood_without_an_end_fills_no_log_and_starves_no_run(shared_ten
     for flood, most in zip(floods, (10_000, 16), strict=True):
         ended = await shared_tenant.wait_for_end(flood["id"])
         assert (ended["status"], ended["error_type"], ended["attempt"]) == ("failed", "timeout", 1)
-        events = await read_events(shared_tenant, flood["id"])
+        events = await stream_events(shared_tenant, flood["id"])
         assert len(pick_values(events, "output", "value")) == most
         (left_out,) = pick_values(events, "warning", "left_out")
         assert left_out > 0
@@ -144,7 +135,7 @@ def handle(payload, context):
 """
     execution = await shared_tenant.run_agent(await shared_tenant.deploy_agent(source))
     assert execution["result"] > 1000
-    events = await read_events(shared_tenant, execution["id"])
+    events = await stream_events(shared_tenant, execution["id"])
     messages = pick_values(events, "progress", "message")
     assert 2 <= len(messages) <= 20
     assert messages[-1] == f"step {execution['result']}", "the last state is never lost"

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scripts.system import System
 from tests.conftest import run_system
 from tests.support.clients import TenantClient, register_tenant
+from tests.support.model_agents import stream_events
 from tests.support.ports import find_port_range
 
 # Names that a resolver of this machine leads to this machine are the machine's own.
@@ -62,12 +62,7 @@ async def owner(system: System) -> AsyncIterator[TenantClient]:
 
 
 async def read_events(owner: TenantClient, execution_id: str, kind: str) -> list[dict[str, Any]]:
-    events = list[dict[str, Any]]()
-    async with owner.http.stream("GET", f"/executions/{execution_id}/events") as answer:
-        async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                events.append(json.loads(line[6:]))
-    return [event for event in events if event["type"] == kind]
+    return [event for event in await stream_events(owner, execution_id) if event["type"] == kind]
 
 
 async def read_egress_metrics(system: System) -> dict[str, float]:

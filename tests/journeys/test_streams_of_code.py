@@ -6,6 +6,7 @@ from typing import Any
 from websockets.asyncio.client import connect
 
 from tests.support.clients import TenantClient
+from tests.support.model_agents import stream_events
 
 STREAMER = """
 import time
@@ -20,17 +21,6 @@ def handle(payload, context):
 """
 
 
-async def read_sse(owner: TenantClient, execution_id: str, after: int = 0) -> list[dict[str, Any]]:
-    """Read the events of an execution to their end."""
-    events = list[dict[str, Any]]()
-    path, headers = f"/executions/{execution_id}/events", {"Last-Event-ID": str(after)}
-    async with owner.http.stream("GET", path, headers=headers) as answer:
-        async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                events.append(json.loads(line[6:]))
-    return events
-
-
 def pick(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [event for event in events if event["type"] == kind]
 
@@ -38,7 +28,7 @@ def pick(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 async def test_a_generator_streams_its_outputs_in_order_with_its_log(shared_tenant: TenantClient, system) -> None:
     agent_id = await shared_tenant.deploy_agent(STREAMER)
     execution = await shared_tenant.start_execution(agent_id)
-    events = await read_sse(shared_tenant, execution["id"])
+    events = await stream_events(shared_tenant, execution["id"])
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     kinds = [event["type"] for event in events if event["type"] in ("log", "output")]
     assert kinds == ["log", "output"] * 3
@@ -50,7 +40,7 @@ async def test_a_generator_streams_its_outputs_in_order_with_its_log(shared_tena
     ended = await shared_tenant.wait_for_end(execution["id"])
     assert ended["result"] == {"streamed": 3}
     assert ended["logs"] == "line 0\nline 1\nline 2"
-    assert await read_sse(shared_tenant, execution["id"], after=3) == events[3:]
+    assert await stream_events(shared_tenant, execution["id"], after=3) == events[3:]
     logs = (await shared_tenant.http.get(f"/execution-logs/{execution['id']}")).json()["items"]
     assert {entry["metadata"]["type"] for entry in logs} == {"status", "log"}, "outputs are no lines of a log"
     key = await shared_tenant.create_key()
@@ -80,7 +70,7 @@ async def test_what_was_yielded_stays_when_a_generator_fails(shared_tenant: Tena
     agent_id = await shared_tenant.deploy_agent("def handle(p):\n    yield 'kept'\n    raise ValueError('midway')\n")
     execution = await shared_tenant.run_agent(agent_id)
     assert (execution["status"], execution["error_type"], execution["result"]) == ("failed", "ValueError", None)
-    events = await read_sse(shared_tenant, execution["id"])
+    events = await stream_events(shared_tenant, execution["id"])
     assert [event["value"] for event in pick(events, "output")] == ["kept"]
 
 
@@ -90,7 +80,7 @@ async def test_a_flood_is_cut_and_says_how_much_was_left_out(shared_tenant: Tena
     for small, count, stored_count in ((True, 12_000, 10_000), (False, 30, 20)):
         execution = await shared_tenant.run_agent(agent_id, {"n": count, "small": small}, timeout=60)
         assert execution["status"] == "completed", execution
-        events = await read_sse(shared_tenant, execution["id"])
+        events = await stream_events(shared_tenant, execution["id"])
         assert len(pick(events, "output")) == stored_count
         (warning,) = pick(events, "warning")
         assert warning["left_out"] == count - stored_count
@@ -113,7 +103,7 @@ def handle(payload):
 
 async def test_a_progress_bar_is_progress_and_its_end_a_line(shared_tenant: TenantClient) -> None:
     execution = await shared_tenant.run_agent(await shared_tenant.deploy_agent(BAR))
-    events = await read_sse(shared_tenant, execution["id"])
+    events = await stream_events(shared_tenant, execution["id"])
     progress = pick(events, "progress")
     assert 1 <= len(progress) <= 8
     fractions = [event["fraction"] for event in progress]
@@ -130,7 +120,7 @@ async def test_the_example_streams_and_continues_its_total(acme: TenantClient) -
         "common": [["two", 2], ["one", 1], ["three", 1]],
         "words_of_all_runs": 5,
     }
-    events = await read_sse(acme, execution["id"])
+    events = await stream_events(acme, execution["id"])
     assert [event["value"] for event in pick(events, "output")] == [{"text": 1, "words": 2}, {"text": 2, "words": 3}]
     assert (pick(events, "progress")[-1]["fraction"], pick(events, "progress")[-1]["message"]) == (1, "2 of 2 texts")
     again = await acme.run_agent(agent_id, {"texts": ["one"]})
@@ -154,4 +144,4 @@ async def test_a_code_step_of_a_workflow_streams(shared_tenant: TenantClient) ->
     assert (await shared_tenant.wait_for_end(run["id"]))["status"] == "completed"
     children = (await shared_tenant.http.get(f"/executions?parent_id={run['id']}")).json()["items"]
     child = next(child for child in children if child["step"] == "streams")
-    assert len(pick(await read_sse(shared_tenant, child["id"]), "output")) == 3
+    assert len(pick(await stream_events(shared_tenant, child["id"]), "output")) == 3

@@ -43,10 +43,11 @@ async def run_execution(acme: TenantClient, agent_id: str, **body: Any) -> dict[
     return dict(answer.json())
 
 
-async def stream_events(acme: TenantClient, execution_id: str) -> list[dict[str, Any]]:
-    """Return the whole log, read from the stream."""
+async def stream_events(acme: TenantClient, execution_id: str, after: int = 0) -> list[dict[str, Any]]:
+    """Return the log behind an event, read from the stream to its end."""
     events: list[dict[str, Any]] = []
-    async with acme.http.stream("GET", f"/executions/{execution_id}/events") as answer:
+    headers = {"Last-Event-ID": str(after)}
+    async with acme.http.stream("GET", f"/executions/{execution_id}/events", headers=headers) as answer:
         async for line in answer.aiter_lines():
             # An event without data only keeps the connection open.
             if line.startswith("data:") and line[5:].strip():
