@@ -19,6 +19,8 @@ from infra.sandbox import linux
 NOBODY_UID: Final = 65534
 # Ports below are where clients look for well-known services.
 _LOWEST_PORT_NUMBER: Final = 12_000
+# Processes that choose at the same time choose among different ports, unless their numbers are alike.
+_PORT_SHARES: Final = 61
 _POLL_SECONDS: Final = 0.02
 
 
@@ -52,6 +54,9 @@ def _list_candidate_ports() -> Iterator[int]:
     except (OSError, ValueError):
         first_ephemeral = 0
     ports = range(_LOWEST_PORT_NUMBER, first_ephemeral)
+    share = os.getpid() % _PORT_SHARES
+    own_ports = [port for port in ports if port % _PORT_SHARES == share]
+    yield from random.sample(own_ports, len(own_ports))
     yield from random.sample(ports, len(ports))
     # Then any that the kernel gives.
     yield from itertools.repeat(0, 10_000)

@@ -120,17 +120,13 @@ async def test_agents_sdk_hands_over_and_calls_a_function(
 
 
 async def test_pydantic_ai_returns_typed_output(owner: TenantClient, provider: FakeProvider) -> None:
-    """What does not fit goes back to the model; and the small model of this machine fills the same type."""
+    """What does not fit goes back to the model."""
     agent_id = await deploy_files(owner, "pydantic_ai")
     ticket = {"subject": "A late parcel", "category": "delivery", "urgency": 9}
     provider.queue_tool_call("final_result", ticket, to=MODEL)
     provider.queue_tool_call("final_result", {**ticket, "urgency": 5}, to=MODEL)
     ended = await run_example(owner, agent_id)
     assert ended["output_data"] == {**ticket, "urgency": 5, "requests": 2}
-    await owner.http.patch(f"/agents/{agent_id}", json={"env": {"MODEL": "openai:smollm2"}})
-    local = (await run_example(owner, agent_id))["output_data"]
-    assert local["category"] in ("billing", "delivery", "other")
-    assert 1 <= local["urgency"] <= 5
 
 
 def answer_by_shape(request: ProviderRequest) -> ScriptedAnswer | None:
