@@ -4,7 +4,7 @@ import asyncio
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
@@ -119,16 +119,22 @@ class ProcessTree:
             self._watch.start(watchdog)
         self.send_data(head)
 
-    async def run(self, request: TreeRequest, timeout: float) -> ExitReport:
+    async def run(
+        self, request: TreeRequest, timeout: float, prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> ExitReport:
         """Send the request, pass on what the tree prints and says, and return when it has ended or was ended.
 
-        `timeout` is in seconds. Errors: `SandboxStartError`, and any error of a callback.
+        `timeout` is in seconds. `prepare` is awaited before the request is sent, while output is passed on already.
+        Errors: `SandboxStartError`, and any error of a callback.
         """
         self._request, self._output_stage = request, request.output_stage
         self._flush_early_output()
         if not self.is_gone:
-            self._feed.send(request.data)
             self._timers["timeout"] = self._loop.call_later(max(0.0, timeout), self._on_timeout)
+        if prepare is not None:
+            await prepare()
+        if not self.is_gone:
+            self._feed.send(request.data)
         await self._wait_for_future(self._done)
         if self.report.stage >= GuestStage.FENCED and not self.report.is_retryable:
             self._output_stage = GuestStage.FENCED

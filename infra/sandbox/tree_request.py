@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -54,11 +55,8 @@ async def serve_request(tree: ProcessTree, request: TreeRequest, deadline: float
         if folder is None:
             return await tree.run(request, deadline - clock())
         stack.callback(folder.close)
-        if hooks.fill_work is not None:
-            await hooks.fill_work(folder)
-            # The worker's gifts do not count as the agent's memory.
-            tree.allow_memory(folder.written_bytes)
-        report = await tree.run(request, deadline - clock())
+        fill = None if hooks.fill_work is None else partial(_fill_work, tree, folder, hooks.fill_work, deadline)
+        report = await tree.run(request, deadline - clock(), fill)
         if hooks.collect_work is not None and not report.is_retryable:
             # A run that is cancelled, or whose sandbox was lost, leaves nothing.
             await _collect_work(tree, folder, hooks.collect_work)
@@ -95,6 +93,15 @@ class StateLoader:
             self._tree.fail(error)
         else:
             self._tree.send_data(encode_frame(state))
+
+
+async def _fill_work(tree: ProcessTree, folder: TmpfsWorkFolder, fill: WorkCallback, deadline: float) -> None:
+    """Fill the work folder after the import, which runs the code: what it finds must not depend on which is faster."""
+    seconds = max(0.0, deadline - asyncio.get_running_loop().time())
+    if await tree.wait_for_stage(GuestStage.IMPORTED, seconds):
+        await fill(folder)
+        # The worker's gifts do not count as the agent's memory.
+        tree.allow_memory(folder.written_bytes)
 
 
 async def _collect_work(tree: ProcessTree, folder: TmpfsWorkFolder, collect: WorkCallback) -> None:
