@@ -7,10 +7,12 @@ import structlog
 from domain.egress import DEFAULT_EGRESS_PORTS, MAX_EGRESS_ENTRIES
 from infra.descriptors import BASE_DESCRIPTORS, explain_low_limit, raise_descriptor_limit
 from infra.settings import Settings
+from workers.run.egress import EgressLimits
+from workers.run.gateway import GatewayLimits
 
 # A run has listeners, connections to hosts with an end inside and one outside, connections of its gateway, and pipes.
 _LISTENERS_PER_RUN: Final = MAX_EGRESS_ENTRIES * len(DEFAULT_EGRESS_PORTS) + 2
-_CONNECTIONS_PER_RUN: Final = 2 * 64 + 40
+_CONNECTIONS_PER_RUN: Final = 2 * EgressLimits().max_open + GatewayLimits().max_connections
 _PIPES_PER_RUN: Final = 16
 # Sandboxes that wait, with the few listeners that most of them have.
 _IDLE_SLOTS: Final = 64 * 24

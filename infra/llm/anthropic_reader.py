@@ -9,7 +9,7 @@ from domain.llms import FinishReason, ModelCall, ReplyPart, ReportedUsage
 from infra.llm import error_parser, model_errors
 from infra.llm.answer_reader import AnswerReader
 from infra.llm.event_stream import EventStream, ServerSentEvent
-from infra.llm.usage import read_count
+from infra.llm.usage import read_count, read_counts
 
 _FINISH_BY_REASON: Final[dict[str, FinishReason]] = {
     "max_tokens": "length",
@@ -145,7 +145,7 @@ class AnthropicReader(AnswerReader):
     def _report_usage(self, usage: Any) -> Iterable[ReportedUsage]:
         if not isinstance(usage, Mapping):
             return
-        counts = {name: count for name, value in usage.items() if (count := read_count(value)) is not None}
+        counts = read_counts(usage)
         self._counts |= counts
         counts = self._counts
         details = usage.get("output_tokens_details")

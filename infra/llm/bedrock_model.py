@@ -25,7 +25,7 @@ from pydantic_ai.providers.bedrock import BedrockProvider
 from domain.shared.aws_keys import AwsKey
 from infra.llm.eventstream_frames import FramedResponse
 from infra.llm.http_calls import open_response
-from infra.llm.thinking import choose_effort
+from infra.llm.thinking import choose_effort, take_effort
 
 _SIGNING_NAME: Final = "bedrock"
 
@@ -69,14 +69,15 @@ class BedrockWireModel(BedrockConverseModel):
         fitted = dict(settings)
         extra = dict(fitted.pop("extra_body", {}))
         thinking = fitted.pop("anthropic_thinking", None)
-        effort = extra.pop("reasoning_effort", None) or fitted.pop("openai_reasoning_effort", None)
+        effort = take_effort(fitted, extra)
         if thinking is not None and self.profile.get("bedrock_thinking_variant") == "anthropic":
             extra["thinking"] = thinking
         elif thinking is not None:
             fitted["thinking"] = thinking.get("type") != "disabled" and choose_effort(thinking.get("budget_tokens"))
         if effort is not None:
-            fitted["thinking"] = False if effort == "none" else effort
-        fitted.pop("extra_headers", None)
+            fitted["thinking"] = effort
+        for name in ("extra_headers", "openai_reasoning_effort"):
+            fitted.pop(name, None)
         if extra:
             fitted["bedrock_additional_model_requests_fields"] = extra
         return fitted

@@ -7,7 +7,7 @@ from domain.llms import FinishReason, ModelCall, ReplyPart, ReportedUsage
 from infra.llm import error_parser, model_errors
 from infra.llm.answer_reader import AnswerReader
 from infra.llm.event_stream import EventStream, ServerSentEvent
-from infra.llm.usage import read_count
+from infra.llm.usage import read_counts
 
 _FINISH_BY_REASON: Final[dict[str, FinishReason]] = {
     "max_tokens": "length",
@@ -112,7 +112,7 @@ class BedrockReader(AnswerReader):
         """Report the tokens. Bedrock counts cached ones beside those of the prompt."""
         if not isinstance(usage, Mapping):
             return
-        counts = {name: count for name, value in usage.items() if (count := read_count(value)) is not None}
+        counts = read_counts(usage)
         cached, prompt = counts.get("cacheReadInputTokens", 0), counts.get("inputTokens")
         if prompt is not None:
             prompt += cached + counts.get("cacheWriteInputTokens", 0)

@@ -9,7 +9,7 @@ from domain.llms import FinishReason, ModelCall, ReplyPart, ReportedUsage
 from infra.llm import error_parser, model_errors
 from infra.llm.answer_reader import AnswerReader
 from infra.llm.event_stream import EventStream, ServerSentEvent
-from infra.llm.usage import read_count
+from infra.llm.usage import read_counts
 
 _FILTER_WORDS: Final = ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED", "SPII", "MODEL_ARMOR")
 # The model wrote something that Gemini itself could not read: the next answer may be better.
@@ -97,7 +97,7 @@ class GeminiReader(AnswerReader):
         """Report the tokens so far. Gemini counts thoughts beside the answer, and cached tokens within the prompt."""
         if not isinstance(usage, Mapping):
             return
-        counts = {name: count for name, value in usage.items() if (count := read_count(value)) is not None}
+        counts = read_counts(usage)
         prompt = counts.get("promptTokenCount")
         thoughts, answer = counts.get("thoughtsTokenCount"), counts.get("candidatesTokenCount")
         if prompt is not None:

@@ -25,6 +25,8 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.models._tool_choice import ResolvedToolChoice
 from pydantic_ai.profiles.google import GoogleModelProfile
 
+from infra.llm.thinking import take_effort
+
 # Gemini refuses the first call of a turn without the signature of its thinking. A call that another model made has
 # none, and Google documents this value for it.
 _FOREIGN_SIGNATURE: Final = base64.b64encode(b"skip_thought_signature_validator").decode()
@@ -147,9 +149,8 @@ def build_config(
     """Return `generationConfig` and the fields beside it. Errors: `UserError` for an unknown effort."""
     config = {wire: settings[name] for name, wire in _CONFIG_NAMES.items() if settings.get(name) is not None}
     extra = dict(settings.get("extra_body") or {})
-    thinking = parameters.thinking
-    if (effort := extra.pop("reasoning_effort", None) or settings.get("openai_reasoning_effort")) is not None:
-        thinking = False if effort == "none" else effort
+    effort = take_effort(settings, extra)
+    thinking = parameters.thinking if effort is None else effort
     if thinking is not None:
         config["thinkingConfig"] = _build_thinking(thinking, profile)
     if parameters.output_mode == "native" and parameters.output_object is not None:

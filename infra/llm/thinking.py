@@ -36,8 +36,17 @@ def convert_thinking(
     if (effort := thinking.effort or _find_effort(thinking)) is None:
         return summary if thinking.mode is None else {"thinking": False, **summary}
     if wire not in ("chat", "responses"):
-        return {"thinking": False if effort == "none" else effort}
+        return {"thinking": _convert_effort(effort)}
     return {"openai_reasoning_effort": effort, **summary}
+
+
+def take_effort(settings: Mapping[str, Any], body: dict[str, Any]) -> bool | str | None:
+    """Return pydantic-ai's `thinking` for the effort in OpenAI's settings or fields of the body, which lose it."""
+    return _convert_effort(body.pop("reasoning_effort", None) or settings.get("openai_reasoning_effort"))
+
+
+def _convert_effort(effort: str | None) -> bool | str | None:
+    return False if effort == "none" else effort
 
 
 def _find_effort(thinking: ThinkingOptions) -> str | None:

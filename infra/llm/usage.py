@@ -26,6 +26,11 @@ def read_count(value: Any) -> int | None:
     return math.ceil(value)
 
 
+def read_counts(usage: Mapping[str, Any]) -> dict[str, int]:
+    """Return the fields of a usage object that hold counts."""
+    return {name: count for name, value in usage.items() if (count := read_count(value)) is not None}
+
+
 def read_usage(usage: Any) -> ReportedUsage | None:
     """Return the counts of a usage object of OpenAI's wires, or None if it has none."""
     if not isinstance(usage, Mapping):

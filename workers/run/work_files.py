@@ -37,6 +37,7 @@ class WorkFiles:
         # All executions of a run share the workspace of its root.
         self._owner = execution.root_id or execution.id
         self._given: dict[str, WorkspaceFile] = {}
+        self._given_keys: dict[str, str] = {}
         self._kept: dict[str, tuple[WorkspaceFile, str]] = {}
         # A sentence about what was not kept, for the run's log.
         self.notice: str | None = None
@@ -57,23 +58,22 @@ class WorkFiles:
         """Look up the files of the run. A run that was started without any, and is no step, has none."""
         if self._execution.files is None and self._execution.root_id is None:
             return
-        files = await self._store.run(
-            self._execution.tenant_id, lambda tx: tx.workspaces.list_files(self._owner), retry=True
-        )
+
+        async def look_up(tx: Tx) -> tuple[list[WorkspaceFile], dict[str, str]]:
+            files = await tx.workspaces.list_files(self._owner)
+            return files, await tx.workspaces.list_keys(self._owner) if files else {}
+
+        files, self._given_keys = await self._store.run(self._execution.tenant_id, look_up, retry=True)
         self._given = {file.path: file for file in files}
 
     async def fill_folder(self, folder: WorkFolder) -> None:
         """Write the files of the run into its folder. Errors: `file_unavailable`."""
-        if not self._given:
-            return
-        keys = await self._store.run(
-            self._execution.tenant_id, lambda tx: tx.workspaces.list_keys(self._owner), retry=True
-        )
         for path in self.paths:
             try:
                 # An empty file has no chunk that would create it.
                 folder.write_file(path, b"")
-                async for chunk in await retry_through_outage(partial(self._blobs.read_object, keys[path])):
+                key = self._given_keys[path]
+                async for chunk in await retry_through_outage(partial(self._blobs.read_object, key)):
                     folder.write_file(path, chunk)
             except (DomainError, KeyError, OSError) as error:
                 raise DomainError(
