@@ -87,7 +87,7 @@ async def _time_runs(client: BenchClient, agents: dict[str, str]) -> dict[str, l
     for number in range(WARM_UP_RUNS + EGRESS_RUNS):
         for name, agent_id in agents.items():
             began = time.perf_counter()
-            await _run_agent(client, agent_id, {})
+            await client.complete_agent(agent_id, {})
             if number >= WARM_UP_RUNS:
                 took[name].append((time.perf_counter() - began) * 1000)
             await asyncio.sleep(PAUSE_SECONDS)
@@ -99,18 +99,11 @@ async def _measure_transfers(client: BenchClient, agent_id: str, payload: dict[s
     exec(_TRANSFER_SOURCE, namespace)  # noqa: S102 - the agent's own source, to measure the same loop directly
     through, direct = list[float](), list[float]()
     for _ in range(TRANSFER_COUNT):
-        through.append(await _run_agent(client, agent_id, payload))
+        through.append((await client.complete_agent(agent_id, payload))["output_data"])
         direct.append(await asyncio.to_thread(functools.partial(namespace["handle"], payload)))
     rate, direct_rate = statistics.median(through), statistics.median(direct)
     comparison = f"a direct connection ({rate / 1e6:.0f} to {direct_rate / 1e6:.0f} MB/s)"
     return "bytes per second through a declared host", f"{rate / direct_rate:.2f}", comparison
-
-
-async def _run_agent(client: BenchClient, agent_id: str, payload: dict[str, Any]) -> Any:
-    ended = await client.run_agent(agent_id, payload)
-    if ended["status"] != "completed":
-        raise SystemExit(f"a run failed: {ended}")
-    return ended["output_data"]
 
 
 @contextlib.asynccontextmanager

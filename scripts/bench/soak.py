@@ -101,6 +101,13 @@ class BenchClient:
             if ended["status"] in ("completed", "failed", "cancelled"):
                 return ended
 
+    async def complete_agent(self, agent_id: str, payload: Any) -> Any:
+        """Run an agent and return the completed run. Errors: `SystemExit` if it ends otherwise."""
+        ended = await self.run_agent(agent_id, payload)
+        if ended["status"] != "completed":
+            raise SystemExit(f"a run failed: {ended}")
+        return ended
+
     async def _send_until_answered(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> Any:
         deadline = time.monotonic() + _RETRY_SECONDS
         while True:

@@ -49,13 +49,6 @@ async def _time_call(call: Callable[[], Awaitable[Any]]) -> tuple[float, Any]:
     return (time.perf_counter() - began) * 1000, answer
 
 
-async def _run_agent(client: BenchClient, agent_id: str) -> Any:
-    ended = await client.run_agent(agent_id, {"n": 1})
-    if ended["status"] != "completed":
-        raise SystemExit(f"a run failed: {ended}")
-    return ended
-
-
 def _count_seconds(start: str, end: str) -> float:
     return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
@@ -76,11 +69,11 @@ async def _time_single_runs(
 ) -> tuple[list[float], list[float], list[Any]]:
     """Time runs and interpreter starts in turn, one at a time. Returns the times of both, and the runs."""
     for _ in range(20):
-        await _run_agent(client, agent_id)
+        await client.complete_agent(agent_id, {"n": 1})
     took, floor, runs = list[float](), list[float](), list[Any]()
     for _ in range(count):
         await asyncio.sleep(pause)
-        duration, ended = await _time_call(functools.partial(_run_agent, client, agent_id))
+        duration, ended = await _time_call(functools.partial(client.complete_agent, agent_id, {"n": 1}))
         took.append(duration)
         runs.append(ended)
         await asyncio.sleep(pause)
@@ -92,7 +85,9 @@ async def _measure_latency(client: BenchClient, agent_id: str) -> tuple[list[Ben
     took, floor, runs = await _time_single_runs(client, agent_id, SINGLE_RUNS)
     base, p50, p95 = statistics.median(floor), statistics.median(took), compute_quantile(took, 0.95)
     waits = [_count_seconds(run["created_at"], run["started_at"]) * 1000 for run in runs]
-    chained = [(await _time_call(functools.partial(_run_agent, client, agent_id)))[0] for _ in range(SINGLE_RUNS)]
+    chained = [
+        (await _time_call(functools.partial(client.complete_agent, agent_id, {"n": 1})))[0] for _ in range(SINGLE_RUNS)
+    ]
     next_p50 = statistics.median(chained)
     start = "python -I -S -c pass"
     return (
@@ -129,7 +124,7 @@ async def _measure_first_runs(client: BenchClient, base: float) -> BenchRow:
     """Measure the first run of a new version."""
     agents = [await client.deploy_agent(f"fresh-{number}", pack_agent(NO_OP_SOURCE)) for number in range(FRESH_AGENTS)]
     await asyncio.sleep(1)
-    took = [(await _time_call(functools.partial(_run_agent, client, agent_id)))[0] for agent_id in agents]
+    took = [(await _time_call(functools.partial(client.complete_agent, agent_id, {"n": 1})))[0] for agent_id in agents]
     return "first run of a version, p50", f"{statistics.median(took) / base:.2f}", "python -I -S -c pass"
 
 
@@ -141,8 +136,8 @@ async def measure_system(system: System) -> tuple[list[BenchRow], float]:
         rows.append(await _measure_numpy_agent(client, p50 / base))
         rows.append(await _measure_first_runs(client, base))
         rows.append(await outputs.measure_first_output(system, client))
-        await measure_rate(lambda: _run_agent(client, agent_id), 200, RUNS_IN_FLIGHT)
-        rate = await measure_rate(lambda: _run_agent(client, agent_id), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
+        await measure_rate(lambda: client.complete_agent(agent_id, {"n": 1}), 200, RUNS_IN_FLIGHT)
+        rate = await measure_rate(lambda: client.complete_agent(agent_id, {"n": 1}), CONCURRENT_RUNS, RUNS_IN_FLIGHT)
         rows.append(_format_rate(f"completed runs, {RUNS_IN_FLIGHT} in flight", rate, base))
         await measure_rate(lambda: client.call_api("GET", f"executions/{memory_before}"), 200, RUNS_IN_FLIGHT)
         reads = await measure_rate(

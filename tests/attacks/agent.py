@@ -741,25 +741,23 @@ def limits_of_its_own(p):
     return _build_result([])
 
 
-def disk(p):
+def _fill_disk(folder, file_mb, limit_mb):
     written = 0
     with contextlib.suppress(OSError):
         for number in range(10):
-            with open(f"/tmp/{number}", "wb") as file:
-                for _ in range(20):
+            with open(f"{folder}/{number}", "wb") as file:
+                for _ in range(file_mb):
                     written += file.write(b"x" * (1 << 20))
-    return _build_result([written] if written > (100 << 20) else [])
+    return _build_result([written] if written > (limit_mb << 20) else [])
+
+
+def disk(p):
+    return _fill_disk("/tmp", 20, 100)
 
 
 def disk_of_work(p):
     """Fill the work folder: what it holds is memory of the host."""
-    written = 0
-    with contextlib.suppress(OSError):
-        for number in range(10):
-            with open(f"/work/{number}", "wb") as file:
-                for _ in range(40):
-                    written += file.write(b"x" * (1 << 20))
-    return _build_result([written] if written > (300 << 20) else [])
+    return _fill_disk("/work", 40, 300)
 
 
 def _fill_inodes(folder):

@@ -10,6 +10,7 @@ from infra.http import Outbound
 from infra.llm import PydanticLlm
 from tests.support.fake_provider import FakeProvider, run_fake_provider
 from tests.support.model_calls import FakeLocalModel
+from tests.support.provider_targets import WireServer, run_wire_server
 
 
 @pytest.fixture
@@ -33,3 +34,9 @@ async def llm(fake_provider: FakeProvider) -> AsyncIterator[PydanticLlm]:
     llm = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel(fake_provider.url))
     yield llm
     await llm.close()
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[WireServer]:
+    async with run_wire_server() as server:
+        yield server

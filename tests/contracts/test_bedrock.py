@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import sys
-from collections.abc import AsyncIterator
 from subprocess import run
 from typing import Any
 
@@ -44,26 +43,12 @@ from tests.support.provider_targets import (
     WireRequest,
     WireServer,
     build_call,
-    run_wire_server,
 )
 
 KEY = PROVIDER_KEYS["bedrock"]
 BEARER_KEY = "ABSKQmVkcm9ja0FQSUtleS1hYmNkZWZnaGlqa2xtbm9wcXJzdHV2d3h5eg=="
 PATH = "/model/us.anthropic.claude-sonnet-4-20250514-v1%3A0/converse-stream"
 SIGNATURE = "EvYCCkgICxABGAIqQH+vdAorxvHnWTPEdc8BK/BavcOAlYhx4WJGgsYDLAOnOlPr"
-
-
-@pytest.fixture
-async def wire() -> AsyncIterator[WireServer]:
-    async with run_wire_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def llm() -> AsyncIterator[PydanticLlm]:
-    port = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
-    yield port
-    await port.close()
 
 
 PLAIN_ANSWER = (

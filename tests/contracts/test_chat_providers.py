@@ -1,7 +1,6 @@
 """Call models of Azure, Mistral, Groq and OpenRouter, which have chat completions like OpenAI's, on their own wires."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -24,7 +23,6 @@ from tests.support.provider_targets import (
     WireServer,
     build_call,
     format_events,
-    run_wire_server,
 )
 
 EACH_PROVIDER = pytest.mark.parametrize("provider", ["azure", "mistral", "groq", "openrouter"])
@@ -40,12 +38,6 @@ MISTRAL_FIELDS = {
     *("tools", "tool_choice", "presence_penalty", "frequency_penalty", "n", "prediction", "parallel_tool_calls"),
     *("prompt_mode", "reasoning_effort", "safe_prompt", "metadata", "guardrails", "prompt_cache_key"),
 }
-
-
-@pytest.fixture
-async def wire() -> AsyncIterator[WireServer]:
-    async with run_wire_server() as server:
-        yield server
 
 
 def build_chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from domain import egress
 from domain.ports import ProgramHooks, SandboxOutcome, SandboxProgram
 from infra.http import Outbound
 from infra.sandbox.warm_sandbox import WarmSandbox
+from tests.support.agent_sources import CONNECTING_SOURCE
 from tests.support.certificates import write_certificate
 from tests.support.sandbox_runs import SANDBOX_BACKENDS, ignore_output, open_sandbox
 from workers.run.egress import (
@@ -139,18 +140,6 @@ async def test_every_client_reaches_a_declared_host_and_a_proxied_one(
     assert [connection.host for connection in network.closed] == [NAME, WILD]
 
 
-RAW = """
-import socket
-def attempt(host, port):
-    try:
-        with socket.create_connection((host, port), 5) as s:
-            s.sendall(b"hello")
-            return s.recv(100).decode() or "closed"
-    except OSError as error:
-        return type(error).__name__
-"""
-
-
 async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable_folder: Path) -> None:
     """A name that is public first and then leads to this host is refused from then on."""
     network = Network(allowed=())
@@ -159,7 +148,10 @@ async def test_an_address_is_admitted_anew_at_each_connection(sandbox, readable_
         "meta.example": ["169.254.169.254"],
         "both.example": ["8.8.8.8", "10.0.0.1"],
     }
-    source = RAW + "def handle(p): return [attempt(f'{n}.example', 7777) for n in ('first', 'meta', 'both', 'none')]\n"
+    source = (
+        CONNECTING_SOURCE
+        + "def handle(p): return [attempt(f'{n}.example', 7777) for n in ('first', 'meta', 'both', 'none')]\n"
+    )
     declared = [f"{name}.example:7777" for name in ("first", "meta", "both")]
     outcome = await network.run(sandbox, readable_folder, source, declared)
     assert msgspec.json.decode(outcome.output or b"") == ["ConnectionResetError"] * 3 + ["gaierror"]
@@ -178,7 +170,7 @@ async def test_a_name_that_is_bound_anew_is_refused(sandbox, readable_folder: Pa
             return next(answers)
 
         network._access.lookups._outbound._resolve = resolve
-        source = RAW.replace('b"hello"', "b'GET / HTTP/1.1\\r\\nAuthorization: yes\\r\\n\\r\\n'")
+        source = CONNECTING_SOURCE.replace('b"hello"', "b'GET / HTTP/1.1\\r\\nAuthorization: yes\\r\\n\\r\\n'")
         source += f"def handle(p): return [attempt('{NAME}', {port})[-3:] for _ in range(3)]\n"
         outcome = await network.run(sandbox, readable_folder, source, [f"{NAME}:{port}"])
     assert msgspec.json.decode(outcome.output or b"") == ["yes", "ror", "yes"], outcome
@@ -216,7 +208,7 @@ async def test_the_largest_network_starts_and_each_of_its_hosts_is_reached(sandb
     filler = ".".join(["x" * 60] * 3)
     names = [f"h{number}.{filler}.example" for number in range(63)]
     network = Network(allowed=())
-    source = RAW + (
+    source = CONNECTING_SOURCE + (
         "def handle(p):\n"
         "    names = [line.split()[1] for line in open('/etc/hosts').read().splitlines() if line.startswith('127.77.')]\n"
         "    found = [attempt(name, port) for name in names for port in (80, 443)]\n"

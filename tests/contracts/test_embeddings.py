@@ -1,33 +1,17 @@
 """What the port for embeddings promises, on the wire of a provider."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from domain.llms import EmbeddingCall, ModelError, ModelTarget
 from domain.shared.secrets import Secret
-from infra.http import Outbound
 from infra.llm import PydanticLlm
-from tests.support.fake_provider import FakeProvider, run_fake_provider
-from tests.support.model_calls import FakeLocalModel
+from tests.support.fake_provider import FakeProvider
 from tests.support.scripted_model import serve_body
 
 KEY = "sk-the-provider-s-own-key"
-
-
-@pytest.fixture
-async def llm() -> AsyncIterator[PydanticLlm]:
-    port = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
-    yield port
-    await port.close()
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[FakeProvider]:
-    async with run_fake_provider() as served:
-        yield served
 
 
 def build_call(url: str, *texts: str, provider: str = "openai_compatible", **fields: Any) -> EmbeddingCall:
@@ -36,16 +20,16 @@ def build_call(url: str, *texts: str, provider: str = "openai_compatible", **fie
 
 
 async def test_vectors_come_in_the_order_of_the_texts(
-    llm: PydanticLlm, provider: FakeProvider, monkeypatch: Any
+    llm: PydanticLlm, fake_provider: FakeProvider, monkeypatch: Any
 ) -> None:
     for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"):
         monkeypatch.setenv(name, "X-Of-The-Process: secret")
     sent: list[bool] = []
-    reply = await llm.embed(build_call(provider.url, "a", "four", dimensions=2, on_sent=lambda: sent.append(True)))
+    reply = await llm.embed(build_call(fake_provider.url, "a", "four", dimensions=2, on_sent=lambda: sent.append(True)))
     assert [list(vector) for vector in reply.vectors] == [[1.0, 0.0], [4.0, 0.0]]
     assert reply.usage is not None
     assert reply.usage.prompt_tokens == 2
-    asked = provider.requests[-1]
+    asked = fake_provider.requests[-1]
     assert asked.body == {"model": "m", "input": ["a", "four"], "encoding_format": "float", "dimensions": 2}
     assert (asked.api_key, sent) == (KEY, [True])
     assert "secret" not in str(asked.headers)
@@ -55,10 +39,10 @@ async def test_vectors_come_in_the_order_of_the_texts(
 @pytest.mark.parametrize(
     ("status", "kind"), [(401, "unauthorized"), (429, "rate_limited"), (500, "unavailable"), (400, "refused")]
 )
-async def test_failures(llm: PydanticLlm, provider: FakeProvider, status: int, kind: str) -> None:
-    provider.queue_failure(status, message=f"What is {KEY}?", to="m")
+async def test_failures(llm: PydanticLlm, fake_provider: FakeProvider, status: int, kind: str) -> None:
+    fake_provider.queue_failure(status, message=f"What is {KEY}?", to="m")
     with pytest.raises(ModelError) as caught:
-        await llm.embed(build_call(provider.url, "a"))
+        await llm.embed(build_call(fake_provider.url, "a"))
     assert caught.value.kind == kind
     assert KEY not in caught.value.message
 

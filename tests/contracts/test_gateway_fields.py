@@ -121,15 +121,6 @@ CHAT: Final[list[tuple[str, dict[str, Any], dict[str, Any]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "sent", "received"), CHAT, ids=[f"{case[0]}-{'+'.join(case[1])}" for case in CHAT])
-async def test_chat_completions_reach_the_provider_with_their_fields(
-    served: GatewayClient, fake_provider: FakeProvider, model: str, sent: dict[str, Any], received: dict[str, Any]
-) -> None:
-    fake_provider.queue_text("seen")
-    await served.ask_chat(**{"model": model, "messages": HELLO, **sent})
-    compare_values(fake_provider.requests[-1].body, received)
-
-
 RESPONSES: Final[list[tuple[str, dict[str, Any], dict[str, Any]]]] = [
     ("responses", {"temperature": 0.5, "top_p": 0.4, "max_output_tokens": 99},
      {"temperature": 0.5, "top_p": 0.4, "max_output_tokens": 99}),
@@ -153,17 +144,6 @@ RESPONSES: Final[list[tuple[str, dict[str, Any], dict[str, Any]]]] = [
                              {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": DATA_URL}]}]},
      {"input.2.output": [{"type": "input_image", "image_url": DATA_URL, "detail": "auto"}]}),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("model", "sent", "received"), RESPONSES, ids=[f"{case[0]}-{'+'.join(case[1])}" for case in RESPONSES]
-)
-async def test_responses_reach_the_provider_with_their_fields(
-    served: GatewayClient, fake_provider: FakeProvider, model: str, sent: dict[str, Any], received: dict[str, Any]
-) -> None:
-    fake_provider.queue_text("seen")
-    await served.ask_response(**{"model": model, **sent})
-    compare_values(fake_provider.requests[-1].body, received)
 
 
 TOOL_TALK: Final = [
@@ -205,14 +185,28 @@ MESSAGES: Final[list[tuple[str, dict[str, Any], dict[str, Any]]]] = [
 ]  # fmt: skip
 
 
+WIRE_CASES: Final = [
+    (method, *case)
+    for method, cases in (("ask_chat", CHAT), ("ask_response", RESPONSES), ("ask_message", MESSAGES))
+    for case in cases
+]
+
+
 @pytest.mark.parametrize(
-    ("model", "sent", "received"), MESSAGES, ids=[f"{case[0]}-{'+'.join(case[1])}" for case in MESSAGES]
+    ("method", "model", "sent", "received"),
+    WIRE_CASES,
+    ids=[f"{method}-{model}-{'+'.join(sent)}" for method, model, sent, _ in WIRE_CASES],
 )
-async def test_messages_reach_the_provider_with_their_fields(
-    served: GatewayClient, fake_provider: FakeProvider, model: str, sent: dict[str, Any], received: dict[str, Any]
+async def test_fields_of_each_wire_reach_the_provider(
+    served: GatewayClient,
+    fake_provider: FakeProvider,
+    method: str,
+    model: str,
+    sent: dict[str, Any],
+    received: dict[str, Any],
 ) -> None:
     fake_provider.queue_text("seen")
-    await served.ask_message(**{"model": model, **sent})
+    await getattr(served, method)(**{"model": model, **sent})
     compare_values(fake_provider.requests[-1].body, received)
 
 

@@ -1,7 +1,6 @@
 """Call models of Gemini on Google's own wire: requests, answers and failures."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -29,24 +28,11 @@ from tests.support.model_calls import (
     collect_error,
     collect_reply,
 )
-from tests.support.provider_targets import PROVIDER_KEYS, WireServer, build_call, format_events, run_wire_server
+from tests.support.provider_targets import PROVIDER_KEYS, WireServer, build_call, format_events
 
 KEY = PROVIDER_KEYS["gemini"]
 PATH = "/v1beta/models/gemini-3-pro-preview:streamGenerateContent"
 SIGNATURE = "Et8ECtwEAXLI2nyCB1jKZUE4ZxdH07XhZlpU7X7tlcbNO8oQurN910Rmh6fTq1az=="
-
-
-@pytest.fixture
-async def wire() -> AsyncIterator[WireServer]:
-    async with run_wire_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def llm() -> AsyncIterator[PydanticLlm]:
-    port = PydanticLlm(Outbound(("127.0.0.1",)), FakeLocalModel())
-    yield port
-    await port.close()
 
 
 def build_chunk(*parts: dict[str, Any], finish: str | None = None, **usage: int) -> dict[str, Any]:

@@ -1,11 +1,7 @@
 """Connections that `Outbound` allows and refuses. Behind each refused address a real server must not be reached."""
 
 import asyncio
-import datetime
-import secrets
 import socket
-import ssl
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -17,9 +13,6 @@ import httpcore2
 import httpx
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -27,6 +20,7 @@ from structlog.testing import capture_logs
 from infra.http import Outbound, OutboundRefused, find_address_problem, load_tls_context, resolve_host
 from infra.settings import SettingsError
 from infra.settings import parse_destination as parse_destination
+from tests.support.certificates import write_certificate
 from tests.support.outbound_servers import (
     PUBLIC_ADDRESS,
     RecordingServer,
@@ -365,48 +359,20 @@ async def test_environment_variables_are_ignored(
 
 
 @pytest.mark.parametrize("kind", CLIENT_FACTORIES)
-async def test_certificate_is_checked_for_the_name(monkeypatch: pytest.MonkeyPatch, kind: str):
+async def test_certificate_is_checked_for_the_name(monkeypatch: pytest.MonkeyPatch, kind: str, tmp_path: Path):
     """Connect by address, and use the name for the certificate and for SNI."""
-    tls_context, pem = create_certificate("name.test")
-    async with run_server(tls=tls_context) as tls_server:
+    async with run_server(tls=write_certificate(tmp_path, ["name.test"])) as tls_server:
         dialled = redirect_connections(monkeypatch, tls_server)
         outbound = Outbound(resolve=build_resolver())
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             await fetch_url(outbound, kind, "https://name.test/")
-        load_tls_context().load_verify_locations(cadata=pem)
+        load_tls_context().load_verify_locations(tmp_path / "ca.pem")
         assert (await fetch_url(outbound, kind, "https://name.test/")).text == "hello"
         with pytest.raises((httpx.ConnectError, httpx2.ConnectError)):
             await fetch_url(outbound, kind, "https://other.test/")
     assert set(dialled) == {(PUBLIC_ADDRESS, 443)}
     assert tls_server.server_names == ["name.test", "name.test", "other.test"]
     assert tls_server.requests[-1].headers["host"] == "name.test"
-
-
-def create_certificate(name: str) -> tuple[ssl.SSLContext, str]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, secrets.token_hex(8))])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(pem + private)
-        file.flush()
-        context.load_cert_chain(file.name)
-    return context, pem
 
 
 ALLOWED_HOSTS = [

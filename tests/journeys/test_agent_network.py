@@ -16,24 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.system import System
 from tests.conftest import run_system
+from tests.support.agent_sources import CONNECTING_SOURCE
 from tests.support.clients import TenantClient, register_tenant
 from tests.support.model_agents import stream_events
 from tests.support.ports import find_port_range
 
 # Names that a resolver of this machine leads to this machine are the machine's own.
 NAME = socket.gethostname().lower()
-CALLER = """
-import socket
-def call(host, port):
-    try:
-        with socket.create_connection((host, port), 10) as s:
-            s.sendall(b"hello")
-            return s.recv(100).decode() or "closed"
-    except OSError as error:
-        return type(error).__name__
-def handle(p):
-    return [call(*place) for place in p["places"]]
-"""
+CALLER = CONNECTING_SOURCE + "def handle(p):\n    return [attempt(*place) for place in p['places']]\n"
 WAITER = "import time\ndef handle(p):\n    time.sleep(p['seconds'])\n    return 'waited'\n"
 TOKEN_AGENT = "import os\nAT_IMPORT = os.environ['TOKEN']\ndef handle(p):\n    return AT_IMPORT[-8:]\n"
 
