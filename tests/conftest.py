@@ -1,5 +1,6 @@
 """Share one running system: Postgres, Valkey, SeaweedFS, the API and the workers as processes."""
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from domain.shared.jobs import ALL_LANES
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.child_process import EmbeddedServiceError
+from infra.embedded.ports import find_free_ports
 from infra.wiring import Resources, open_resources
 from scripts.system import System
 from tests.support.clients import TenantClient, add_tenant
@@ -36,7 +38,12 @@ async def run_system(**environment: str) -> AsyncIterator[System]:
             lines: list[str] = []
             system = System(Path(folder) / "data", find_free_ports(1)[0], 1, lines.append)
             system.lines = lines  # type: ignore[attr-defined]
-            async with system.run():
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    await stack.enter_async_context(system.run())
+                except EmbeddedServiceError as error:
+                    error.add_note("\n".join(lines[-40:]))
+                    raise
                 try:
                     yield system
                 finally:

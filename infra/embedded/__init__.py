@@ -12,11 +12,10 @@ if TYPE_CHECKING:
         ChildProcess,
         EmbeddedServiceError,
         create_parent_bond,
-        find_free_ports,
-        is_listening,
     )
     from infra.embedded.dumps import dump_database, load_database
     from infra.embedded.model import MODEL_KEY_VARIABLE, ModelBroker, serve_model
+    from infra.embedded.ports import find_free_ports, is_listening
     from infra.embedded.postgres import EmbeddedPostgres
     from infra.embedded.seaweedfs import ACCESS_KEY, EmbeddedSeaweed
     from infra.embedded.valkey import EmbeddedValkey
@@ -32,8 +31,8 @@ _MODULE_NAMES = {
     "ModelBroker": "model",
     "create_parent_bond": "child_process",
     "dump_database": "dumps",
-    "find_free_ports": "child_process",
-    "is_listening": "child_process",
+    "find_free_ports": "ports",
+    "is_listening": "ports",
     "load_database": "dumps",
     "serve_model": "model",
 }

@@ -1,14 +1,11 @@
-"""Start child processes that do not outlive their parent, and find free ports for them."""
+"""Start child processes that do not outlive their parent."""
 
 import asyncio
 import contextlib
-import itertools
 import os
-import random
 import signal
-import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Final
 
@@ -17,56 +14,11 @@ import msgspec
 from infra.sandbox import linux
 
 NOBODY_UID: Final = 65534
-# Ports below are where clients look for well-known services.
-_LOWEST_PORT_NUMBER: Final = 12_000
-# Processes that choose at the same time choose among different ports, unless their numbers are alike.
-_PORT_SHARES: Final = 61
 _POLL_SECONDS: Final = 0.02
 
 
 class EmbeddedServiceError(Exception):
     """Report that an embedded service did not start or failed. The message names it and ends with its output."""
-
-
-def find_free_ports(count: int) -> list[int]:
-    """Return different ports on loopback that no process uses right now."""
-    sockets: list[socket.socket] = []
-    try:
-        for port in _list_candidate_ports():
-            probe = socket.socket()
-            sockets.append(probe)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                sockets.pop().close()
-            if len(sockets) == count:
-                break
-        return [probe.getsockname()[1] for probe in sockets]
-    finally:
-        for probe in sockets:
-            probe.close()
-
-
-def _list_candidate_ports() -> Iterator[int]:
-    """Yield ports in random order, first those that the kernel gives to no connection before the caller binds them."""
-    try:
-        first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except (OSError, ValueError):
-        first_ephemeral = 0
-    ports = range(_LOWEST_PORT_NUMBER, first_ephemeral)
-    share = os.getpid() % _PORT_SHARES
-    own_ports = [port for port in ports if port % _PORT_SHARES == share]
-    yield from random.sample(own_ports, len(own_ports))
-    yield from random.sample(ports, len(ports))
-    # Then any that the kernel gives.
-    yield from itertools.repeat(0, 10_000)
-
-
-def is_listening(port: int) -> bool:
-    """Return whether a process accepts connections on a port of loopback."""
-    with socket.socket() as probe:
-        probe.settimeout(0.2)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def create_parent_bond(death: signal.Signals) -> Callable[[], None]:

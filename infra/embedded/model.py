@@ -26,9 +26,9 @@ from infra.embedded.child_process import (
     ChildProcess,
     EmbeddedServiceError,
     create_parent_bond,
-    is_listening,
     start_child,
 )
+from infra.embedded.ports import is_listening
 
 MODEL_NAME: Final = "smollm2"
 MODEL_SLOTS: Final = 4

@@ -15,11 +15,10 @@ from infra.embedded.child_process import (
     ChildProcess,
     EmbeddedServiceError,
     create_nobody_setup,
-    find_free_ports,
-    is_listening,
     start_child,
 )
 from infra.embedded.leftovers import END_TIMEOUT_SECONDS, end_leftovers
+from infra.embedded.ports import find_free_ports, is_listening
 from infra.postgres.role import APP_ROLE
 
 OWNER_ROLE = "paddock"

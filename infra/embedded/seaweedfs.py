@@ -15,10 +15,10 @@ from infra.embedded.child_process import (
     ChildProcess,
     EmbeddedServiceError,
     create_parent_bond,
-    find_free_ports,
     start_child,
 )
 from infra.embedded.leftovers import end_leftovers
+from infra.embedded.ports import find_free_ports
 
 ACCESS_KEY = "paddock"
 _CERTIFICATE_NAME = "paddock-seaweedfs"

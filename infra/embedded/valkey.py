@@ -11,11 +11,10 @@ from infra.embedded.child_process import (
     ChildProcess,
     EmbeddedServiceError,
     create_parent_bond,
-    find_free_ports,
-    is_listening,
     start_child,
 )
 from infra.embedded.leftovers import end_leftovers
+from infra.embedded.ports import find_free_ports, is_listening
 
 
 def find_binary() -> Path:

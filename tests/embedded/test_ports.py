@@ -1,21 +1,37 @@
-"""Processes that start services at the same time choose different ports."""
+"""Ports stay reserved for those who were given them, in one process and in several."""
 
-import os
+import subprocess
+import sys
 
-import pytest
+from infra.embedded.ports import find_free_ports, find_port_range
 
-from infra.embedded import find_free_ports
-
-
-def test_processes_that_choose_at_once_choose_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen_ports: list[set[int]] = []
-    for number in (4000, 4001):
-        monkeypatch.setattr(os, "getpid", lambda number=number: number)
-        chosen_ports.append({port for _ in range(20) for port in find_free_ports(10)})
-    assert min(map(len, chosen_ports)) > 10
-    assert not chosen_ports[0] & chosen_ports[1]
+PROGRAM = """
+import sys
+from infra.embedded.ports import find_free_ports
+print(*find_free_ports(8_000), flush=True)
+sys.stdin.read()
+"""
 
 
-def test_ports_of_one_call_are_different() -> None:
-    ports = find_free_ports(400)
-    assert len(set(ports)) == 400
+def test_ports_are_given_once_while_they_are_reserved() -> None:
+    calls = [find_free_ports(10) for _ in range(10)]
+    first = find_port_range(8)
+    ports = [port for call in calls for port in call] + list(range(first, first + 8))
+    assert len(set(ports)) == 108
+
+
+def test_another_process_is_given_other_ports() -> None:
+    ports = set(find_free_ports(100))
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other_process:
+        assert other_process.stdin
+        assert other_process.stdout
+        other_ports = {int(port) for port in other_process.stdout.readline().split()}
+        other_process.stdin.close()
+    assert len(other_ports) == 8_000
+    assert not ports & other_ports
+
+
+def test_many_ports_of_one_call_are_different() -> None:
+    assert len(set(find_free_ports(400))) == 400

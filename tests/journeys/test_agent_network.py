@@ -14,12 +14,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.embedded.ports import find_port_range
 from scripts.system import System
 from tests.conftest import run_system
 from tests.support.agent_sources import CONNECTING_SOURCE
 from tests.support.clients import TenantClient, register_tenant
 from tests.support.model_agents import stream_events
-from tests.support.ports import find_port_range
 
 # Names that a resolver of this machine leads to this machine are the machine's own.
 NAME = socket.gethostname().lower()

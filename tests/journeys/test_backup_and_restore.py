@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 from scripts.backup import _get_object_path, create_backup, restore_backup
 from scripts.system import System
 from tests.conftest import FAST_SETTINGS, run_system

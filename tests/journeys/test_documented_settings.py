@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from infra.credentials import AccessTokens
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 from infra.settings import VARIABLE_ALIASES, Settings, SettingsError, get_variable_name, read_settings
 from scripts.system import System
 from tests.conftest import run_system

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

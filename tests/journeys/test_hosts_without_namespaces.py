@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 _CLONE_NEWUSER, _CLONE_NEWNS = 0x10000000, 0x00020000

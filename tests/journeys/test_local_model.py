@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from domain.shared.secrets import Secret
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 from infra.llm.local_model import LocalModelClient
 from tests.support.clients import TenantClient
 from tests.support.model_agents import create_model_agent, join_tokens, run_execution, stream_events

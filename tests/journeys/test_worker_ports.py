@@ -12,13 +12,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports, find_port_range
 from scripts.system import System
 from tests.conftest import run_system
 from tests.support.clients import TenantClient, register_tenant
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
-from tests.support.ports import find_port_range
 
 SYSTEM_METRICS = {"paddock_queue_depth", "paddock_queue_oldest_seconds", "paddock_runs", "paddock_ingest_lag_seconds"}
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 from tests.support.clients import wait_for_server
 
 INPUTS_FOLDER = Path(__file__).parents[1] / "cases" / "inputs"

@@ -18,7 +18,7 @@ from domain.events import EventQuery, ExecutionEvent
 from domain.executions import Execution
 from domain.ports import Tx
 from infra.credentials import AccessTokens, generate_token, hash_token
-from infra.embedded.child_process import find_free_ports
+from infra.embedded.ports import find_free_ports
 from infra.wiring import Resources
 from scripts.demo import pack_example
 from scripts.supervisor import SupervisedProcess

@@ -18,10 +18,9 @@ from infra.embedded.child_process import (
     ChildCommand,
     create_nobody_setup,
     create_parent_bond,
-    find_free_ports,
-    is_listening,
     start_child,
 )
+from infra.embedded.ports import find_free_ports, is_listening
 from infra.postgres.role import APP_ROLE
 from scripts.system import System
 from tests.support.case_inputs import INPUTS_FOLDER
