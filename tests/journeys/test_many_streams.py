@@ -42,7 +42,8 @@ async def test_two_hundred_concurrent_streams_are_complete(
     for seen in streams:
         assert seen[-1]["status"] == "completed", seen[-1]
         assert [event["seq"] for event in seen[:-1]] == list(range(1, len(seen)))
-        assert join_tokens(seen).split() == words
+        others = [event for event in seen if event["type"] != "token"]
+        assert join_tokens(seen).split() == words, others
     assert max(growth["llm"], growth["api"]) < MAX_GROWTH_MIB, growth
 
 
