@@ -57,13 +57,13 @@ async def stream_events(acme: TenantClient, execution_id: str, after: int = 0) -
 
 def join_tokens(events: list[dict[str, Any]]) -> str:
     """Return the text of the tokens, as a client shows it: without those of answers that were begun and discarded."""
-    kept: list[dict[str, Any]] = []
+    tokens: list[dict[str, Any]] = []
     for event in events:
         if event["type"] == "token":
-            kept.append(event)
+            tokens.append(event)
         elif discarded_step := event.get("discards"):
-            kept = [token for token in kept if token["step"] != discarded_step]
-    return "".join(token["content"] for token in kept)
+            tokens = [token for token in tokens if token["step"] != discarded_step]
+    return "".join(token["content"] for token in tokens)
 
 
 async def wait_for_status(acme: TenantClient, execution_id: str, status: str, patience: float = 90.0) -> dict[str, Any]:
