@@ -29,6 +29,8 @@ ExecutionKind = Literal["agent", "tool", "crew", "workflow", "generation"]
 RunLane = Literal["run", "llm", "plan"]
 # `safe` asks before a tool with effects, `sandbox` has only tools inside the fence, `yolo` never asks.
 ExecutionMode = Literal["safe", "sandbox", "yolo"]
+# Why a pending execution is not claimed: its time has not come, or its thread or its concurrency key has no room.
+BlockReason = Literal["delayed", "busy"]
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30
 # Models take longer than code.
@@ -82,6 +84,8 @@ class Execution(msgspec.Struct, kw_only=True):
     map_too_large outputs_too_large not_startable`.
     While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` and the steps
     `{call_id, step, name}` that wait for an approval. `results` has the results of completed steps, by id.
+    A `pending` one may be `blocked`: `delayed` until `run_at`, or `busy` while its thread or its `concurrency_key` has
+    no room. One that has not begun by `expires_at` is cancelled. `messages` is the conversation that it started with.
     `logs` has the first 64 KiB of the log as text, a line each; it is null in lists.
     """
 
@@ -106,6 +110,16 @@ class Execution(msgspec.Struct, kw_only=True):
     env: dict[str, str] | None = None
     files: dict[str, str] | None = None
     state: str | None = None
+    thread_id: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tags: list[str] = []
+    metadata: dict[str, Any] | None = None
+    run_at: datetime | None = None
+    expires_at: datetime | None = None
+    priority: int = 0
+    concurrency_key: str | None = None
+    concurrency_limit: int | None = None
+    blocked: BlockReason | None = None
     waiting_for: list[dict[str, Any]] | None = None
     input_data: Any
     output_data: Any

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Computed, ForeignKey, Index, Text, Uuid, text
+from sqlalchemy import ARRAY, Computed, ForeignKey, Index, Text, Uuid, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from infra.postgres.db import Base, Id, create_json_column, create_timestamp
@@ -62,6 +62,18 @@ class ExecutionRow(Base):
     env: Mapped[Any | None] = mapped_column(create_json_column())
     files: Mapped[Any | None] = mapped_column(create_json_column())
     state: Mapped[str | None] = mapped_column(Text)
+    thread_id: Mapped[str | None] = mapped_column(Id("thread"))
+    messages: Mapped[Any | None] = mapped_column(create_json_column())
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    # The attribute `metadata` is SQLAlchemy's own.
+    run_metadata: Mapped[Any | None] = mapped_column("metadata", create_json_column())
+    run_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    expires_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    priority: Mapped[int]
+    concurrency_key: Mapped[str | None] = mapped_column(Text)
+    concurrency_limit: Mapped[int | None]
+    blocked: Mapped[str | None] = mapped_column(Text)
+    turn_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     resumes: Mapped[int]
     handovers: Mapped[int]
     waiting_for: Mapped[Any | None] = mapped_column(create_json_column())

@@ -53,7 +53,10 @@ MAX_LISTED_DATA_BYTES = 16 * 1024
 _ALL_COLUMNS = list(ExecutionRow.__table__.columns)
 _OPEN_STATUSES = ("pending", "preparing", "running", "waiting")
 # What a model agent was when it was started is the worker's alone to read.
-_STORED_COLUMNS = [*(name for name in Execution.__struct_fields__ if hasattr(ExecutionRow, name)), "spec"]
+_STORED_COLUMNS = [
+    *(name for name in Execution.__struct_fields__ if name in ExecutionRow.__table__.columns),
+    "spec",
+]
 
 
 def _describe_parameter(kind: TypeEngine[Any]) -> tuple[str, Callable[[Any], Any]]:
@@ -173,7 +176,7 @@ class PostgresExecutions:
         return execution
 
     async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]:
-        heavy = ("input_data", "output_data", "waiting_for", "env")
+        heavy = ("input_data", "output_data", "waiting_for", "env", "messages")
         columns = [column for column in _ALL_COLUMNS if column.name not in heavy]
         query = select(*columns, *(_trim_column(getattr(ExecutionRow, name), name) for name in heavy))
         for name, prefix in _REFERENCE_PREFIXES:

@@ -1,0 +1,84 @@
+"""Give runs conversations, and what finds and steers them: threads, schemas, tags, delays, priorities and keys."""
+
+from infra.postgres.schema.sql_files import run_sql
+
+revision = "0003_conversations"
+down_revision = "0002_agent_work"
+
+_THREADS_SQL = """
+-- A conversation. `summary` stands for the messages up to `summarized_seq` where a model has to read less than all.
+-- `last_seq` is the number of its last message, `forked_from` the thread whose messages up to `forked_seq` it copied.
+CREATE TABLE threads (
+    id uuid PRIMARY KEY,
+    tenant_id text NOT NULL REFERENCES tenants,
+    user_id uuid NOT NULL REFERENCES users,
+    title text,
+    tags text[] NOT NULL DEFAULT '{}',
+    metadata json,
+    summary text,
+    summarized_seq bigint NOT NULL DEFAULT 0,
+    last_seq bigint NOT NULL DEFAULT 0,
+    forked_from uuid,
+    forked_seq bigint,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL
+);
+CREATE INDEX threads_tenant_id_id ON threads (tenant_id, id DESC);
+CREATE INDEX threads_tags ON threads USING gin (tags);
+
+-- A message, as `domain.llms.ChatMessage` in `content`; `tokens` is an estimate of its size for a model. The messages
+-- of one run are written when it is settled, all or none.
+CREATE TABLE thread_messages (
+    thread_id uuid NOT NULL REFERENCES threads,
+    seq bigint NOT NULL,
+    tenant_id text NOT NULL,
+    role text NOT NULL CHECK (role IN ('system', 'user', 'assistant', 'tool')),
+    content json NOT NULL,
+    tokens integer NOT NULL,
+    execution_id uuid,
+    created_at timestamptz NOT NULL,
+    PRIMARY KEY (thread_id, seq)
+);
+CREATE INDEX thread_messages_execution_id ON thread_messages (execution_id) WHERE execution_id IS NOT NULL;
+
+CREATE POLICY bound ON threads TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+CREATE POLICY bound ON thread_messages TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+GRANT SELECT, INSERT, UPDATE, DELETE ON threads, thread_messages TO paddock_app;
+"""
+
+_EXECUTIONS_SQL = """
+-- `messages` is a conversation that the start brought along, for a run outside a thread. A run that is `blocked` is
+-- pending and not claimed: until `run_at` (`delayed`), or while its thread, or its `concurrency_key` with a limit of
+-- `concurrency_limit`, has no room (`busy`). One that has not begun by `expires_at` is cancelled. Within a tenant's
+-- lane the lowest `turn_at` goes first: when it was due, shifted by its `priority`, so that none waits for good.
+ALTER TABLE executions
+    ADD COLUMN thread_id uuid,
+    ADD COLUMN messages json,
+    ADD COLUMN tags text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN metadata json,
+    ADD COLUMN run_at timestamptz,
+    ADD COLUMN expires_at timestamptz,
+    ADD COLUMN priority smallint NOT NULL DEFAULT 0 CHECK (priority BETWEEN -10 AND 10),
+    ADD COLUMN concurrency_key text,
+    ADD COLUMN concurrency_limit integer,
+    ADD COLUMN blocked text CHECK (blocked IN ('delayed', 'busy')),
+    ADD COLUMN turn_at timestamptz;
+CREATE INDEX executions_thread_id ON executions (thread_id, id) WHERE thread_id IS NOT NULL;
+"""
+
+_CATALOG_SQL = """
+ALTER TABLE agents
+    ADD COLUMN input_schema json, ADD COLUMN output_schema json,
+    ADD COLUMN expose text[] NOT NULL DEFAULT '{}',
+    ADD COLUMN context_tokens integer, ADD COLUMN summary boolean,
+    ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json;
+ALTER TABLE agent_versions ADD COLUMN input_schema json, ADD COLUMN output_schema json;
+ALTER TABLE workflows ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
+ALTER TABLE crews ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
+"""
+
+
+def upgrade() -> None:
+    """Add tables and columns."""
+    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _CATALOG_SQL):
+        run_sql(statements)
