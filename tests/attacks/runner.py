@@ -45,11 +45,11 @@ from infra.sandbox.cgroups import ControlGroupFactory
 from infra.sandbox.fence import Fence
 from infra.sandbox.forkserver.client import ForkServerBackend
 from infra.sandbox.warm_sandbox import WarmSandbox
+from infra.wires.common import WireRefusal
 from tests.attacks.leftovers import LEFTOVER_KINDS
 from workers.run import gateway
 from workers.run.egress import EgressAccess, EgressLimits, EgressRecord, TenantLookups, serve_egress
 from workers.run.gateway import responder, router
-from workers.run.wire import GatewayRefusal
 
 WORKER_SECRET = "the-worker-s-secret"
 PROVIDER_KEY = f"sk-pdk-{os.urandom(16).hex()}"
@@ -109,7 +109,7 @@ GATEWAY_GUARDS: dict[str, tuple[Any, str, Any]] = {
     "admission": (http, "find_address_problem", lambda _: None),
     "declaration": (EgressEntry, "is_matching", lambda *_: True),
     "manifest": (router.RequestRouter, "_check_model", lambda _, name: name),
-    "words": (responder, "refuse_call", lambda error, _: GatewayRefusal(500, str(error))),
+    "words": (responder, "refuse_call", lambda error, _: WireRefusal(500, str(error))),
 }
 
 

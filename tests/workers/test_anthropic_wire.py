@@ -27,9 +27,9 @@ from domain.llms import (
     ToolSpec,
 )
 from domain.shared.errors import DomainError
+from infra.wires.anthropic_wire import MessagesWire
+from infra.wires.common import WireRefusal
 from tests.support.gateway_client import HELLO, City, GatewayClient, ScriptedCalls, build_reply, serve_scripted
-from workers.run.anthropic_wire import MessagesWire
-from workers.run.wire import GatewayRefusal
 
 USAGE = ModelUsage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -436,7 +436,7 @@ def build_messages(*blocks: Any, role: str = "user") -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: str | None) -> None:
-    with pytest.raises(GatewayRefusal) as caught:
+    with pytest.raises(WireRefusal) as caught:
         parse(**fields)
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, param)
 

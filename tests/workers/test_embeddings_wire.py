@@ -11,10 +11,10 @@ import pytest
 
 from domain.llms import ModelError
 from domain.shared.errors import DomainError
+from infra.wires.common import WireRefusal
+from infra.wires.embeddings_wire import parse_request
 from tests.support.gateway_client import GatewayClient, ScriptedCalls, serve_scripted, wait_until
-from workers.run.embeddings_wire import parse_request
 from workers.run.gateway import GatewayLimits
-from workers.run.wire import GatewayRefusal
 
 NO_EMBEDDINGS: Final = ModelError("refused", "The model makes no embeddings here.")
 NO_EMBEDDINGS.option = "model"
@@ -72,7 +72,7 @@ async def test_texts_become_vectors_in_their_order(served: GatewayClient) -> Non
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: str, words: str) -> None:
-    with pytest.raises(GatewayRefusal, match=words) as caught:
+    with pytest.raises(WireRefusal, match=words) as caught:
         parse_request(json.dumps({"model": "m", "input": "a", **fields}).encode())
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, param)
 

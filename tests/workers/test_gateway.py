@@ -26,6 +26,8 @@ from domain.llms import (
     ToolSpec,
 )
 from domain.shared.errors import DomainError
+from infra.wires import openai_wire
+from infra.wires.common import WireRefusal
 from tests.support.gateway_client import (
     HELLO,
     USUAL_LIMITS,
@@ -36,9 +38,7 @@ from tests.support.gateway_client import (
     serve_scripted,
     wait_until,
 )
-from workers.run import openai_wire
 from workers.run.gateway import GatewayLimits
-from workers.run.wire import GatewayRefusal
 
 KEY = "sk-the-provider-s-own-key"
 ADD = {
@@ -250,7 +250,7 @@ def test_fields_without_effect_are_accepted(field: str, value: Any) -> None:
     ],
 )
 def test_unsupported_fields_are_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(GatewayRefusal, match=field) as refusal:
+    with pytest.raises(WireRefusal, match=field) as refusal:
         openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, field: value}).encode())
     assert (refusal.value.status, refusal.value.body["error"]["param"].split("[")[0]) == (400, field)
 
@@ -299,7 +299,7 @@ def test_tool_choice_names_the_allowed_tools_beside_all_others(
 )  # fmt: skip
 def test_invalid_tool_choices_are_refused(choice: Any) -> None:
     body = {"model": "m", "messages": HELLO, "tools": BOTH, "tool_choice": choice}
-    with pytest.raises(GatewayRefusal, match="`tool_choice`") as refusal:
+    with pytest.raises(WireRefusal, match="`tool_choice`") as refusal:
         openai_wire.parse_request(json.dumps(body).encode())
     assert refusal.value.body["error"]["param"] == "tool_choice"
 
@@ -429,7 +429,7 @@ async def test_structured_output_of_frameworks_is_accepted(
     ],
 )
 def test_invalid_requests_are_refused_with_a_reason(fields: dict[str, Any], word: str) -> None:
-    with pytest.raises(GatewayRefusal, match=word) as refusal:
+    with pytest.raises(WireRefusal, match=word) as refusal:
         openai_wire.parse_request(json.dumps({"model": "m", "messages": HELLO, **fields}).encode())
     assert refusal.value.status == 400
 
@@ -438,7 +438,7 @@ def test_invalid_requests_are_refused_with_a_reason(fields: dict[str, Any], word
     "body", [b"", b"[1]", b"{", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"messages":' + b"[" * 5000]
 )
 def test_body_that_is_no_request_is_refused(body: bytes) -> None:
-    with pytest.raises(GatewayRefusal) as refusal:
+    with pytest.raises(WireRefusal) as refusal:
         openai_wire.parse_request(body)
     assert refusal.value.status == 400
 

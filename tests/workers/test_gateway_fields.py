@@ -17,14 +17,15 @@ from openai.types.responses import response_create_params
 from domain.llms import MessageImage, ModelOptions
 from domain.shared.secrets import Secret
 from infra.credentials import Keyring
-from workers.run import ReasoningSealer, anthropic_wire, openai_wire, responses_wire
-from workers.run.anthropic_wire.fields import FIELD_RULES as MESSAGE_RULES
-from workers.run.anthropic_wire.schema import MessageBody
-from workers.run.openai_wire.fields import FIELD_RULES as CHAT_RULES
-from workers.run.openai_wire.schema import ChatRequest
-from workers.run.responses_wire.fields import FIELD_RULES as RESPONSE_RULES
-from workers.run.responses_wire.schema import ResponseBody
-from workers.run.wire import FieldRules
+from infra.wires import anthropic_wire, openai_wire, responses_wire
+from infra.wires.anthropic_wire.fields import FIELD_RULES as MESSAGE_RULES
+from infra.wires.anthropic_wire.schema import MessageBody
+from infra.wires.common import FieldRules
+from infra.wires.openai_wire.fields import FIELD_RULES as CHAT_RULES
+from infra.wires.openai_wire.schema import ChatRequest
+from infra.wires.responses_wire.fields import FIELD_RULES as RESPONSE_RULES
+from infra.wires.responses_wire.schema import ResponseBody
+from workers.run import ReasoningSealer
 
 DOCUMENT: Final = Path(__file__).parents[2].joinpath("docs/gateway.md").read_text()
 # Headers, which the packages take as parameters.

@@ -16,11 +16,11 @@ from domain.shared.json_limits import MAX_JSON_VALUES
 from domain.workflows.inputs import explain_unstorable
 from infra.tools import custom
 from infra.tools.mcp import _AnswerMeter, _McpAnswerTooLarge, _MeteredStream
+from infra.wires.common import WireRefusal
+from infra.wires.openai_wire import parse_request
 from workers.agent.arguments import read_arguments
 from workers.agent.json_answers import parse_json_answer
 from workers.agent.messages import limit_result, render_arguments
-from workers.run.openai_wire import parse_request
-from workers.run.wire import GatewayRefusal
 
 MANY_VALUES = "[" + "[]," * MAX_JSON_VALUES + "1]"
 DEEP_VALUE = "[" * 200 + "]" * 200
@@ -32,7 +32,7 @@ LONG_VALUES = "[" + "9" * 2000 + "," + '"' + "x" * 70_000 + '"' + "]"
     [(MANY_VALUES, "250000 values"), (DEEP_VALUE, "deeper than 129"), (LONG_VALUES, "1300 characters")],
 )
 async def test_every_reader_refuses_json_over_the_limits(text: str, reason: str) -> None:
-    with pytest.raises(GatewayRefusal, match=reason):
+    with pytest.raises(WireRefusal, match=reason):
         parse_request(b'{"model": "m", "messages": ' + text.encode() + b"}")
     with pytest.raises(ToolFailed, match=reason):
         read_arguments('{"a": ' + text + "}")

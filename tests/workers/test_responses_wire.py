@@ -24,9 +24,9 @@ from domain.llms import (
     ToolSpec,
 )
 from domain.shared.errors import DomainError
+from infra.wires.common import WireRefusal
+from infra.wires.responses_wire import ResponsesWire, response_log
 from tests.support.gateway_client import City, GatewayClient, ScriptedCalls, build_reply, serve_scripted
-from workers.run.responses_wire import ResponsesWire, response_log
-from workers.run.wire import GatewayRefusal
 
 USAGE = ModelUsage(prompt_tokens=7, completion_tokens=3, cached_tokens=2, reasoning_tokens=1)
 ADD = {
@@ -397,7 +397,7 @@ def test_what_changes_nothing_is_taken(field: str, value: Any) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: str | None) -> None:
-    with pytest.raises(GatewayRefusal) as caught:
+    with pytest.raises(WireRefusal) as caught:
         parse(**fields)
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, param)
 

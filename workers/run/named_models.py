@@ -61,7 +61,7 @@ class NamedModelCalls:
         return await self._calls.embed_texts(await self._calls.resolve_target(name), texts, dimensions)
 
     def seal_reasoning(self, item: ReasoningItem) -> str:
-        """Seal reasoning for the agent, as `workers.run.wire.ReasoningSeal` describes."""
+        """Seal reasoning for the agent, as `infra.wires.common.ReasoningSeal` describes."""
         return self._sealer.seal_reasoning(item)
 
     def open_reasoning(self, sealed: str) -> ReasoningItem | None:

@@ -14,7 +14,7 @@ class _SealedItem(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ReasoningSealer:
-    """Seal reasoning for the runs of one tenant, as `workers.run.wire.ReasoningSeal` describes.
+    """Seal reasoning for the runs of one tenant, as `infra.wires.common.ReasoningSeal` describes.
 
     What is opened goes to the provider as it is, and names the address of the provider. So an agent can neither make
     nor read it, and another tenant's is worth nothing to it.

@@ -9,14 +9,15 @@ import structlog
 from aiohttp import web
 
 from domain.llms import ModelError, ModelReply, ReplyPart
-from workers.run.wire import AnswerRenderer, GatewayRefusal, render_refusal
+from infra.wires.common import AnswerRenderer, WireRefusal
+from workers.run.gateway.refusals import render_refusal
 
 _log = structlog.get_logger("paddock.gateway")
 
 # Called with every response before it is sent.
 PrepareResponse = Callable[[web.StreamResponse], None]
 
-INTERNAL_ERROR: Final = GatewayRefusal(
+INTERNAL_ERROR: Final = WireRefusal(
     500, "An internal error occurred; the worker's log has the details.", "internal_error"
 )
 _OWN_HEADERS: Final = {"Server": "paddock"}
@@ -35,7 +36,7 @@ def build_json_response(data: Any, status: int = 200, headers: dict[str, str] | 
 async def send_whole(
     model: str, renderer: AnswerRenderer, parts: AsyncGenerator[ReplyPart, None]
 ) -> web.StreamResponse:
-    """Read an answer to its end and return it as one body. Errors: `GatewayRefusal`."""
+    """Read an answer to its end and return it as one body. Errors: `WireRefusal`."""
     reply: ModelReply | None = None
     try:
         async for part in parts:
@@ -60,7 +61,7 @@ class StreamSender:
     async def send_stream(
         self, model: str, renderer: AnswerRenderer, parts: AsyncGenerator[ReplyPart, None]
     ) -> web.StreamResponse:
-        """Send an answer while it comes. Errors: `GatewayRefusal` if it fails before its first part."""
+        """Send an answer while it comes. Errors: `WireRefusal` if it fails before its first part."""
         try:
             # While nothing has come, an error still is one of HTTP, and a client may try again.
             first = await anext(parts)
@@ -110,7 +111,7 @@ class StreamSender:
             raise ConnectionResetError("the client does not read the answer") from None
 
 
-def refuse_call(error: Exception, model: str) -> GatewayRefusal:
+def refuse_call(error: Exception, model: str) -> WireRefusal:
     """Return the refusal for a failed call, and log what the agent does not learn."""
     refusal = render_refusal(error, model)
     if refusal is None:

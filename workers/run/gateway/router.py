@@ -9,9 +9,13 @@ from aiohttp import web
 
 from domain.egress import EgressEntry
 from domain.shared.json_limits import SMALL_JSON_BYTES
-from workers.run import embeddings_wire
-from workers.run.anthropic_wire import MessagesWire, render_error
+from infra.wires import embeddings_wire
+from infra.wires.anthropic_wire import MessagesWire, render_error
+from infra.wires.common import AnswerWire, WireRefusal, check_images
+from infra.wires.openai_wire import ChatWire
+from infra.wires.responses_wire import ResponsesWire
 from workers.run.gateway import responder
+from workers.run.gateway.refusals import refuse_unknown_model
 from workers.run.gateway.responder import (
     INTERNAL_ERROR,
     PrepareResponse,
@@ -20,9 +24,6 @@ from workers.run.gateway.responder import (
     send_whole,
 )
 from workers.run.gateway.schema import GatewayCalls, GatewayLimits
-from workers.run.openai_wire import ChatWire
-from workers.run.responses_wire import ResponsesWire
-from workers.run.wire import AnswerWire, GatewayRefusal, check_images, refuse_unknown_model
 
 _log = structlog.get_logger("paddock.gateway")
 _EMBEDDINGS_PATH: Final = "/v1/embeddings"
@@ -73,15 +74,15 @@ class RequestRouter:
         prepare(response)
         return response
 
-    def _refuse_request(self, error: Exception) -> GatewayRefusal:
+    def _refuse_request(self, error: Exception) -> WireRefusal:
         """Return the refusal for what went wrong before an answer began."""
         match error:
-            case GatewayRefusal():
+            case WireRefusal():
                 return error
             case web.HTTPRequestEntityTooLarge():
-                return GatewayRefusal(413, f"The body is larger than {self._limits.max_body_bytes} bytes.", "too_large")
+                return WireRefusal(413, f"The body is larger than {self._limits.max_body_bytes} bytes.", "too_large")
             case web.RequestPayloadError():
-                return GatewayRefusal(400, "The body breaks off.")
+                return WireRefusal(400, "The body breaks off.")
         _log.error("a request could not be answered", exc_info=error)
         return INTERNAL_ERROR
 
@@ -92,7 +93,7 @@ class RequestRouter:
             async with self._request_slots:
                 try:
                     return await self._answer(request, wire, prepare)
-                except GatewayRefusal as refusal:
+                except WireRefusal as refusal:
                     raise refusal.name_field(wire.option_fields) from refusal.__cause__
         if path == _EMBEDDINGS_PATH:
             _require_method("POST", method, path)
@@ -106,10 +107,10 @@ class RequestRouter:
             return build_json_response(_render_model(self._check_model(path.removeprefix(f"{_MODELS_PATH}/"))))
         raise self._refuse_path(method, path)
 
-    def _refuse_path(self, method: str, path: str) -> GatewayRefusal:
+    def _refuse_path(self, method: str, path: str) -> WireRefusal:
         hint = next((hint for prefix, hint in _PATH_HINTS.items() if path.startswith(prefix)), None)
         served = f"Served are {', '.join((*self._wires, _EMBEDDINGS_PATH))} and {_MODELS_PATH}."
-        return GatewayRefusal(404, f"There is no {method} {path[:200]} here. {hint or served}", "unknown_url")
+        return WireRefusal(404, f"There is no {method} {path[:200]} here. {hint or served}", "unknown_url")
 
     def _check_model(self, name: str) -> str:
         if name not in self._models:
@@ -152,11 +153,11 @@ class RequestRouter:
 
     @contextlib.contextmanager
     def _count_bytes(self, size: int) -> Any:
-        """Count the bytes of a request while it is being answered. Errors: `GatewayRefusal` if all are too many."""
+        """Count the bytes of a request while it is being answered. Errors: `WireRefusal` if all are too many."""
         limit = self._limits.max_concurrent_bytes
         if self._bytes_in_progress + size > limit:
             message = f"All requests at work together are larger than {limit} bytes."
-            raise GatewayRefusal(429, message, "too_large_together")
+            raise WireRefusal(429, message, "too_large_together")
         self._bytes_in_progress += size
         try:
             yield
@@ -165,19 +166,19 @@ class RequestRouter:
 
     async def _read_body(self, request: web.BaseRequest) -> bytes:
         if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise GatewayRefusal(415, "The body must not be compressed.")
+            raise WireRefusal(415, "The body must not be compressed.")
         if (request.content_length or 0) > self._limits.max_body_bytes:
             raise web.HTTPRequestEntityTooLarge(self._limits.max_body_bytes, request.content_length or 0)
         try:
             async with self._read_slots, asyncio.timeout(self._limits.body_timeout):
                 return await request.read()
         except TimeoutError:
-            raise GatewayRefusal(408, "The body took too long to come.") from None
+            raise WireRefusal(408, "The body took too long to come.") from None
 
 
 def _require_method(required: str, method: str, path: str) -> None:
     if method != required:
-        raise GatewayRefusal(405, f"{path} takes {required} only.", "method_not_allowed")
+        raise WireRefusal(405, f"{path} takes {required} only.", "method_not_allowed")
 
 
 def _render_models(names: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from domain.llms import ChatMessage, EmbeddingReply, ModelOptions, ReplyPart, ToolSpec
-from workers.run.wire import ReasoningSeal
+from infra.wires.common import ReasoningSeal
 
 
 class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,10 +14,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from domain.egress import EgressEntry
 from domain.ports import GATEWAY_LISTENER, NetworkServer
+from infra.wires.common import WireRefusal
 from workers.run.gateway.responder import INTERNAL_ERROR, build_json_response
 from workers.run.gateway.router import RequestRouter
 from workers.run.gateway.schema import GatewayCalls, GatewayLimits
-from workers.run.wire import GatewayRefusal
 
 _log = structlog.get_logger("paddock.gateway")
 # aiohttp logs what an agent sent wrongly, as often as the agent likes.
@@ -63,7 +63,7 @@ class _GatewayConnection(RequestHandler):
         if status < 500:
             is_large = isinstance(exc, LineTooLong) or "too many" in str(exc).lower()
             problem = "its head is too large" if is_large else "it is not valid HTTP"
-            refusal = GatewayRefusal(status, f"The request cannot be read: {problem}.")
+            refusal = WireRefusal(status, f"The request cannot be read: {problem}.")
         response = build_json_response(refusal.body, refusal.status, refusal.headers)
         response.force_close()
         return response
