@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields
+from domain.shared.tags import Metadata, Tags
 
 AgentStatus = Literal["draft", "building", "ready", "failed", "archived"]
 AgentKind = Literal["code", "llm"]
@@ -93,6 +94,8 @@ class Agent(msgspec.Struct, kw_only=True):
     parent: str | None = None
     parent_id: str | None = None
     env: dict[str, str] | None = None
+    tags: list[str] = msgspec.field(default_factory=list)
+    metadata: dict[str, Any] | None = None
     created_at: datetime
     updated_at: datetime
 
@@ -175,12 +178,14 @@ class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     max_concurrency: MaxConcurrency | None = None
     concurrency_policy: ConcurrencyPolicy = "queue"
     env: Variables | None = None
+    tags: Tags | None = None
+    metadata: Metadata | None = None
 
 
 class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     """Change an agent. The status `archived` stops new executions; `ready` restores an archived agent.
 
-    `env` replaces the variables that were set before; null removes all of them.
+    `env`, `tags` and `metadata` replace what was set before; null removes all of it.
     """
 
     name: AgentName | UnsetType = UNSET
@@ -189,6 +194,8 @@ class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
     concurrency_policy: ConcurrencyPolicy | UnsetType = UNSET
     env: Variables | None | UnsetType = UNSET
+    tags: Tags | None | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
 
 
 class Agents(Protocol):

@@ -22,6 +22,7 @@ from domain.shared.access import Caller
 from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, require_found
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page, build_listing
+from domain.shared.tags import check_metadata, check_tags
 from domain.shared.variables import check_variables, find_gateway_names
 
 
@@ -46,6 +47,8 @@ async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
         current_version_id=None,
         max_concurrency=data.max_concurrency,
         concurrency_policy=data.concurrency_policy,
+        tags=check_tags(data.tags or []),
+        metadata=check_metadata(data.metadata),
         created_at=tx.now,
         updated_at=tx.now,
     )
@@ -167,6 +170,7 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
         await _set_env(tx, agent, data.env)
         # Sandboxes that wait with the old variables are ended.
         tx.announce_status(agent.id, "changed")
+    _set_labels(agent, data)
     if data.status == "archived":
         agent.status = "archived"
     elif data.status == "ready" and agent.status == "archived":
@@ -184,6 +188,13 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
         lane: Literal["run", "llm"] = "llm" if agent.kind == "llm" else "run"
         tx.ring_job(Job(lane=lane, row_id=agent.id, tenant_id=agent.tenant_id, attempt=0))
     return agent
+
+
+def _set_labels(agent: Agent, data: PatchAgent) -> None:
+    if data.tags is not UNSET:
+        agent.tags = check_tags(data.tags or [])
+    if data.metadata is not UNSET:
+        agent.metadata = check_metadata(data.metadata)
 
 
 async def delete_agent(tx: Tx, reference: str) -> None:

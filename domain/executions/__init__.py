@@ -51,6 +51,7 @@ from domain.executions.schema import (
 from domain.executions.service import (
     TOOL_CALL_TIMEOUT_SECONDS,
     add_execution,
+    apply_start_options,
     build_execution,
     build_run_name,
     retry_execution,
@@ -97,6 +98,7 @@ __all__ = [
     "TargetedExecutionStart",
     "add_execution",
     "append_agent_events",
+    "apply_start_options",
     "apply_tenant_filter",
     "begin_running",
     "build_execution",

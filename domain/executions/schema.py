@@ -24,6 +24,7 @@ from domain.shared.json_limits import check_json_field
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
 from domain.shared.status import ExecutionStatus
+from domain.shared.tags import Metadata, Tags
 
 ExecutionKind = Literal["agent", "tool", "crew", "workflow", "generation"]
 RunLane = Literal["run", "llm", "plan"]
@@ -173,7 +174,8 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `files` puts uploaded files into the run's work folder.
     A model agent is asked `task`, with the inputs; `mode` and `model` apply to model agents, also to those of a crew or
     a workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is the name of the execution.
-    `state` names the state that uploaded code reads and leaves, by default `default`.
+    `state` names the state that uploaded code reads and leaves, by default `default`. `tags` and `metadata` find the
+    execution again.
     """
 
     payload: Payload | None = None
@@ -188,6 +190,8 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     run_name: RunName | None = None
     state: StateName | None = None
     files: RunFiles | None = None
+    tags: Tags | None = None
+    metadata: Metadata | None = None
 
 
 class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from domain.shared.access import Caller
 from domain.shared.errors import Conflict, InvalidField
 from domain.shared.json_limits import check_json_field
 from domain.shared.status import TERMINAL_STATUSES
+from domain.shared.tags import check_metadata, check_tags
 
 # A single tool call takes no longer than its caller would wait.
 TOOL_CALL_TIMEOUT_SECONDS: Final = 60
@@ -47,7 +48,7 @@ async def start_execution(
             raise InvalidField("state", f"applies to uploaded agents only; {agent.name!r} is a model agent.")
         spec, execution = await _build_model_execution(tx, caller, agent, data, payload)
         await _enforce_concurrency(tx, agent)
-        return await add_execution(tx, _apply_start_options(execution, data, schedule_id), spec)
+        return await add_execution(tx, apply_start_options(execution, data, schedule_id), spec)
     version = await agents.get_runnable_version(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
@@ -57,13 +58,19 @@ async def start_execution(
     await secrets.check_start_settings(tx, agent, agent.env, version)
     await _enforce_concurrency(tx, agent)
     execution = _build_code_execution(tx, caller, agent, version, data, payload)
-    return await add_execution(tx, _apply_start_options(execution, data, schedule_id), None)
+    return await add_execution(tx, apply_start_options(execution, data, schedule_id), None)
 
 
-def _apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
-    run_name = execution.run_name if data.run_name is None else data.run_name
+def apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
+    """Return an execution with the options that agents, crews and workflows start with. Errors: `invalid_field`."""
     return msgspec.structs.replace(
-        execution, run_name=run_name, schedule_id=schedule_id, state=data.state, files=data.files
+        execution,
+        run_name=execution.run_name if data.run_name is None else data.run_name,
+        schedule_id=schedule_id,
+        state=data.state,
+        files=data.files,
+        tags=check_tags(data.tags or []),
+        metadata=check_metadata(data.metadata),
     )
 
 
@@ -127,6 +134,8 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "files",
         "timeout",
         "max_attempts",
+        "tags",
+        "metadata",
     )
     copies = {field: getattr(old, field) for field in copied_fields}
     execution = _build_for_caller(tx, caller, name, old.input_data)

@@ -6,7 +6,15 @@ from typing import Any
 import msgspec
 
 from domain import expressions
-from domain.executions import Execution, ExecutionStart, build_execution, build_payload, build_run_name, get_execution
+from domain.executions import (
+    Execution,
+    ExecutionStart,
+    apply_start_options,
+    build_execution,
+    build_payload,
+    build_run_name,
+    get_execution,
+)
 from domain.expressions import BadExpression, WorkBudget
 from domain.plans import child_executions, renderer
 from domain.plans.schema import MAX_MAP_ITEMS, AgentWork, Plan, PlanStep, PlanWork
@@ -34,13 +42,7 @@ async def start_plan(
         data.timeout,
     )
     execution = msgspec.structs.replace(
-        execution,
-        run_name=execution.run_name if data.run_name is None else data.run_name,
-        model=data.model,
-        cost_limit=data.cost_limit,
-        schedule_id=schedule_id,
-        state=data.state,
-        files=data.files,
+        apply_start_options(execution, data, schedule_id), model=data.model, cost_limit=data.cost_limit
     )
     return await child_executions.add_plan_execution(tx, execution, plan)
 
@@ -68,6 +70,8 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
         cost_limit=old.cost_limit,
         state=old.state,
         files=old.files,
+        tags=old.tags,
+        metadata=old.metadata,
         retry_of=old.id,
     )
     if not from_failed:

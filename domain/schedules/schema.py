@@ -11,6 +11,7 @@ from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
 from domain.shared.status import ExecutionStatus
+from domain.shared.tags import Metadata, Tags
 
 # While an execution of the schedule runs, `skip` drops a due time, and `queue` makes one wait for its end.
 OverlapPolicy = Literal["skip", "queue", "allow"]
@@ -49,7 +50,7 @@ class Schedule(msgspec.Struct, kw_only=True):
     minute is on time and always fires. `next_run_at` is null while the schedule is disabled. `last_run_at`,
     `last_execution_id` and `last_status` describe its last execution, `last_error` the failure of a later start.
     `run_count` counts its executions, manual ones included; the other counts are of due times. A due time whose `files`
-    are not there any more is `failed`.
+    are not there any more is `failed`. Each execution gets the schedule's `tags` and `metadata`.
     """
 
     id: str
@@ -65,6 +66,8 @@ class Schedule(msgspec.Struct, kw_only=True):
     cost_limit: float | None
     files: dict[str, str] | None
     state: str | None
+    tags: list[str] = []
+    metadata: dict[str, Any] | None = None
     enabled: bool
     overlap: OverlapPolicy
     catch_up: int
@@ -100,6 +103,8 @@ class Schedule(msgspec.Struct, kw_only=True):
             cost_limit=self.cost_limit,
             files=self.files,
             state=self.state,
+            tags=self.tags,
+            metadata=self.metadata,
         )
 
 
@@ -124,6 +129,8 @@ class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cost_limit: CostLimitUsd | None = None
     files: RunFiles | None = None
     state: StateName | None = None
+    tags: Tags = []
+    metadata: Metadata | None = None
     enabled: bool = True
     overlap: OverlapPolicy = "skip"
     catch_up: CatchUp = 1
@@ -147,6 +154,8 @@ class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cost_limit: CostLimitUsd | None | UnsetType = UNSET
     files: RunFiles | None | UnsetType = UNSET
     state: StateName | None | UnsetType = UNSET
+    tags: Tags | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
     overlap: OverlapPolicy | UnsetType = UNSET
     catch_up: CatchUp | UnsetType = UNSET

@@ -64,6 +64,9 @@ class AgentRow(Base):
     template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id", ondelete="SET NULL"))
     parent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
     env: Mapped[Any | None] = mapped_column(create_json_column())
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    # The attribute `metadata` is SQLAlchemy's own.
+    agent_metadata: Mapped[Any | None] = mapped_column("metadata", create_json_column())
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
     deleted_at: Mapped[datetime | None] = mapped_column(create_timestamp())

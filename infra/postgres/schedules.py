@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Select, Text, UniqueConstraint, exists, func, select, text, update
+from sqlalchemy import ARRAY, ForeignKey, Select, Text, UniqueConstraint, exists, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -36,6 +36,9 @@ class ScheduleRow(Base):
     cost_limit: Mapped[float | None]
     files: Mapped[Any] = mapped_column(create_json_column())
     state: Mapped[str | None] = mapped_column(Text)
+    tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    # The attribute `metadata` is SQLAlchemy's own.
+    run_metadata: Mapped[Any | None] = mapped_column("metadata", create_json_column())
     enabled: Mapped[bool]
     overlap: Mapped[str] = mapped_column(Text)
     catch_up: Mapped[int]

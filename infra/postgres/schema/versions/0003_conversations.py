@@ -75,6 +75,8 @@ ALTER TABLE agents
 ALTER TABLE agent_versions ADD COLUMN input_schema json, ADD COLUMN output_schema json;
 ALTER TABLE workflows ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
 ALTER TABLE crews ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
+-- What a schedule's executions start with.
+ALTER TABLE schedules ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json;
 """
 
 
