@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from domain.agents.schema import Agent
+from domain.agents.schema import Agent, AgentSpec
 from domain.llms import ChatMessage
 from domain.shared.placeholders import create_filler, format_value
 
@@ -32,6 +32,8 @@ def build_messages(agent: Agent, payload: Any) -> list[ChatMessage]:
         agent.instructions or "",
     ]
     system = filled("\n\n".join(section for section in sections if section))
+    if isinstance(agent, AgentSpec) and agent.caller_instructions:
+        system += ("\n\n" if system else "") + agent.caller_instructions
     if inputs:
         user_text += (
             ("\n\n" if user_text else "") + "Inputs:\n" + msgspec.json.format(msgspec.json.encode(inputs)).decode()

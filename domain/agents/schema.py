@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from domain.llms import ModelOptions, ToolSpec
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields
 from domain.shared.tags import Metadata, Tags
@@ -122,7 +123,9 @@ class AgentSpec(Agent, kw_only=True):
 
     It may also delegate to its `team` by name; a `manager` must do so before it answers. `answer_schema` is the JSON
     Schema of its answer, which is then decoded. `max_rpm` limits the model calls per minute of the run's plan. The
-    answer is also written to `output_file` in the run's workspace.
+    answer is also written to `output_file` in the run's workspace. `options` are those of this run and come before the
+    agent's own; `caller_instructions` follow the agent's. `client_tools` are shown to the model beside the agent's: a
+    call of one of them ends the run, and the caller makes it.
     """
 
     team: list[Agent] = msgspec.field(default_factory=list)
@@ -130,6 +133,9 @@ class AgentSpec(Agent, kw_only=True):
     answer_schema: dict[str, Any] | None = None
     max_rpm: int | None = None
     output_file: str | None = None
+    options: ModelOptions | None = None
+    caller_instructions: str | None = None
+    client_tools: list[ToolSpec] = msgspec.field(default_factory=list)
 
     @classmethod
     def from_agent(cls, agent: Agent, **more: Any) -> "AgentSpec":

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
+from domain.llms import ModelOptions, ToolSpec
 from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import InvalidField
 from domain.shared.jobs import Job
@@ -200,6 +201,18 @@ class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields
     agent_id: Annotated[str, Meta(examples=["my-agent"])] | None = None
     crew_id: str | None = None
     workflow_id: str | None = None
+
+
+class AnswerStart(TargetedExecutionStart, kw_only=True, forbid_unknown_fields=True):
+    """Set also how the model of a model agent answers, for callers who ask as they would ask a model.
+
+    `options` come before the agent's own and `instructions` after its own. `client_tools` are tools that the caller
+    offers and calls itself: a call of one ends the run.
+    """
+
+    options: ModelOptions = ModelOptions()
+    instructions: str | None = None
+    client_tools: tuple[ToolSpec, ...] = ()
 
 
 class ExecutionFilter(msgspec.Struct, frozen=True):

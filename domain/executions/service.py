@@ -7,11 +7,13 @@ import msgspec
 from domain import agents, secrets, tools
 from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
+from domain.executions.answers import apply_answer_start
 from domain.executions.queries import get_execution
 from domain.executions.schema import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TIMEOUT_SECONDS,
     MODEL_AGENT_TIMEOUT_SECONDS,
+    AnswerStart,
     Execution,
     ExecutionStart,
     build_payload,
@@ -189,6 +191,8 @@ async def _build_model_execution(
     if not payload:
         raise InvalidField("task", "is required: describe the task, here or in inputs.")
     spec = await agents.resolve_spec(tx, agent, data.model)
+    if isinstance(data, AnswerStart):
+        spec = apply_answer_start(spec, data)
     build_messages(spec, payload)
     execution = msgspec.structs.replace(
         _build_for_caller(tx, caller, agent.name, payload),

@@ -15,6 +15,7 @@ from domain.llms import ChatMessage, ModelError, ModelToolCall, ToolFailed, Tool
 from domain.ports import SandboxOutcome, Store, Tx
 from domain.shared.errors import DomainError
 from workers.agent.attempt import AgentAttempt
+from workers.agent.client_tools import list_client_tools, render_client_calls, select_client_calls
 from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_delegate_tool, find_teammate
 from workers.agent.json_answers import parse_json_answer
 from workers.agent.messages import render_tool_result
@@ -45,8 +46,11 @@ class AgentLoop:
             )
         try:
             answer = await self._do_task(agent, build_messages(agent, attempt.execution.input_data))
+            if answer.tool_calls:
+                return SandboxOutcome(output=render_client_calls(answer))
             if agent.answer_schema is not None:
-                return SandboxOutcome(output=await parse_json_answer(answer, agent.answer_schema, attempt.tenant_id))
+                output = await parse_json_answer(answer.content, agent.answer_schema, attempt.tenant_id)
+                return SandboxOutcome(output=output)
         except AgentParked:
             await attempt.park()
             return None
@@ -58,7 +62,7 @@ class AgentLoop:
             if error.code != "budget_exceeded":
                 raise
             return SandboxOutcome(error_type=error.code, error_message=error.detail)
-        return SandboxOutcome(output=msgspec.json.encode({"content": answer}))
+        return SandboxOutcome(output=msgspec.json.encode({"content": answer.content}))
 
     async def run_tool(self, name: str, args: dict[str, Any]) -> SandboxOutcome:
         """Make the only call of an execution that is a tool call. Errors: `LostLease`."""
@@ -75,8 +79,13 @@ class AgentLoop:
             return SandboxOutcome(error_type="tool_failed", error_message=str(answer["error"]))
         return SandboxOutcome(output=msgspec.json.encode(answer["result"]))
 
-    async def _do_task(self, agent: Agent, messages: list[ChatMessage], prefix: str = "", depth: int = 0) -> str:
-        """Return an agent's answer. `prefix` begins the paths of its steps; `depth` counts delegations above it."""
+    async def _do_task(
+        self, agent: Agent, messages: list[ChatMessage], prefix: str = "", depth: int = 0
+    ) -> ChatMessage:
+        """Return an agent's answer: a text, or calls of the caller's tools.
+
+        `prefix` begins the paths of its steps; `depth` counts delegations above it.
+        """
         tools, specs = await self._list_tools(agent, depth)
         max_steps = agent.max_steps or DEFAULT_MAX_STEPS
         for number in range(1, max_steps + 1):
@@ -84,7 +93,10 @@ class AgentLoop:
             prompt = ModelPrompt(path=path, agent=agent, messages=tuple(messages), tools=specs)
             message = await self._model_steps.ask_model(prompt)
             if not message.tool_calls:
-                return message.content
+                return message
+            if (client_answer := select_client_calls(agent, message)) is not None:
+                self._warn_of_dropped_calls(message, client_answer, path)
+                return client_answer
             if len(message.tool_calls) > steps.MAX_CALLS_PER_ANSWER:
                 count = len(message.tool_calls)
                 self._attempt.warn(
@@ -110,12 +122,19 @@ class AgentLoop:
     async def _list_tools(self, agent: Agent, depth: int) -> tuple[dict[str, BoundTool], tuple[ToolSpec, ...]]:
         """Return an agent's tools by name, and the specs that its model gets of them and of `delegate`."""
         may_delegate = _may_delegate(agent, depth)
-        reserved = {DELEGATE_TOOL.name} if may_delegate else ()
+        client_tools = list_client_tools(agent)
+        reserved = {tool.name for tool in client_tools} | ({DELEGATE_TOOL.name} if may_delegate else set())
         tools = await self._toolbox.bind_tools(agent.tools, self._attempt.warn, reserved) if agent.tools else {}
         specs = [tool.spec for tool in tools.values()]
         if may_delegate:
             specs.append(describe_delegate_tool(agent))
-        return tools, tuple(specs)
+        return tools, (*specs, *client_tools)
+
+    def _warn_of_dropped_calls(self, message: ChatMessage, client_answer: ChatMessage, path: str) -> None:
+        dropped = [call.name for call in message.tool_calls if call not in client_answer.tool_calls]
+        if dropped:
+            names = ", ".join(repr(name) for name in dropped)
+            self._attempt.warn(f"The model calls tools of the caller too, so {names} are not called.", step=path)
 
     async def _delegate_task(self, path: str, call: ModelToolCall, agent: Agent, depth: int) -> dict[str, Any]:
         """Have another agent do a task, in steps of its own below this one."""
@@ -138,7 +157,7 @@ class AgentLoop:
         except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
             return await attempt.finish_tool_step(path, call, {"error": str(error)})
         answer = await self._do_task(teammate, messages, f"{path}/", depth + 1)
-        return await attempt.finish_tool_step(path, call, {"result": {"content": answer}})
+        return await attempt.finish_tool_step(path, call, {"result": {"content": answer.content}})
 
     async def _find_other_agent(self, name: str) -> Agent:
         """Return a model agent of the tenant that may be asked. Errors: `ToolFailed`."""

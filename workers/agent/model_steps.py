@@ -23,6 +23,7 @@ from domain.llms import (
 )
 from domain.ports import Tx
 from workers.agent.attempt import AgentAttempt
+from workers.agent.client_tools import merge_options
 from workers.agent.delegation import DELEGATE_TOOL
 from workers.agent.messages import render_transcript
 from workers.agent.schema import MAX_SHOWN_CHARACTERS, AgentFailed, ModelPrompt
@@ -53,11 +54,15 @@ class ModelSteps:
         if reply.finish == "length" and not reply.message.tool_calls:
             if not reply.message.content.strip():
                 raise AgentFailed("refused", "The model used all tokens of its answer (max_tokens) for its thoughts.")
-            self._attempt.warn("The answer was cut at its maximum number of tokens.", step=prompt.path)
+            self._attempt.warn(
+                "The answer was cut at its maximum number of tokens.", step=prompt.path, finish=reply.finish
+            )
         if reply.finish == "content_filter":
             if not reply.message.content:
                 raise AgentFailed("refused", "The provider's filter withheld the answer.")
-            self._attempt.warn("The answer is a refusal, or the provider's filter cut it.", step=prompt.path)
+            self._attempt.warn(
+                "The answer is a refusal, or the provider's filter cut it.", step=prompt.path, finish=reply.finish
+            )
         return reply.message
 
     async def _ask_with_fallback(self, prompt: ModelPrompt) -> ModelReply:
@@ -148,8 +153,5 @@ def _choose_options(agent: Agent, path: str, tools: tuple[ToolSpec, ...]) -> Mod
     if not isinstance(agent, AgentSpec):
         return options
     must_delegate = agent.manager and path == "1" and any(tool.name == DELEGATE_TOOL.name for tool in tools)
-    return msgspec.structs.replace(
-        options,
-        schema=None if tools else agent.answer_schema,
-        tool_choice="required" if must_delegate else "auto",
-    )
+    options = msgspec.structs.replace(merge_options(agent, options), schema=None if tools else agent.answer_schema)
+    return msgspec.structs.replace(options, tool_choice="required") if must_delegate else options
