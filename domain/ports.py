@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from domain.shared.jobs import Job, RowChange
     from domain.states import States
     from domain.stats import Stats
+    from domain.targets import Targets
     from domain.tasks import Tasks
     from domain.templates import Templates
     from domain.tools import Tools
@@ -86,6 +87,7 @@ class Tx(Protocol):
     llms: Llms
     templates: Templates
     crews: Crews
+    targets: Targets
     tasks: Tasks
     tools: Tools
     traces: Traces

@@ -36,6 +36,7 @@ from domain.shared.idempotency import IdempotencyKeys
 from domain.shared.jobs import Job, RowChange
 from domain.states import States
 from domain.stats import Stats
+from domain.targets import Targets
 from domain.tasks import Tasks
 from domain.templates import Templates
 from domain.tools import Tools
@@ -72,6 +73,7 @@ from infra.postgres.states import PostgresStates
 from infra.postgres.stats import PostgresStats
 from infra.postgres.steps import PostgresSteps
 from infra.postgres.storage_references import PostgresStorageReferences
+from infra.postgres.targets import PostgresTargets
 from infra.postgres.tasks import PostgresTasks
 from infra.postgres.templates import PostgresTemplates
 from infra.postgres.tenants import PostgresTenants
@@ -126,6 +128,7 @@ class PostgresTx:
         self.llms: Llms = PostgresLlms(connection)
         self.templates: Templates = PostgresTemplates(connection)
         self.crews: Crews = PostgresCrews(connection)
+        self.targets: Targets = PostgresTargets(connection)
         self.tasks: Tasks = PostgresTasks(connection)
         self.tools: Tools = PostgresTools(connection)
         self.traces: Traces = PostgresTraces(connection)
