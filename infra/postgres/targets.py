@@ -8,17 +8,17 @@ from infra.postgres.catalog import replace_nul
 from infra.postgres.connection import TxConnection
 
 _ID_PREFIXES: Final[dict[TargetKind, str]] = {"agent": "agent", "crew": "crew", "workflow": "wf"}
-_COLUMNS: Final = "id, name, tenant_id, created_at, description"
-_SELECTS: Final[dict[TargetKind, str]] = {
-    "agent": f"SELECT 'agent' AS target, kind = 'llm' AS uses_model, {_COLUMNS} FROM agents WHERE deleted_at IS NULL",
-    "crew": f"SELECT 'crew' AS target, false AS uses_model, {_COLUMNS} FROM crews WHERE true",
-    "workflow": f"SELECT 'workflow' AS target, false AS uses_model, {_COLUMNS} FROM workflows WHERE true",
+_TARGET_COLUMNS: Final = "id, name, tenant_id, created_at, description"
+_TARGET_SELECTS: Final[dict[TargetKind, str]] = {
+    "agent": f"SELECT 'agent' AS target, kind = 'llm' AS uses_model, {_TARGET_COLUMNS} FROM agents WHERE deleted_at IS NULL",
+    "crew": f"SELECT 'crew' AS target, false AS uses_model, {_TARGET_COLUMNS} FROM crews WHERE true",
+    "workflow": f"SELECT 'workflow' AS target, false AS uses_model, {_TARGET_COLUMNS} FROM workflows WHERE true",
 }
 # A new version that is being built, or that failed, leaves the current one in use.
 _IS_RUNNABLE: Final = " AND status <> 'archived' AND (status = 'ready' OR current_version_id IS NOT NULL)"
 _LIST_SQL: Final = " UNION ALL ".join(
     f"({select}{_IS_RUNNABLE if kind == 'agent' else ''} ORDER BY id DESC LIMIT $1)"
-    for kind, select in _SELECTS.items()
+    for kind, select in _TARGET_SELECTS.items()
 )
 
 
@@ -34,9 +34,9 @@ class PostgresTargets:
     async def find_targets(self, reference: str, kinds: tuple[TargetKind, ...]) -> list[RunTarget]:
         for kind in kinds:
             if (row_id := ids.decode_id(_ID_PREFIXES[kind], reference)) is not None:
-                records = await self._connection.fetch(f"{_SELECTS[kind]} AND id = $1", row_id)
+                records = await self._connection.fetch(f"{_TARGET_SELECTS[kind]} AND id = $1", row_id)
                 return [_read_target(record) for record in records]
-        find_sql = " UNION ALL ".join(f"{_SELECTS[kind]} AND name = $1" for kind in kinds)
+        find_sql = " UNION ALL ".join(f"{_TARGET_SELECTS[kind]} AND name = $1" for kind in kinds)
         records = await self._connection.fetch(find_sql, replace_nul(reference))
         return sorted((_read_target(record) for record in records), key=lambda target: TARGET_KINDS.index(target.kind))
 
