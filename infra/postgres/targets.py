@@ -10,7 +10,8 @@ from infra.postgres.connection import TxConnection
 _ID_PREFIXES: Final[dict[TargetKind, str]] = {"agent": "agent", "crew": "crew", "workflow": "wf"}
 _TARGET_COLUMNS: Final = "id, name, tenant_id, created_at, description"
 _TARGET_SELECTS: Final[dict[TargetKind, str]] = {
-    "agent": f"SELECT 'agent' AS target, kind = 'llm' AS uses_model, {_TARGET_COLUMNS} FROM agents WHERE deleted_at IS NULL",
+    "agent": f"SELECT 'agent' AS target, kind = 'llm' AS uses_model, {_TARGET_COLUMNS} "
+    "FROM agents WHERE deleted_at IS NULL",
     "crew": f"SELECT 'crew' AS target, false AS uses_model, {_TARGET_COLUMNS} FROM crews WHERE true",
     "workflow": f"SELECT 'workflow' AS target, false AS uses_model, {_TARGET_COLUMNS} FROM workflows WHERE true",
 }
