@@ -7,7 +7,7 @@ from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, require_scope
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import crews, launch
-from domain.crews import Crew, CrewSettings, CrewValidation, CrewYaml, NewCrew, PatchCrew
+from domain.crews import Crew, CrewSource, CrewValidation, CrewYaml, NewCrew, PatchCrew
 from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
@@ -25,7 +25,7 @@ async def create_crew(creator: ResourceCreator, request: HttpRequest, caller: Ca
 
 
 @post("/crews/debug", opt=require_scope("read:catalog"), status_code=200)
-async def check_crew(store: Store, caller: Caller, data: CrewSettings) -> CrewValidation:
+async def check_crew(store: Store, caller: Caller, data: CrewSource) -> CrewValidation:
     """Check a crew without creating it: return all its errors, with their lines, and the steps of its plan."""
     async with store.transaction(caller) as tx:
         return await crews.debug_crew(tx, caller, data)

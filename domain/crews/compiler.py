@@ -82,7 +82,14 @@ async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = N
         raise InvalidFields([problem.field_error for problem in roster.errors])
     run_model = None if model is None else await validation.resolve_model_name(tx, model)
     steps = await _compile_steps(tx, roster, run_model)
-    plan = Plan(kind="crew", name=crew.name, crew_id=crew.id, max_rpm=crew.max_rpm, steps=steps)
+    plan = Plan(
+        kind="crew",
+        name=crew.name,
+        crew_id=crew.id,
+        max_rpm=crew.max_rpm,
+        steps=steps,
+        default_inputs=crew.inputs,
+    )
     size = len(msgspec.json.encode(plan))
     if size > MAX_CREW_PLAN_BYTES:
         message = (
@@ -98,6 +105,7 @@ def validate_inputs(crew: Crew, plan: Plan, inputs: dict[str, Any]) -> None:
 
     Errors: `invalid_field` naming each as `inputs.topic`.
     """
+    inputs = {**plan.default_inputs, **inputs}
     missing = [name for name in list_plan_inputs(plan) if name not in inputs]
     if missing:
         message = f"is required: texts of the crew {crew.name!r} contain it in braces."
@@ -117,8 +125,8 @@ def validate_inputs(crew: Crew, plan: Plan, inputs: dict[str, Any]) -> None:
 
 
 def list_plan_inputs(plan: Plan) -> list[str]:
-    """Return the inputs that the texts of a crew's plan name, in their order."""
-    return list(dict.fromkeys(_iterate_plan_inputs(plan)))
+    """Return the inputs that the texts of a crew's plan name and that have no default, in their order."""
+    return [name for name in dict.fromkeys(_iterate_plan_inputs(plan)) if name not in plan.default_inputs]
 
 
 def _iterate_plan_inputs(plan: Plan) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Define crews: agents and their tasks, from CrewAI's YAML or from the catalogue."""
 
 from datetime import datetime
-from typing import Annotated, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -27,6 +27,15 @@ Description = Annotated[
     Meta(max_length=10_000, pattern=r"^[^\x00]*$", examples=["Team specialized in research and analysis"]),
 ]
 YamlText = Annotated[str, Meta(max_length=MAX_CREW_YAML_LENGTH, pattern=r"^[^\x00]*$", description="In CrewAI's form.")]
+CrewFiles = Annotated[
+    dict[str, YamlText],
+    Meta(
+        max_length=2 * MAX_CREW_AGENTS + 2,
+        description="The files of a CrewAI project, by path: `crew.jsonc` and `agents/NAME.jsonc`.",
+        examples=[{}],
+    ),
+]
+CrewInputs = Annotated[dict[str, Any], Meta(description="Values for `{name}` that a run need not give.", examples=[{}])]
 Reference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 Model = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$", examples=["gpt-4"])]
 Rpm = Annotated[int, Meta(ge=1, le=10_000, description="Maximum model calls per minute.")]
@@ -40,7 +49,7 @@ class CrewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `model` is for agents that name none. In a `hierarchical` crew a manager receives each task and delegates it:
     `manager_agent`, a key in `agents_yaml` or one of the tenant's agents, or else a generated manager on
     `manager_model` or the crew's model. With `planning` a model first plans each task. `verbose` is the default for
-    agents that do not set it.
+    agents that do not set it. A run's own inputs come before `inputs`.
     """
 
     agents_yaml: YamlText | None = None
@@ -55,20 +64,33 @@ class CrewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     planning_model: Model | None = None
     max_rpm: Rpm | None = None
     verbose: bool = False
+    inputs: CrewInputs = {}
 
 
 CREW_SETTING_FIELDS: Final = CrewSettings.__struct_fields__
 
 
-class NewCrew(CrewSettings, kw_only=True, forbid_unknown_fields=True):
-    """Create a crew. The name is unique in the tenant and works wherever a crew is referenced."""
+class CrewSource(CrewSettings, kw_only=True, forbid_unknown_fields=True):
+    """Define a crew, also by the `files` of a CrewAI project in place of YAML. What they set comes before the rest."""
 
-    name: CrewName
+    files: CrewFiles = {}
+
+
+class NewCrew(CrewSource, kw_only=True, forbid_unknown_fields=True):
+    """Create a crew. The name is unique in the tenant and works wherever a crew is referenced.
+
+    It is required, unless `crew.jsonc` has one.
+    """
+
+    name: CrewName | None = None
     description: Description | None = None
 
 
 class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Change a crew: each field sent is replaced as a whole, and the result is validated again."""
+    """Change a crew: each field sent is replaced as a whole, and the result is validated again.
+
+    `files` replace the YAML, and the settings that `crew.jsonc` has.
+    """
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
@@ -84,6 +106,8 @@ class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     planning_model: Model | None | UnsetType = UNSET
     max_rpm: Rpm | None | UnsetType = UNSET
     verbose: bool | UnsetType = UNSET
+    inputs: CrewInputs | UnsetType = UNSET
+    files: CrewFiles | UnsetType = UNSET
 
 
 class Crew(msgspec.Struct, kw_only=True):
@@ -100,6 +124,7 @@ class Crew(msgspec.Struct, kw_only=True):
     planning_model: str | None
     max_rpm: int | None
     verbose: bool
+    inputs: dict[str, Any]
     agents_yaml: str | None
     tasks_yaml: str | None
     agents: list[str]

@@ -2,7 +2,10 @@
 
 from typing import Literal
 
-from domain.crews import compiler, renderer, validation
+import msgspec
+
+from domain.crews import compiler, crew_files, renderer, validation
+from domain.crews.crew_files import CrewProject
 from domain.crews.roster import CrewRoster
 from domain.crews.schema import (
     CREW_SETTING_FIELDS,
@@ -10,6 +13,7 @@ from domain.crews.schema import (
     Crew,
     CrewAgentSummary,
     CrewSettings,
+    CrewSource,
     CrewTaskSummary,
     CrewValidation,
     CrewYaml,
@@ -19,16 +23,20 @@ from domain.crews.schema import (
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, InvalidFields, require_found
+from domain.shared.errors import Conflict, InvalidField, InvalidFields, require_found
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields, set_fields
 
 
 async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
     """Create a crew. Errors: `conflict` for a taken name, `invalid_field` with everything that is wrong."""
+    project = read_source(data)
+    name = data.name or (project.name if project is not None else None)
+    if name is None:
+        raise InvalidField("name", "is required.")
     crew = Crew(
         id=ids.generate_id("crew"),
-        name=names.check_name(data.name, "crew", RESERVED_CREW_NAMES),
+        name=names.check_name(name, "crew", RESERVED_CREW_NAMES),
         description=data.description,
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
@@ -36,15 +44,29 @@ async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
         updated_at=tx.now,
         **{name: getattr(data, name) for name in CREW_SETTING_FIELDS},
     )
-    await _resolve_references(tx, caller, crew)
+    await _resolve_references(tx, caller, crew, project)
     if not await tx.crews.add(crew):
         raise names.NameTaken("crew", crew.name)
     return crew
 
 
-async def _resolve_references(tx: Tx, caller: Caller, crew: Crew) -> None:
+def read_source(source: CrewSource) -> CrewProject | None:
+    """Return what the files of a crew say, None without files. Errors: `invalid_field` for files beside YAML."""
+    if not source.files:
+        return None
+    both = [name for name in ("agents_yaml", "tasks_yaml") if getattr(source, name)]
+    if both:
+        raise InvalidField(both[0], "send either YAML or the files of a project.")
+    return crew_files.read_project(source.files)
+
+
+async def _resolve_references(tx: Tx, caller: Caller, crew: Crew, project: CrewProject | None = None) -> None:
     """Validate the crew, and replace references to agents and tasks by ids. Errors: `invalid_field`."""
-    roster = await validation.validate_crew(tx, caller, crew.settings)
+    if project is not None:
+        set_fields(crew, project.collect_settings())
+    roster = await validation.validate_crew(
+        tx, caller, crew.settings, project.documents if project is not None else None
+    )
     if roster.errors:
         raise InvalidFields([problem.field_error for problem in roster.errors])
     members = [roster.members_by_reference[reference] for reference in crew.agents]
@@ -66,11 +88,12 @@ async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -
     """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
     crew = await get_crew(tx, reference, lock=True)
     sent = collect_sent_fields(data)
+    project = read_source(CrewSource(**{name: sent.pop(name) for name in ("files",) if name in sent}))
     if "name" in sent:
         names.check_name(sent["name"], "crew", RESERVED_CREW_NAMES)
     set_fields(crew, sent)
-    if sent.keys() & set(CREW_SETTING_FIELDS):
-        await _resolve_references(tx, caller, crew)
+    if project is not None or sent.keys() & set(CREW_SETTING_FIELDS):
+        await _resolve_references(tx, caller, crew, project)
     crew.updated_at = tx.now
     if not await tx.crews.save(crew):
         raise names.NameTaken("crew", crew.name)
@@ -97,9 +120,13 @@ async def export_crew(tx: Tx, caller: Caller, reference: str) -> CrewYaml:
     return renderer.render_crew(roster)
 
 
-async def debug_crew(tx: Tx, caller: Caller, data: CrewSettings) -> CrewValidation:
+async def debug_crew(tx: Tx, caller: Caller, data: CrewSource) -> CrewValidation:
     """Return all problems of a crew with these settings, and the steps of its plan."""
-    roster = await validation.validate_crew(tx, caller, data)
+    project = read_source(data)
+    settings = CrewSettings(**{name: getattr(data, name) for name in CREW_SETTING_FIELDS})
+    if project is not None:
+        settings = msgspec.structs.replace(settings, **project.collect_settings())
+    roster = await validation.validate_crew(tx, caller, settings, project.documents if project is not None else None)
     valid = not roster.errors
     order = compiler.order_tasks(roster.tasks)
     return CrewValidation(

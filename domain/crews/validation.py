@@ -5,6 +5,7 @@ from typing import Final
 
 from domain import llms, tools
 from domain.crews import crew_tasks, parser
+from domain.crews.parser import CrewDocuments
 from domain.crews.roster import CrewRoster, resolve_members
 from domain.crews.schema import CrewProblem, CrewSettings
 from domain.ports import Tx
@@ -15,11 +16,20 @@ MAX_CREW_TOOLS: Final = 1_000
 _TOOL_FIELD: Final = re.compile(r"tools\[(\d+)\]")
 
 
-async def validate_crew(tx: Tx, caller: Caller, settings: CrewSettings) -> CrewRoster:
-    """Resolve a crew with these settings, and collect its errors and warnings."""
-    documents = parser.parse_documents(settings)
+async def validate_crew(
+    tx: Tx, caller: Caller, settings: CrewSettings, documents: CrewDocuments | None = None
+) -> CrewRoster:
+    """Resolve a crew with these settings, and collect its errors and warnings.
+
+    The `documents` of files name their places; without them the YAML of the settings is parsed.
+    """
+    if documents is None:
+        documents = parser.parse_documents(settings)
     roster = CrewRoster(
-        settings=settings, documents=documents, errors=[*documents.agents.problems, *documents.tasks.problems]
+        settings=settings,
+        documents=documents,
+        errors=[*documents.agents.problems, *documents.tasks.problems],
+        warnings=list(documents.agents.warnings),
     )
     await resolve_members(tx, caller, roster)
     await crew_tasks.resolve_tasks(tx, roster)
@@ -35,7 +45,8 @@ def _get_position(problem: CrewProblem) -> tuple[int, int]:
     """Return the sort key of a problem: both documents line by line, then the other fields."""
     document = problem.field.split(".")[0]
     order = {"agents_yaml": 0, "tasks_yaml": 1}
-    return order.get(document, 2), problem.line or 0
+    # Those of files stay in the order of reading: a line is one of several files.
+    return order.get(document, 2), problem.line or 0 if document in order else 0
 
 
 async def resolve_model_name(tx: Tx, reference: str) -> tuple[str, str | None]:

@@ -33,7 +33,8 @@ class PlanScope:
         runs: Mapping[tuple[str, int], StepRun],
         references: dict[str, ExpressionReferences] | None = None,
     ) -> None:
-        self._plan, self._inputs, self._runs = plan, inputs, runs
+        is_object = isinstance(inputs, dict)
+        self._plan, self._inputs, self._runs = plan, {**plan.default_inputs, **inputs} if is_object else inputs, runs
         self._references = {} if references is None else references
         self._steps = {step.id: step for step in plan.steps}
         self.outputs: dict[str, Any] = {}

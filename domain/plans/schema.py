@@ -118,7 +118,8 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Hold the steps of a plan. `outputs` is the template of its result; without one the last step's answer is used.
 
-    `crew_id` or `workflow_id` names its source. `max_rpm` limits the model calls per minute.
+    `crew_id` or `workflow_id` names its source. `max_rpm` limits the model calls per minute. `default_inputs` are the
+    values of inputs that a run does not have.
     """
 
     kind: PlanKind
@@ -128,6 +129,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     crew_id: str | None = None
     workflow_id: str | None = None
     max_rpm: int | None = None
+    default_inputs: dict[str, Any] = {}
 
 
 class StepHistory(msgspec.Struct, kw_only=True):

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.crews import Crew
 from domain.shared.pages import Listing, Page
 from infra.postgres.catalog import CatalogRepository
-from infra.postgres.db import Base, Id, create_timestamp
+from infra.postgres.db import Base, Id, create_json_column, create_timestamp
 from infra.postgres.pages import fetch_page
 
 # A list leaves out texts larger than this many bytes; the crew itself shows them.
@@ -35,6 +35,7 @@ class CrewRow(Base):
     planning_model: Mapped[str | None] = mapped_column(Text)
     max_rpm: Mapped[int | None]
     verbose: Mapped[bool]
+    inputs: Mapped[dict[str, Any]] = mapped_column(create_json_column())
     agents_yaml: Mapped[str | None] = mapped_column(Text)
     tasks_yaml: Mapped[str | None] = mapped_column(Text)
     agents: Mapped[list[str]] = mapped_column(ARRAY(Text))

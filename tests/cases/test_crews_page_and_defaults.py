@@ -94,14 +94,13 @@ async def test_crewai_defaults_are_accepted(acme: TenantClient) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("cache", False, "only CrewAI's default is accepted, true"),
         ("memory", True, "context"),
         ("allow_code_execution", True, "python"),
         ("max_retry_limit", 5, "only CrewAI's default is accepted, 2"),
         ("max_retry_limit", True, "only CrewAI's default is accepted, 2"),
         ("cache", 1, "only CrewAI's default is accepted, true"),
-        ("code_execution_mode", "unsafe", "only CrewAI's default is accepted, safe"),
-        ("reasoning", True, "planning"),
+        ("code_execution_mode", "unsafe", "python"),
+        ("use_system_prompt", False, "only CrewAI's default is accepted, true"),
         ("mood", None, "is not a field here"),
     ],
 )

@@ -112,7 +112,7 @@ def test_every_field_of_both_documents_is_parsed() -> None:
         ("agents", "7:\n  role: R\n", "agents_yaml", 1, "put 7 in quotes"),
         ("tasks", "t:\n  description: D\n  human_input: sure\n", "tasks_yaml.t.human_input", 3, "Expected `bool`"),
         ("tasks", "t:\n  description: D\n  context: u\n", "tasks_yaml.t.context", 3, "Expected `array"),
-        ("tasks", "t:\n  description: D\n  guardrail: x\n", "tasks_yaml.t.guardrail", 3, "checks its answer"),
+        ("tasks", "t:\n  description: D\n  callback: x\n", "tasks_yaml.t.callback", 3, "Python code"),
         ("tasks", "t:\n  description: D\n  7: x\n", "tasks_yaml", 3, "put 7 in quotes"),
         ("tasks", "t: {\n", "tasks_yaml", 2, ""),
         ("tasks", "t:\n  description: D\n\tagent: x\n", "tasks_yaml", 3, ""),

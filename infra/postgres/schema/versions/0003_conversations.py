@@ -79,8 +79,13 @@ ALTER TABLE crews ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
 ALTER TABLE schedules ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json;
 """
 
+_CREWS_SQL = """
+-- `inputs` are values that a run of the crew need not give.
+ALTER TABLE crews ADD COLUMN inputs json NOT NULL DEFAULT '{}';
+"""
+
 
 def upgrade() -> None:
     """Add tables and columns."""
-    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _CATALOG_SQL):
+    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _CATALOG_SQL, _CREWS_SQL):
         run_sql(statements)
