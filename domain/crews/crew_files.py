@@ -155,8 +155,8 @@ class _ProjectReader:
             setting = _SETTING_NAMES.get(name)
             if setting is None:
                 if name not in _OWN_FIELDS and not is_default(name, value, "crew"):
-                    known = (*_OWN_FIELDS, *_SETTING_NAMES)
-                    self._add_problem(place, explain_unknown_field(name, known, "crew"), line)
+                    read_fields = (*_OWN_FIELDS, *_SETTING_NAMES)
+                    self._add_problem(place, explain_unknown_field(name, read_fields, "crew"), line)
                 continue
             if value is None or value == "":
                 continue

@@ -22,7 +22,7 @@ from domain.shared.yaml_reader import (
 )
 
 # What is read may be kept as YAML.
-_LIMITS: Final = JsonLimits(depth=MAX_YAML_DEPTH, values=MAX_YAML_NODES)
+_JSONC_LIMITS: Final = JsonLimits(depth=MAX_YAML_DEPTH, values=MAX_YAML_NODES)
 # A string, the start of a comment, a bracket, colon or comma; or anything else that is no white space.
 _TOKEN_PATTERN: Final = re.compile(r'"|//|/\*|[\[\]{}:,]|[^\s"\[\]{}:,/]+|/')
 _STRING_PART: Final = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
@@ -53,12 +53,12 @@ def read_jsonc(text: str) -> YamlDocument:
     text = text.removeprefix("\ufeff")
     if len(text.encode("utf-8", "surrogatepass")) > MAX_YAML_BYTES:
         raise YamlError(count_lines(text), f"the document has more than {MAX_YAML_BYTES} bytes.")
-    plain, symbols = _blank_extras(text)
+    plain, symbols = _remove_extras(text)
     if not symbols:
         raise YamlError(1, "the document is empty.")
     try:
         written = plain.encode("utf-8")
-        check_json(written, _LIMITS)
+        check_json(written, _JSONC_LIMITS)
         value = msgspec.json.decode(written)
     except JsonTooLarge as error:
         raise YamlError(1, f"the document {error.reason}") from None
@@ -122,7 +122,7 @@ def _find_line(plain: str, problem: str) -> int:
     return count_lines(before.decode("utf-8", "ignore"))
 
 
-def _blank_extras(text: str) -> tuple[str, list[_Symbol]]:
+def _remove_extras(text: str) -> tuple[str, list[_Symbol]]:
     """Return JSON of the same length, without comments and trailing commas, and its symbols. Errors: `YamlError`."""
     parts: list[str] = []
     symbols: list[_Symbol] = []
