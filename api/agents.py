@@ -1,14 +1,37 @@
 """Handle agents: create, list, get, update and delete."""
 
+from dataclasses import dataclass
+
 from litestar import Response, Router, delete, get, post, route
+from litestar.di import Provide
 
 from api.idempotency import ResourceCreator
 from api.operations import IDEMPOTENCY_KEY, require_scope
 from api.requests import HttpRequest, Store
 from domain import agents
-from domain.agents import Agent, AgentStatus, NewAgent, PatchAgent
+from domain.agents import Agent, AgentFilter, AgentStatus, NewAgent, PatchAgent
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
+from domain.shared.tags import check_metadata_filters, check_tags
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentQuery:
+    """Hold the query parameters that select agents."""
+
+    status: AgentStatus | None = None
+    parent: str | None = None
+    tag: list[str] | None = None
+    metadata: list[str] | None = None
+
+    def to_filter(self) -> AgentFilter:
+        """Return the filter. Errors: `invalid_field`."""
+        return AgentFilter(
+            status=self.status,
+            parent=self.parent,
+            tags=check_tags(self.tag or [], "tag"),
+            metadata=check_metadata_filters(self.metadata or []),
+        )
 
 
 @post("/agents", opt=require_scope("write:agents", IDEMPOTENCY_KEY))
@@ -20,12 +43,13 @@ async def create_agent(
 
 
 @get("/agents", opt=require_scope("read:agents"))
-async def list_agents(
-    store: Store, caller: Caller, pagination: Page, status: AgentStatus | None = None, parent: str | None = None
-) -> Listing[Agent]:
-    """List the tenant's agents, newest first. `parent` selects those that inherit from an agent."""
+async def list_agents(store: Store, caller: Caller, pagination: Page, query_filter: AgentQuery) -> Listing[Agent]:
+    """List the tenant's agents, newest first. `parent` selects those that inherit from an agent.
+
+    `tag=eu&tag=prod` selects those with both tags, `metadata=team:red` those with this member.
+    """
     async with store.transaction(caller) as tx:
-        return await agents.list_agents(tx, pagination, status, parent)
+        return await agents.list_agents(tx, pagination, query_filter.to_filter())
 
 
 @get("/agents/{agent_id:str}", opt=require_scope("read:agents"))
@@ -49,4 +73,9 @@ async def delete_agent(store: Store, caller: Caller, agent_id: str) -> None:
         await agents.delete_agent(tx, agent_id)
 
 
-router = Router("/", route_handlers=[create_agent, list_agents, get_agent, update_agent, delete_agent], tags=["agents"])
+router = Router(
+    "/",
+    route_handlers=[create_agent, list_agents, get_agent, update_agent, delete_agent],
+    dependencies={"query_filter": Provide(AgentQuery, sync_to_thread=False)},
+    tags=["agents"],
+)

@@ -52,6 +52,9 @@ class ExecutionQuery:
     parent_id: str | None = None
     since: QueryTime = None
     until: QueryTime = None
+    tag: list[str] | None = None
+    metadata: list[str] | None = None
+    search: str | None = None
     group_id: str | None = None
     tenant_id: str | None = None
 
@@ -81,7 +84,11 @@ async def execute_agent(
 async def list_executions(
     store: Store, caller: Caller, pagination: Page, query_filter: ExecutionQuery
 ) -> Listing[Execution]:
-    """List executions, newest first; with `parent_id` the steps of one. Lists leave out values above 16 KiB."""
+    """List executions, newest first; with `parent_id` the steps of one. Lists leave out values above 16 KiB.
+
+    `tag=nightly&tag=eu` selects those with both tags, `metadata=customer:7` those with this member, `search` those
+    whose run name, input, output and error contain all words and no word behind a `-`.
+    """
     execution_filter = query_filter.to_filter(caller)
     async with store.transaction(caller) as tx:
         return await executions.list_executions(tx, execution_filter, pagination)

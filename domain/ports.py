@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.egress import EgressPolicy
     from domain.evaluations import Evaluations
     from domain.events import Events
-    from domain.executions import Executions, RunSteps
+    from domain.executions import Executions, ExecutionTerms, RunSteps
     from domain.files import Files
     from domain.llms import EmbeddingCall, EmbeddingReply, Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.plans import Plans
@@ -65,6 +65,7 @@ class Tx(Protocol):
     agents: Agents
     builds: Builds
     executions: Executions
+    execution_terms: ExecutionTerms
     events: Events
     steps: RunSteps
     plans: Plans

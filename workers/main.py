@@ -51,6 +51,7 @@ from workers.record import (
     ObjectRemover,
     RecordWork,
     StatsFolder,
+    TermWriter,
     TraceExporter,
     forward_rings,
     poll_records,
@@ -299,6 +300,8 @@ async def serve_records(settings: Settings, drain: Drain) -> None:
             RecordWork("remove", ObjectRemover(parts.store, parts.blobs).remove_objects, 0.2),
             RecordWork("judge", EvaluationScorer(parts.store, WordLlamaSimilarity()).score_evaluations, 0.05),
             RecordWork("capture", ArtifactCapturer(parts.store, settings.environment).capture_artifacts, 0.1),
+            # A second: most executions have ended by then, and are written once.
+            RecordWork("search", TermWriter(parts.store).write_terms, 1.0),
             *export,
         ]
         wakes = [asyncio.Event() for _ in works]

@@ -204,6 +204,15 @@ class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | None | UnsetType = UNSET
 
 
+class AgentFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Select agents of a list: children of the agent `parent`, with all `tags` and members `key:value` of metadata."""
+
+    status: AgentStatus | None = None
+    parent: str | None = None
+    tags: list[str] = []
+    metadata: list[str] = []
+
+
 class Agents(Protocol):
     """Store the agents of the bound tenant."""
 
@@ -213,7 +222,10 @@ class Agents(Protocol):
         """List at most `MAX_SLUG_MATCHES` agents whose name has this slug (see `domain.shared.names.make_slug`)."""
         ...
 
-    async def list_page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]: ...
+    async def list_page(self, page: Page, filters: AgentFilter) -> Listing[Agent]:
+        """List agents; `filters.parent` is an id."""
+        ...
+
     async def save(self, agent: Agent) -> bool: ...
     async def list_children(self, agent_id: str) -> list[Agent]: ...
     async def delete(self, agent_id: str, now: datetime) -> None: ...

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import msgspec
 from msgspec import UNSET
 
 from domain import llms, templates, tools
@@ -11,7 +12,7 @@ from domain.agents.schema import (
     LLM_FIELDS,
     RESERVED_AGENT_NAMES,
     Agent,
-    AgentStatus,
+    AgentFilter,
     ModelAgentFields,
     NewAgent,
     PatchAgent,
@@ -144,14 +145,14 @@ async def get_agent(tx: Tx, reference: str, lock: bool | Literal["share"] = Fals
     return require_found("agent", reference, await tx.agents.find(reference, lock))
 
 
-async def list_agents(tx: Tx, page: Page, status: AgentStatus | None, parent: str | None = None) -> Listing[Agent]:
-    """List the tenant's agents, newest first, or the children of `parent`. An unknown parent has none."""
-    if parent is None:
-        return await tx.agents.list_page(page, status, None)
-    parent_agent = await tx.agents.find(parent)
+async def list_agents(tx: Tx, page: Page, filters: AgentFilter) -> Listing[Agent]:
+    """List the tenant's agents, newest first, or the children of a parent. An unknown parent has none."""
+    if filters.parent is None:
+        return await tx.agents.list_page(page, filters)
+    parent_agent = await tx.agents.find(filters.parent)
     if parent_agent is None:
         return build_listing([], 0, page)
-    return await tx.agents.list_page(page, status, parent_agent.id)
+    return await tx.agents.list_page(page, msgspec.structs.replace(filters, parent=parent_agent.id))
 
 
 async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:

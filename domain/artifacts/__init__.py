@@ -32,11 +32,6 @@ from domain.artifacts.schema import (
     ReplayLevel,
     parse_artifact,
 )
-from domain.artifacts.search_text import (
-    MAX_SEARCH_WORDS,
-    MAX_WORD_CHARACTERS,
-    build_search_query,
-)
 from domain.artifacts.service import (
     ArtifactBody,
     ArtifactFilter,
@@ -65,8 +60,6 @@ __all__ = [
     "FACTOR_WEIGHTS",
     "MAX_ARTIFACT_DEPTH",
     "MAX_CALL_DEPTH",
-    "MAX_SEARCH_WORDS",
-    "MAX_WORD_CHARACTERS",
     "Artifact",
     "ArtifactBody",
     "ArtifactError",
@@ -87,7 +80,6 @@ __all__ = [
     "UnrecordedExecution",
     "build_call_tree",
     "build_record",
-    "build_search_query",
     "complete_tool_calls",
     "compute_artifact_stats",
     "compute_artifact_timeseries",

@@ -18,9 +18,9 @@ from domain.artifacts.schema import (
     SamplingParameters,
     TokenUsage,
 )
-from domain.artifacts.search_text import extract_words
 from domain.shared import ids
 from domain.shared.errors import DomainError, FieldError, InvalidFields
+from domain.shared.search_text import extract_words
 from domain.shared.times import read_record_time
 
 MAX_NAME_CHARACTERS: Final = 200

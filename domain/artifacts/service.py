@@ -12,12 +12,12 @@ from domain.agents import Agent
 from domain.artifacts.calls import ToolCallNode, build_call_tree
 from domain.artifacts.record import ArtifactMetadata, ArtifactRecord, ArtifactStatus
 from domain.artifacts.schema import ArtifactToolCall, ReplayLevel
-from domain.artifacts.search_text import build_search_query
 from domain.executions import Execution, RunStep
 from domain.ports import Tx
 from domain.shared.errors import Conflict, DomainError, InvalidField, NotFound
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page, build_listing
+from domain.shared.search_text import build_search_query
 from domain.stats import (
     NANOS_PER_UNIT,
     StatsQuery,

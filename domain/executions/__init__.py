@@ -42,6 +42,7 @@ from domain.executions.schema import (
     RunName,
     StateName,
     TargetedExecutionStart,
+    TermQuery,
     build_payload,
     count_reserved_slots,
     error_type_from_exception,
@@ -67,6 +68,13 @@ from domain.executions.steps import (
     park_for_approval,
     write_step,
 )
+from domain.executions.terms import (
+    ExecutionTerms,
+    SearchedText,
+    add_label_terms,
+    list_terms,
+    replace_terms,
+)
 
 __all__ = [
     "DEFAULT_MAX_ATTEMPTS",
@@ -87,6 +95,7 @@ __all__ = [
     "ExecutionMode",
     "ExecutionSettlement",
     "ExecutionStart",
+    "ExecutionTerms",
     "Executions",
     "LaneShare",
     "MaxAttempts",
@@ -96,9 +105,12 @@ __all__ = [
     "RunStep",
     "RunStepStatus",
     "RunSteps",
+    "SearchedText",
     "StateName",
     "TargetedExecutionStart",
+    "TermQuery",
     "add_execution",
+    "add_label_terms",
     "append_agent_events",
     "apply_start_options",
     "apply_tenant_filter",
@@ -116,8 +128,10 @@ __all__ = [
     "hand_over_execution",
     "job_from_execution",
     "list_executions",
+    "list_terms",
     "park_for_approval",
     "release_execution",
+    "replace_terms",
     "requeue_expired",
     "retry_execution",
     "ring_plan",

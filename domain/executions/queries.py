@@ -3,6 +3,7 @@
 import msgspec
 
 from domain.executions.schema import Execution, ExecutionFilter, ring_plan
+from domain.executions.terms import build_term_query
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, NotFound
@@ -28,7 +29,16 @@ def apply_tenant_filter(caller: Caller, filters: ExecutionFilter, *tenants: str 
 
 
 async def list_executions(tx: Tx, filters: ExecutionFilter, page: Page) -> Listing[Execution]:
-    """List executions, newest first. Agents, crews and workflows may be named; an unknown one has no executions."""
+    """List executions, newest first. Agents, crews and workflows may be named; an unknown one has no executions.
+
+    Errors: `invalid_field` for a tag, a member of the metadata or a search.
+    """
+    return await tx.executions.list_page(await resolve_filter(tx, filters), page)
+
+
+async def resolve_filter(tx: Tx, filters: ExecutionFilter) -> ExecutionFilter:
+    """Return a filter with ids for names, and with the terms that it asks for. Errors: `invalid_field`."""
+    filters = msgspec.structs.replace(filters, terms=build_term_query(filters))
     for field, repository in (
         ("agent_id", tx.agents),
         ("crew_id", tx.crews),
@@ -39,7 +49,7 @@ async def list_executions(tx: Tx, filters: ExecutionFilter, page: Page) -> Listi
         owner = None if reference is None else await repository.find(reference)
         if owner is not None:
             filters = msgspec.structs.replace(filters, **{field: owner.id})
-    return await tx.executions.list_page(filters, page)
+    return filters
 
 
 async def cancel_child_executions(tx: Tx, execution_id: str, reason: str) -> None:

@@ -215,10 +215,18 @@ class AnswerStart(TargetedExecutionStart, kw_only=True, forbid_unknown_fields=Tr
     client_tools: tuple[ToolSpec, ...] = ()
 
 
+class TermQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Select executions that have all `required` terms and none of the `excluded`; see `domain.executions.terms`."""
+
+    required: list[str]
+    excluded: list[str] = []
+
+
 class ExecutionFilter(msgspec.Struct, frozen=True):
     """Select executions of a list. Times are inclusive at `since`, exclusive at `until`.
 
-    Without a `parent_id` or an agent, the list leaves out the steps of crews and workflows.
+    Without a `parent_id` or an agent, the list leaves out the steps of crews and workflows. All of several tags and of
+    several members `key:value` of the metadata must match. `terms` are what these and the `search` are found by.
     """
 
     status: ExecutionStatus | None = None
@@ -231,6 +239,10 @@ class ExecutionFilter(msgspec.Struct, frozen=True):
     parent_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    tag: list[str] | None = None
+    metadata: list[str] | None = None
+    search: str | None = None
+    terms: TermQuery | None = None
 
 
 class AttemptOutcome(msgspec.Struct, kw_only=True, frozen=True):

@@ -19,6 +19,7 @@ from domain.executions.schema import (
     build_payload,
     job_from_execution,
 )
+from domain.executions.terms import add_label_terms
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
@@ -251,5 +252,6 @@ def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, na
 async def add_execution(tx: Tx, execution: Execution, spec: AgentSpec | None) -> Execution:
     """Write an execution and ring for it."""
     await tx.executions.add(execution, spec)
+    await add_label_terms(tx, execution)
     tx.ring_job(job_from_execution(execution))
     return execution

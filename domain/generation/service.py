@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from domain import llms, tools
-from domain.agents import AgentSpec, build_unlisted_agent
+from domain.agents import AgentFilter, AgentSpec, build_unlisted_agent
 from domain.executions import MODEL_AGENT_TIMEOUT_SECONDS, Execution, add_execution, build_execution
 from domain.generation import drafts, prompts
 from domain.generation.schema import (
@@ -66,7 +66,7 @@ async def start_generation(tx: Tx, caller: Caller, kind: GenerationKind, data: G
     offered_tools = await _list_offered_tools(tx, caller, data.tools)
     agent_names: list[str] = []
     if kind == "task":
-        agents = await tx.agents.list_page(Page(limit=MAX_OFFERED_AGENTS), "ready", None)
+        agents = await tx.agents.list_page(Page(limit=MAX_OFFERED_AGENTS), AgentFilter(status="ready"))
         agent_names = [agent.name for agent in agents.items]
     generation = _Generation(
         kind=kind,

@@ -12,6 +12,7 @@ from domain.executions import (
     Execution,
     ExecutionMode,
     add_execution,
+    add_label_terms,
     build_execution,
     job_from_execution,
 )
@@ -163,6 +164,7 @@ def build_plan_execution(
 async def add_plan_execution(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
     """Add the execution of a plan with the plan, and ring the plan lane."""
     await tx.executions.add(execution, None)
+    await add_label_terms(tx, execution)
     await tx.plans.add(execution.id, plan, create_runs(plan) if runs is None else runs)
     tx.ring_job(job_from_execution(execution))
     return execution

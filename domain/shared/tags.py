@@ -15,6 +15,7 @@ MAX_TAG_CHARACTERS: Final = 64
 MAX_METADATA_KEYS: Final = 64
 MAX_METADATA_KEY_CHARACTERS: Final = 128
 MAX_METADATA_BYTES: Final = 16 * 1024
+MAX_METADATA_FILTERS: Final = 16
 # A key of a message about it is cut here.
 _SHOWN_KEY_CHARACTERS: Final = 40
 _PLAIN_TEXT: Final = re.compile(r"(?!\s)[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?<!\s)")
@@ -62,6 +63,31 @@ def check_metadata(metadata: dict[str, Any] | None, field: str = "metadata") -> 
         if number == MAX_METADATA_KEYS:
             raise InvalidField(name, f"is one too many: send at most {MAX_METADATA_KEYS} keys.")
     check_json_field(field, metadata)
+    for key, value in metadata.items():
+        if _contains_nul(value):
+            raise InvalidField(f"{field}.{key[:_SHOWN_KEY_CHARACTERS]}", "must not contain the character U+0000.")
     if len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
         raise InvalidField(field, f"must be at most {MAX_METADATA_BYTES} bytes as JSON.")
     return metadata
+
+
+def check_metadata_filters(entries: list[str], field: str = "metadata") -> list[str]:
+    """Return members of the metadata that a list filters by, each as `key:value`. Errors: `invalid_field`."""
+    errors = [
+        FieldError(field=f"{field}[{number}]", message="must be key:value, for example customer:7.")
+        for number, entry in enumerate(entries)
+        if ":" not in entry[1:] or "\0" in entry
+    ]
+    if errors:
+        raise InvalidFields(errors)
+    if len(entries) > MAX_METADATA_FILTERS:
+        raise InvalidField(field, f"must be sent at most {MAX_METADATA_FILTERS} times.")
+    return entries
+
+
+def _contains_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any("\0" in key or _contains_nul(member) for key, member in value.items())
+    if isinstance(value, list):
+        return any(_contains_nul(member) for member in value)
+    return isinstance(value, str) and "\0" in value

@@ -3,10 +3,10 @@
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import ARRAY, ForeignKey, Index, Text, literal_column, select, text, update
+from sqlalchemy import ARRAY, ForeignKey, Index, Text, bindparam, cast, literal_column, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.agents import MAX_SLUG_MATCHES, Agent, AgentStatus
+from domain.agents import MAX_SLUG_MATCHES, Agent, AgentFilter
 from domain.builds import get_bundle_path
 from domain.shared import ids
 from domain.shared.pages import Listing, Page
@@ -72,6 +72,9 @@ class AgentRow(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(create_timestamp())
 
 
+_HAS_METADATA_SQL: Final = (
+    "EXISTS (SELECT FROM json_each_text(agents.metadata) AS m WHERE m.key || ':' || m.value = :entry)"
+)
 _ROW_MAPPER = RowMapper(AgentRow, Agent)
 _PARENT_NAME_SQL = "(SELECT p.name FROM agents p WHERE p.id = agents.parent_id)"
 _TEMPLATE_NAME_SQL = "(SELECT t.name FROM templates t WHERE t.id = agents.template_id)"
@@ -113,17 +116,21 @@ class PostgresAgents:
         )
         return [_read_agent(record) for record in records]
 
-    async def list_page(self, page: Page, status: AgentStatus | None, parent_id: str | None) -> Listing[Agent]:
+    async def list_page(self, page: Page, filters: AgentFilter) -> Listing[Agent]:
         query = select(
             *AgentRow.__table__.columns,
             literal_column(_PARENT_NAME_SQL).label("parent"),
             literal_column(_TEMPLATE_NAME_SQL).label("template"),
         )
         query = query.where(AgentRow.deleted_at.is_(None))
-        if parent_id is not None:
-            query = query.where(AgentRow.parent_id == parent_id)
-        if status is not None:
-            query = query.where(AgentRow.status == status)
+        if filters.parent is not None:
+            query = query.where(AgentRow.parent_id == filters.parent)
+        if filters.status is not None:
+            query = query.where(AgentRow.status == filters.status)
+        if filters.tags:
+            query = query.where(AgentRow.tags.op("@>")(cast(filters.tags, ARRAY(Text))))
+        for entry in filters.metadata:
+            query = query.where(text(_HAS_METADATA_SQL).bindparams(bindparam("entry", entry, unique=True)))
         return await fetch_page(self._connection, query, AgentRow.id.desc(), page, Agent)
 
     async def save(self, agent: Agent) -> bool:

@@ -44,6 +44,7 @@ from infra.postgres.db import (
 )
 from infra.postgres.events import EventRow
 from infra.postgres.execution_rows import ExecutionRow
+from infra.postgres.execution_terms import fetch_found_page
 from infra.postgres.pages import fetch_page
 
 # A list leaves out input, output and waiting calls larger than this many bytes; the execution itself shows them.
@@ -194,6 +195,11 @@ class PostgresExecutions:
             query = query.where(ExecutionRow.created_at >= narrowed.since)
         if narrowed.until is not None:
             query = query.where(ExecutionRow.created_at < narrowed.until)
+        if narrowed.terms is not None:
+            has_filters = narrowed != ExecutionFilter(
+                **{name: getattr(narrowed, name) for name in ("tag", "metadata", "search", "terms")}
+            )
+            return await fetch_found_page(self._connection, query, narrowed.terms, page, has_filters)
         return await fetch_page(self._connection, query, ExecutionRow.id.desc(), page, Execution, MAX_COUNTED_ROWS)
 
     async def claim_pending(

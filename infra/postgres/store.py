@@ -20,7 +20,7 @@ from domain.crews import Crews
 from domain.egress import DECLARED_EGRESS, EgressPolicy
 from domain.evaluations import Evaluations
 from domain.events import Events
-from domain.executions import Executions, RunSteps
+from domain.executions import Executions, ExecutionTerms, RunSteps
 from domain.files import Files
 from domain.llms import Llms
 from domain.plans import Plans
@@ -55,6 +55,7 @@ from infra.postgres.costs import PostgresCosts
 from infra.postgres.crews import PostgresCrews
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
+from infra.postgres.execution_terms import PostgresExecutionTerms
 from infra.postgres.executions import PostgresExecutions
 from infra.postgres.files import PostgresFiles
 from infra.postgres.idempotency import PostgresIdempotencyKeys
@@ -106,6 +107,7 @@ class PostgresTx:
         self.agents: Agents = PostgresAgents(connection)
         self.builds: Builds = PostgresBuilds(connection, now)
         self.executions: Executions = PostgresExecutions(connection)
+        self.execution_terms: ExecutionTerms = PostgresExecutionTerms(connection)
         self.events: Events = PostgresEvents(connection)
         self.steps: RunSteps = PostgresSteps(connection)
         self.plans: Plans = PostgresPlans(connection)

@@ -354,6 +354,7 @@ async def test_list_pages_need_a_constant_number_of_statements(resources, shared
     def count_statement(*_: Any) -> None:
         counts.append(1)
 
+    from domain.agents import AgentFilter
     from domain.executions import ExecutionFilter
     from domain.shared import ids
     from domain.shared.pages import Page
@@ -364,7 +365,7 @@ async def test_list_pages_need_a_constant_number_of_statements(resources, shared
             counts.clear()
             async with resources.store.tenant_transaction(shared_tenant.tenant_id) as tx:
                 await tx.executions.list_page(ExecutionFilter(), Page(limit=limit))
-                await tx.agents.list_page(Page(limit=limit), None, None)
+                await tx.agents.list_page(Page(limit=limit), AgentFilter())
                 await tx.schedules.list_page(Page(limit=limit), None)
                 await tx.schedules.list_runs(ids.generate_id("sched"), Page(limit=limit), None)
             assert len(counts) <= 1 + 2 + 2 + 2 + 2

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from domain.artifacts import ArtifactToolCall, ToolCallNode, build_call_tree, complete_tool_calls, parse_artifact
 from domain.artifacts.calls import MAX_CALL_DEPTH
 from domain.artifacts.determinism import FACTOR_WEIGHTS, level_from_score
-from domain.artifacts.search_text import MAX_SEARCH_WORDS, MAX_WORD_CHARACTERS, build_search_query
 from domain.shared import ids
+from domain.shared.search_text import MAX_SEARCH_WORDS, MAX_WORD_CHARACTERS, build_search_query
 from tests.support.sample_artifacts import NOW, build_sample, list_refused_fields, read_stored_body
 
 KURRAL_ARTIFACT_FILE = Path(__file__).parents[1] / "journeys" / "kurral_artifact.json"

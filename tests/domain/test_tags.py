@@ -50,7 +50,7 @@ def test_empty_metadata_is_none(metadata: dict[str, Any] | None) -> None:
 
 
 def test_metadata_keeps_any_json() -> None:
-    metadata = {"customer": 7, "x" * 128: {"deep": [1, None, "a\0b"]}, "é": True}
+    metadata = {"customer": 7, "x" * 128: {"deep": [1, None, "a b"]}, "é": True}
     assert check_metadata(metadata) == metadata
 
 
@@ -62,6 +62,7 @@ def test_metadata_keeps_any_json() -> None:
         ({"": 1}, "metadata."),
         ({f"k{number}": number for number in range(65)}, "metadata.k64"),
         ({"a": "x" * MAX_METADATA_BYTES}, "metadata"),
+        ({"a": {"b": ["c\0"]}}, "metadata.a"),
     ],
 )
 def test_bad_metadata_is_named(metadata: dict[str, Any], field: str) -> None:

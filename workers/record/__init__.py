@@ -2,6 +2,7 @@
 
 from workers.record.artifacts import ArtifactCapturer, BodyUploader, ObjectRemover
 from workers.record.evaluations import EvaluationScorer
+from workers.record.execution_terms import TermWriter
 from workers.record.loops import RecordWork, forward_rings, poll_records
 from workers.record.stats import StatsFolder
 from workers.record.traces import TraceExporter
@@ -13,6 +14,7 @@ __all__ = [
     "ObjectRemover",
     "RecordWork",
     "StatsFolder",
+    "TermWriter",
     "TraceExporter",
     "forward_rings",
     "poll_records",

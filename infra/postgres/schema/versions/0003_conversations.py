@@ -84,8 +84,43 @@ _CREWS_SQL = """
 ALTER TABLE crews ADD COLUMN inputs json NOT NULL DEFAULT '{}';
 """
 
+_FINDING_SQL = """
+-- By what executions are found: a tag (`t:nightly`), a member of the metadata (`m:customer:7`) or a word of the texts
+-- (`w:invoice`), each read newest first from the key. Row-level security lets no index on members of arrays or words
+-- of a tsvector serve. Steps of plans have none. `execution_term_lists` has the terms of each execution, so that they
+-- can be replaced and deleted.
+CREATE TABLE execution_terms (
+    tenant_id text NOT NULL,
+    term text COLLATE "C" NOT NULL,
+    execution_id uuid NOT NULL,
+    PRIMARY KEY (tenant_id, term, execution_id)
+);
+CREATE TABLE execution_term_lists (
+    execution_id uuid PRIMARY KEY,
+    tenant_id text NOT NULL,
+    terms text[] NOT NULL
+);
+-- Executions that started or ended, whose words are to be written. Rows are only added and deleted, so settling an
+-- execution never waits for the writer.
+CREATE TABLE execution_term_queue (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    execution_id uuid NOT NULL,
+    tenant_id text NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+INSERT INTO execution_term_queue (execution_id, tenant_id)
+SELECT id, tenant_id FROM executions WHERE parent_id IS NULL ORDER BY id DESC;
+
+CREATE POLICY bound ON execution_terms TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+CREATE POLICY bound ON execution_term_lists TO paddock_app
+    USING (tenant_id = current_setting('paddock.tenant_id', true));
+CREATE POLICY bound ON execution_term_queue TO paddock_app
+    USING (tenant_id = current_setting('paddock.tenant_id', true));
+GRANT SELECT, INSERT, DELETE ON execution_terms, execution_term_queue TO paddock_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON execution_term_lists TO paddock_app;
+"""
+
 
 def upgrade() -> None:
     """Add tables and columns."""
-    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _CATALOG_SQL, _CREWS_SQL):
+    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _CATALOG_SQL, _CREWS_SQL, _FINDING_SQL):
         run_sql(statements)

@@ -1,4 +1,4 @@
-"""Extract the words by which errors are searched, and build queries from what users search for.
+"""Extract the words by which texts are searched, and build queries from what users search for.
 
 Words alone, because Postgres' parser of texts takes seconds for a few thousand characters of some other texts.
 """
@@ -15,7 +15,8 @@ _WORD_PATTERN: Final = re.compile(r"\w+")
 _TERM_PATTERN: Final = re.compile(r'(-?)("[^"]*"?|[^\s"]+)')
 
 
-def _split_words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
+    """Return the words of a text, each cut at `MAX_WORD_CHARACTERS`."""
     return [word[:MAX_WORD_CHARACTERS] for word in _WORD_PATTERN.findall(text)]
 
 
@@ -24,7 +25,7 @@ def extract_words(texts: Iterable[str]) -> str:
     words: list[str] = []
     for text in texts:
         # The words of a stack of megabytes are at its beginning, too.
-        words += _split_words(text[: MAX_SEARCH_WORDS * MAX_WORD_CHARACTERS])
+        words += split_words(text[: MAX_SEARCH_WORDS * MAX_WORD_CHARACTERS])
         if len(words) >= MAX_SEARCH_WORDS:
             break
     return " ".join(words[:MAX_SEARCH_WORDS])
@@ -37,7 +38,19 @@ def build_search_query(search: str) -> str:
     """
     terms: list[str] = []
     for negation, term in _TERM_PATTERN.findall(search)[:MAX_SEARCH_TERMS]:
-        words = _split_words(term)[:MAX_SEARCH_TERMS]
+        words = split_words(term)[:MAX_SEARCH_TERMS]
         if words:
             terms.append(f'{negation}"{" ".join(words)}"' if len(words) > 1 or negation else words[0])
     return " ".join(terms)
+
+
+def split_search(search: str) -> tuple[list[str], list[str]]:
+    """Return the words that a search asks for, and those behind a `-` that it excludes, each once.
+
+    A phrase is its words.
+    """
+    required, excluded = dict[str, None](), dict[str, None]()
+    for negation, term in _TERM_PATTERN.findall(search)[:MAX_SEARCH_TERMS]:
+        words = dict.fromkeys(split_words(term)[:MAX_SEARCH_TERMS])
+        (excluded if negation else required).update(words)
+    return list(required), list(excluded)
