@@ -20,7 +20,6 @@ from domain.shared.jobs import Lane
 from infra import notifications
 from infra.build_cache import BundleCache, EnvironmentCache, FolderCache
 from infra.credentials import Keyring
-from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local_model import LocalModelClient
@@ -45,15 +44,10 @@ from workers.lifecycle import Drain, run_with_background
 from workers.model_calls import ModelAccess, ModelCalls
 from workers.plan import PlanAdvancer
 from workers.record import (
-    ArtifactCapturer,
-    BodyUploader,
-    EvaluationScorer,
-    ObjectRemover,
     RecordWork,
-    StatsFolder,
-    TermWriter,
     TraceExporter,
     forward_rings,
+    list_record_works,
     poll_records,
 )
 from workers.run import (
@@ -294,16 +288,7 @@ async def serve_records(settings: Settings, drain: Drain) -> None:
         open_resources(settings, "paddock record", lanes=("record",)) as parts,
         _open_trace_export(parts) as export,
     ):
-        works = [
-            RecordWork("fold", StatsFolder(parts.store).fold_deltas, 0.5),
-            RecordWork("store", BodyUploader(parts.store, parts.blobs).upload_bodies, 0.05),
-            RecordWork("remove", ObjectRemover(parts.store, parts.blobs).remove_objects, 0.2),
-            RecordWork("judge", EvaluationScorer(parts.store, WordLlamaSimilarity()).score_evaluations, 0.05),
-            RecordWork("capture", ArtifactCapturer(parts.store, settings.environment).capture_artifacts, 0.1),
-            # A second: most executions have ended by then, and are written once.
-            RecordWork("search", TermWriter(parts.store).write_terms, 1.0),
-            *export,
-        ]
+        works = [*list_record_works(parts.store, parts.blobs, settings.environment), *export]
         wakes = [asyncio.Event() for _ in works]
         loops = [poll_records(work, wake, drain) for work, wake in zip(works, wakes, strict=True)]
         work = run_with_background(_run_all(loops), forward_rings(parts.bell.get_lane_event("record"), wakes, drain))

@@ -100,14 +100,14 @@ async def fetch_found_page(
     required = await _sort_terms(connection, terms.required)
     leading = aliased(ExecutionTermRow, name="leading")
     execution = query.where(ExecutionRow.id == leading.execution_id).offset(0).lateral("found")
-    found = select(leading.execution_id).where(leading.term == required[0])
+    matches = select(leading.execution_id).where(leading.term == required[0])
     for term in required[1:]:
-        found = found.where(_has_term(leading, term))
+        matches = matches.where(_has_term(leading, term))
     for term in terms.excluded:
-        found = found.where(~_has_term(leading, term))
+        matches = matches.where(~_has_term(leading, term))
     # Only what was started has terms, so without other filters nothing else needs to be counted.
-    counted = found.join(execution, true()) if has_filters else found
-    selected = found.with_only_columns(*execution.columns, maintain_column_froms=True).join(execution, true())
+    counted = matches.join(execution, true()) if has_filters else matches
+    selected = matches.with_only_columns(*execution.columns, maintain_column_froms=True).join(execution, true())
     order = leading.execution_id.desc()
     return await fetch_page(connection, selected, order, page, Execution, counted.limit(MAX_COUNTED_ROWS))
 

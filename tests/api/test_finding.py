@@ -23,10 +23,9 @@ async def list_ids(tenant: TenantClient, **parameters: Any) -> list[str]:
 
 async def find_by_words(tenant: TenantClient, search: str, *expected: str) -> bool:
     """Wait until a search finds these executions."""
-    wanted = sorted(expected)
 
     async def probe() -> bool:
-        return sorted(await list_ids(tenant, search=search)) == wanted
+        return sorted(await list_ids(tenant, search=search)) == sorted(expected)
 
     return bool(await wait_for_result(probe))
 

@@ -6,6 +6,7 @@ from workers.record.execution_terms import TermWriter
 from workers.record.loops import RecordWork, forward_rings, poll_records
 from workers.record.stats import StatsFolder
 from workers.record.traces import TraceExporter
+from workers.record.works import list_record_works
 
 __all__ = [
     "ArtifactCapturer",
@@ -17,5 +18,6 @@ __all__ = [
     "TermWriter",
     "TraceExporter",
     "forward_rings",
+    "list_record_works",
     "poll_records",
 ]
