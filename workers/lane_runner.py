@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from domain import executions
+from domain import executions, schemas
 from domain.events import ExecutionEvent
 from domain.executions import AttemptOutcome, Execution, LaneShare
 from domain.ports import Clock, SandboxOutcome, Store, Tx
@@ -120,3 +120,14 @@ class LaneRunner:
             settled = await executions.settle_executions(tx, ended)
         self.may_have_pending = settled.has_waiting
         return [(end.execution.id, end.execution.attempt) in settled.settled_attempts for end in ended]
+
+
+async def check_output(outcome: SandboxOutcome, schema: dict[str, Any] | None, tenant_id: str) -> SandboxOutcome:
+    """Return the outcome of a run, or `output_invalid` for a result that breaks its schema."""
+    if schema is None or outcome.error_type is not None:
+        return outcome
+    outcome = executions.enforce_result_limits(outcome)
+    if outcome.error_type is not None:
+        return outcome
+    message = await schemas.find_output_problem(schema, msgspec.json.decode(outcome.output or b"null"), tenant_id)
+    return outcome if message is None else SandboxOutcome(error_type="output_invalid", error_message=message)

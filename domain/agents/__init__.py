@@ -1,6 +1,6 @@
 """Manage agents. A `code` agent gets its versions from uploaded archives; an `llm` agent calls a model."""
 
-from domain.agents.inheritance import merge_ancestors, resolve_agent
+from domain.agents.inheritance import apply_version_schemas, merge_ancestors, resolve_agent
 from domain.agents.prompts import build_messages
 from domain.agents.resolution import find_agent, get_runnable_version, refuse_archived, resolve_spec
 from domain.agents.schema import (
@@ -57,6 +57,7 @@ __all__ = [
     "Temperature",
     "TimeoutSeconds",
     "ToolReferences",
+    "apply_version_schemas",
     "build_messages",
     "build_unlisted_agent",
     "check_agent_name",

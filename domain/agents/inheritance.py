@@ -1,12 +1,15 @@
 """Resolve the fields that a model agent inherits from its parent agents."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from domain.agents.schema import LLM_FIELDS, Agent
 from domain.ports import Tx
 from domain.shared.errors import InvalidField
+
+if TYPE_CHECKING:
+    from domain.builds import AgentVersion
 
 MAX_ANCESTRY_DEPTH: Final = 5
 
@@ -21,6 +24,21 @@ async def resolve_agent(tx: Tx, agent: Agent) -> Agent:
     template = None if resolved.template_id is None else await tx.templates.find(resolved.template_id)
     resolved.template_text = None if template is None else template.template
     return resolved
+
+
+async def resolve_code_agent(tx: Tx, agent: Agent) -> Agent:
+    """Return an uploaded agent with the schemas that count for its current version."""
+    version = None if agent.current_version_id is None else await tx.builds.get(agent.current_version_id)
+    return agent if version is None else apply_version_schemas(agent, version)
+
+
+def apply_version_schemas(agent: Agent, version: "AgentVersion") -> Agent:
+    """Return an uploaded agent with the schemas of a version where it has none of its own."""
+    values = {
+        name: getattr(version, name) if getattr(agent, name) is None else getattr(agent, name)
+        for name in ("input_schema", "output_schema")
+    }
+    return msgspec.structs.replace(agent, **values)
 
 
 def merge_ancestors(chain: list[Agent]) -> Agent:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.llms import ModelOptions, ToolSpec
+from domain.schemas import JsonSchema
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields
 from domain.shared.tags import Metadata, Tags
@@ -47,6 +48,7 @@ ToolReferences = Annotated[
 LLM_FIELDS: Final = (
     *("role", "goal", "backstory", "instructions", "provider", "model", "fallback_model", "temperature"),
     *("max_tokens", "max_steps", "timeout", "allow_delegation", "verbose", "template", "template_id"),
+    *("input_schema", "output_schema"),
 )
 
 
@@ -57,7 +59,8 @@ class Agent(msgspec.Struct, kw_only=True):
     `max_concurrency` executions run at the same time. `concurrency_policy` decides about the next one: it waits
     (`queue`), is refused with 409 (`reject`), or replaces the oldest unfinished one, which is cancelled (`replace`).
     Without a `max_concurrency` there is no limit. `env` are variables that its executions get in place of those of the
-    version's manifest, or besides them; executions keep those of their start.
+    version's manifest, or besides them; executions keep those of their start. The payload of a run fits the
+    `input_schema`, and its result the `output_schema`; without them those of the version count, or of the `parent`.
 
     A model agent (`llm`) shows its own fields; null fields are inherited from its `parent` (`?resolved=true` shows the
     effective values), and its tools are added to those of its parent. `max_tokens` limits one answer, `max_steps` the
@@ -97,6 +100,8 @@ class Agent(msgspec.Struct, kw_only=True):
     env: dict[str, str] | None = None
     tags: list[str] = msgspec.field(default_factory=list)
     metadata: dict[str, Any] | None = None
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
     created_at: datetime
     updated_at: datetime
 
@@ -136,6 +141,11 @@ class AgentSpec(Agent, kw_only=True):
     options: ModelOptions | None = None
     caller_instructions: str | None = None
     client_tools: list[ToolSpec] = msgspec.field(default_factory=list)
+
+    @property
+    def expected_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of this run's answer: that of its task, else the agent's own."""
+        return self.output_schema if self.answer_schema is None else self.answer_schema
 
     @classmethod
     def from_agent(cls, agent: Agent, **more: Any) -> "AgentSpec":
@@ -186,12 +196,15 @@ class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     env: Variables | None = None
     tags: Tags | None = None
     metadata: Metadata | None = None
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
 
 
 class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     """Change an agent. The status `archived` stops new executions; `ready` restores an archived agent.
 
-    `env`, `tags` and `metadata` replace what was set before; null removes all of it.
+    `env`, `tags` and `metadata` replace what was set before; null removes all of it. With a schema of null, that of
+    the version or of the parent counts again.
     """
 
     name: AgentName | UnsetType = UNSET
@@ -202,6 +215,8 @@ class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     env: Variables | None | UnsetType = UNSET
     tags: Tags | None | UnsetType = UNSET
     metadata: Metadata | None | UnsetType = UNSET
+    input_schema: JsonSchema | None | UnsetType = UNSET
+    output_schema: JsonSchema | None | UnsetType = UNSET
 
 
 class AgentFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET
 
-from domain import llms, templates, tools
-from domain.agents.inheritance import resolve_agent, resolve_parent
+from domain import llms, schemas, templates, tools
+from domain.agents.inheritance import resolve_agent, resolve_code_agent, resolve_parent
 from domain.agents.schema import (
     AGENT_NAME_PATTERN,
     LLM_FIELDS,
@@ -56,6 +56,7 @@ async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
     await _set_model_fields(tx, agent, data)
     if data.env is not None:
         await _set_env(tx, agent, data.env)
+    _set_schemas(agent, data)
     if not await tx.agents.add(agent):
         raise _name_taken(agent.name)
     return agent
@@ -81,6 +82,14 @@ async def _set_env(tx: Tx, agent: Agent, env: dict[str, str] | None) -> None:
         if errors:
             raise InvalidFields(errors)
     agent.env = env or None
+
+
+def _set_schemas(agent: Agent, data: NewAgent | PatchAgent) -> None:
+    """Set the schemas that were sent. Errors: `invalid_field`, naming the place."""
+    for field in ("input_schema", "output_schema"):
+        schema = getattr(data, field)
+        if schema is not UNSET:
+            setattr(agent, field, None if schema is None else schemas.parse_schema(schema, field))
 
 
 async def _set_model_fields(tx: Tx, agent: Agent, data: ModelAgentFields) -> None:
@@ -137,7 +146,9 @@ async def _check_models(tx: Tx, agent: Agent, sent: dict[str, Any]) -> None:
 async def show_agent(tx: Tx, reference: str, resolve: bool) -> Agent:
     """Return an agent as it was defined, or with the effective values that it inherits. Errors: `not_found`."""
     agent = await get_agent(tx, reference)
-    return await resolve_agent(tx, agent) if resolve else agent
+    if not resolve:
+        return agent
+    return await resolve_agent(tx, agent) if agent.kind == "llm" else await resolve_code_agent(tx, agent)
 
 
 async def get_agent(tx: Tx, reference: str, lock: bool | Literal["share"] = False) -> Agent:
@@ -172,6 +183,7 @@ async def patch_agent(tx: Tx, reference: str, data: PatchAgent) -> Agent:
         # Sandboxes that wait with the old variables are ended.
         tx.announce_status(agent.id, "changed")
     _set_labels(agent, data)
+    _set_schemas(agent, data)
     if data.status == "archived":
         agent.status = "archived"
     elif data.status == "ready" and agent.status == "archived":

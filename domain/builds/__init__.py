@@ -1,11 +1,11 @@
 """Build versions of agents from uploaded archives."""
 
+from domain.builds.archive_schemas import SCHEMA_FIELDS, BadArchive, parse_archive_schema, parse_schema_file
 from domain.builds.manifest import (
     DEFAULT_MEMORY_MB,
     MANIFEST_NAMES,
     MAX_MANIFEST_BYTES,
     MAX_REQUIREMENTS_BYTES,
-    BadArchive,
     Manifest,
     Requirements,
     explain_backslashes,
@@ -51,6 +51,7 @@ __all__ = [
     "MAX_BUILD_LOG_CHARACTERS",
     "MAX_MANIFEST_BYTES",
     "MAX_REQUIREMENTS_BYTES",
+    "SCHEMA_FIELDS",
     "AgentVersion",
     "ArchiveUpload",
     "BadArchive",
@@ -77,8 +78,10 @@ __all__ = [
     "hand_over_build",
     "job_from_version",
     "list_versions",
+    "parse_archive_schema",
     "parse_manifest",
     "parse_requirements",
+    "parse_schema_file",
     "release_build",
     "requeue_expired_build",
     "reserve_space",

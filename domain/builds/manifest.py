@@ -16,6 +16,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from domain import egress
 from domain.agents import MAX_TIMEOUT_SECONDS
+from domain.builds.archive_schemas import BadArchive, parse_schema_field
 from domain.shared.variables import find_gateway_names, find_name_problem, list_variable_problems
 from domain.shared.yaml_reader import YamlError, read_yaml
 
@@ -41,15 +42,12 @@ _LABEL_CONTROLS: Final = frozenset("\t\n\v\f\r\x85")
 _SIMILAR_NAME: Final = re.compile(r"\s*(agents?|anymind|manifest)\.ya?ml(\.txt)?\s*", re.IGNORECASE)
 
 
-class BadArchive(Exception):
-    """Report why an archive cannot become a version. The message names the file, and the line if there is one."""
-
-
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a valid manifest. `timeout` is in seconds, `memory` in MiB; None means the default.
 
     `models` are the names of the models that the code may call, None if it may call none. `env` are variables of its
     process, `secrets` the names of secrets that it gets as variables, `egress` the hosts that it reaches.
+    `input_schema` and `output_schema` are JSON Schemas, or paths of files in the archive that hold them.
     """
 
     name: str
@@ -63,6 +61,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] | None = None
     secrets: list[str] | None = None
     egress: list[str] | None = None
+    input_schema: dict[str, Any] | str | None = None
+    output_schema: dict[str, Any] | str | None = None
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +93,8 @@ def parse_manifest(file: str, text: str, python: str) -> Manifest:
         env=env,
         secrets=secrets,
         egress=_parse_egress(file, values.get("egress")),
+        input_schema=parse_schema_field(file, "input_schema", values.get("input_schema")),
+        output_schema=parse_schema_field(file, "output_schema", values.get("output_schema")),
     )
 
 

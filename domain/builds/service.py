@@ -5,7 +5,7 @@ build log that says why.
 """
 
 from datetime import datetime, timedelta
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -31,7 +31,8 @@ class AgentVersion(msgspec.Struct, kw_only=True):
 
     `timeout` is in seconds, `memory` in MiB. `size_bytes` is the size of the uploaded archive, `sha256` its hash.
     `config` is the YAML text of the manifest. `models` are the models that its code may call through the gateway, null
-    if it may call none.
+    if it may call none. `input_schema` and `output_schema` are those of the manifest, or of the entrypoint's type
+    hints.
     """
 
     id: str
@@ -55,6 +56,8 @@ class AgentVersion(msgspec.Struct, kw_only=True):
     env: dict[str, str] | None
     secrets: list[str] | None
     egress: list[str] | None
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
     sha256: str
     size_bytes: int
     attempt: int
@@ -76,6 +79,8 @@ class BuildResult(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] | None
     secrets: list[str] | None
     egress: list[str] | None
+    input_schema: dict[str, Any] | None
+    output_schema: dict[str, Any] | None
     bundle_path: str
 
 

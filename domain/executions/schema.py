@@ -88,6 +88,7 @@ class Execution(msgspec.Struct, kw_only=True):
     `{call_id, step, name}` that wait for an approval. `results` has the results of completed steps, by id.
     A `pending` one may be `blocked`: `delayed` until `run_at`, or `busy` while its thread or its `concurrency_key` has
     no room. One that has not begun by `expires_at` is cancelled. `messages` is the conversation that it started with.
+    `output_schema` is what the uploaded agent had in place of its version's when the run started.
     `logs` has the first 64 KiB of the log as text, a line each; it is null in lists.
     """
 
@@ -122,6 +123,7 @@ class Execution(msgspec.Struct, kw_only=True):
     concurrency_key: str | None = None
     concurrency_limit: int | None = None
     blocked: BlockReason | None = None
+    output_schema: dict[str, Any] | None = None
     waiting_for: list[dict[str, Any]] | None = None
     input_data: Any
     output_data: Any
@@ -351,7 +353,7 @@ def build_payload(data: ExecutionStart) -> dict[str, Any]:
     """Build what the entrypoint receives. Errors: `invalid_field` for both names at once, or for deep nesting."""
     if data.payload is not None and data.inputs is not None:
         raise InvalidField("inputs", "means payload; send one of them.")
-    field = "inputs" if data.inputs is not None else "payload"
+    field = name_payload_field(data)
     payload = dict(data.payload or data.inputs or {})
     check_json_field(field, payload)
     if data.task is not None:
@@ -359,6 +361,11 @@ def build_payload(data: ExecutionStart) -> dict[str, Any]:
             raise InvalidField("task", f"is given twice, here and inside {field}.")
         payload["task"] = data.task
     return payload
+
+
+def name_payload_field(data: ExecutionStart) -> str:
+    """Return the name under which a start gives its payload."""
+    return "inputs" if data.inputs is not None else "payload"
 
 
 def status_from_outcome(outcome: SandboxOutcome) -> ExecutionStatus:

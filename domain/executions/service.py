@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import agents, secrets, tools
+from domain import agents, schemas, secrets, tools
 from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
 from domain.executions.answers import apply_answer_start
@@ -18,6 +18,7 @@ from domain.executions.schema import (
     ExecutionStart,
     build_payload,
     job_from_execution,
+    name_payload_field,
 )
 from domain.executions.terms import add_label_terms
 from domain.ports import Tx
@@ -50,6 +51,7 @@ async def start_execution(
         if data.state is not None:
             raise InvalidField("state", f"applies to uploaded agents only; {agent.name!r} is a model agent.")
         spec, execution = await _build_model_execution(tx, caller, agent, data, payload)
+        await schemas.check_value(spec.input_schema, payload, name_payload_field(data), caller.tenant_id)
         await _enforce_concurrency(tx, agent)
         return await add_execution(tx, apply_start_options(execution, data, schedule_id), spec)
     version = await agents.get_runnable_version(tx, agent, data.agent_version_id)
@@ -58,6 +60,8 @@ async def start_execution(
             raise InvalidField(field, f"applies to model agents only; {agent.name!r} runs uploaded code.")
     if data.cost_limit is not None and not version.models:
         raise InvalidField("cost_limit", f"limits the cost of model calls; {agent.name!r} names no models.")
+    input_schema = agents.apply_version_schemas(agent, version).input_schema
+    await schemas.check_value(input_schema, payload, name_payload_field(data), caller.tenant_id)
     await secrets.check_start_settings(tx, agent, agent.env, version)
     await _enforce_concurrency(tx, agent)
     execution = _build_code_execution(tx, caller, agent, version, data, payload)
@@ -135,6 +139,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "env",
         "state",
         "files",
+        "output_schema",
         "timeout",
         "max_attempts",
         "tags",
@@ -178,6 +183,7 @@ def _build_code_execution(
         agent_version_id=version.id,
         cost_limit=data.cost_limit,
         env=agent.env,
+        output_schema=agent.output_schema,
         timeout=data.timeout or version.timeout or DEFAULT_TIMEOUT_SECONDS,
         max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from domain import schemas
 from domain.agents import AgentSpec, build_messages
 from domain.executions import (
     DEFAULT_TIMEOUT_SECONDS,
@@ -60,6 +61,7 @@ async def start_child(tx: Tx, start: ChildStart) -> Execution:
         raise StepFailed("not_startable", f"The input of the step {error.reason}") from None
     work, child = start.step.work, _build_child(tx, start)
     if isinstance(work, AgentWork):
+        await _check_input(start, work)
         if start.spec is None:
             return await add_execution(tx, _build_code_child(start, work, child), None)
         return await _add_model_child(tx, start, work, child, start.spec)
@@ -68,6 +70,16 @@ async def start_child(tx: Tx, start: ChildStart) -> Execution:
         child = msgspec.structs.replace(child, kind="tool", lane="llm", mode="yolo", timeout=timeout, max_attempts=1)
         return await add_execution(tx, child, None)
     return await _add_plan_child(tx, start, work.plan, child)
+
+
+async def _check_input(start: ChildStart, work: AgentWork) -> None:
+    """Check the input of a step against its agent's schema. Errors: `StepFailed` (`input_invalid`)."""
+    schema = work.input_schema if start.spec is None else start.spec.input_schema
+    if schema is None:
+        return
+    errors = await schemas.list_value_errors(schema, start.payload, "payload", start.parent.tenant_id)
+    if errors:
+        raise StepFailed("input_invalid", f"The input of the step breaks its schema. {schemas.describe_errors(errors)}")
 
 
 def _build_child(tx: Tx, start: ChildStart) -> Execution:
@@ -96,6 +108,7 @@ def _build_code_child(start: ChildStart, work: AgentWork, child: Execution) -> E
         agent_version_id=work.version_id,
         state=start.parent.state,
         env=work.env,
+        output_schema=work.output_schema,
         timeout=start.step.timeout or work.timeout or DEFAULT_TIMEOUT_SECONDS,
         cost_limit=start.parent.cost_limit if work.calls_models else None,
     )

@@ -27,6 +27,8 @@ async def resolve_agent_work(tx: Tx, reference: str, field: str, model: str | No
         timeout=version.timeout,
         calls_models=bool(version.models),
         env=agent.env,
+        input_schema=agents.apply_version_schemas(agent, version).input_schema,
+        output_schema=agent.output_schema,
     )
 
 

@@ -48,7 +48,8 @@ class AgentWork(msgspec.Struct, kw_only=True, frozen=True, tag="agent", tag_fiel
     """Run an agent: an uploaded one by its version, a model agent by its `spec`, with everything it inherits.
 
     `timeout` is the agent's own, in seconds. `calls_models` is true for a version whose manifest names models, and
-    `env` are the uploaded agent's variables.
+    `env` are the uploaded agent's variables. `input_schema` counts for its payload; `output_schema` is the agent's own,
+    in place of its version's.
     """
 
     name: str
@@ -57,6 +58,8 @@ class AgentWork(msgspec.Struct, kw_only=True, frozen=True, tag="agent", tag_fiel
     timeout: int | None = None
     calls_models: bool = False
     env: dict[str, str] | None = None
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
     spec: AgentSpec | None = None
 
 

@@ -67,6 +67,8 @@ class AgentRow(Base):
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
     # The attribute `metadata` is SQLAlchemy's own.
     agent_metadata: Mapped[Any | None] = mapped_column("metadata", create_json_column())
+    input_schema: Mapped[Any | None] = mapped_column(create_json_column())
+    output_schema: Mapped[Any | None] = mapped_column(create_json_column())
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
     deleted_at: Mapped[datetime | None] = mapped_column(create_timestamp())

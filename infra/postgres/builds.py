@@ -46,6 +46,8 @@ class VersionRow(Base):
     env: Mapped[Any | None] = mapped_column(create_json_column())
     secrets: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     egress: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    input_schema: Mapped[Any | None] = mapped_column(create_json_column())
+    output_schema: Mapped[Any | None] = mapped_column(create_json_column())
     sha256: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     unpacked_bytes: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))

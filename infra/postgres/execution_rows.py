@@ -74,6 +74,7 @@ class ExecutionRow(Base):
     concurrency_limit: Mapped[int | None]
     blocked: Mapped[str | None] = mapped_column(Text)
     turn_at: Mapped[datetime | None] = mapped_column(create_timestamp())
+    output_schema: Mapped[Any | None] = mapped_column(create_json_column())
     resumes: Mapped[int]
     handovers: Mapped[int]
     waiting_for: Mapped[Any | None] = mapped_column(create_json_column())

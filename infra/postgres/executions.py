@@ -177,7 +177,7 @@ class PostgresExecutions:
         return execution
 
     async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]:
-        heavy = ("input_data", "output_data", "waiting_for", "env", "messages")
+        heavy = ("input_data", "output_data", "waiting_for", "env", "messages", "output_schema")
         columns = [column for column in _ALL_COLUMNS if column.name not in heavy]
         query = select(*columns, *(_trim_column(getattr(ExecutionRow, name), name) for name in heavy))
         for name, prefix in _REFERENCE_PREFIXES:

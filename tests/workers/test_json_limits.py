@@ -10,16 +10,16 @@ import msgspec
 import pytest
 
 from domain.executions import enforce_result_limits
-from domain.llms import ModelError, ToolFailed
+from domain.llms import ToolFailed
 from domain.ports import SandboxOutcome
-from domain.shared.json_limits import MAX_JSON_VALUES
+from domain.shared.json_limits import MAX_JSON_VALUES, JsonTooLarge
 from domain.workflows.inputs import explain_unstorable
 from infra.tools import custom
 from infra.tools.mcp import _AnswerMeter, _McpAnswerTooLarge, _MeteredStream
 from infra.wires.common import WireRefusal
 from infra.wires.openai_wire import parse_request
 from workers.agent.arguments import read_arguments
-from workers.agent.json_answers import parse_json_answer
+from workers.agent.json_answers import read_json_answer
 from workers.agent.messages import limit_result, render_arguments
 
 MANY_VALUES = "[" + "[]," * MAX_JSON_VALUES + "1]"
@@ -36,8 +36,8 @@ async def test_every_reader_refuses_json_over_the_limits(text: str, reason: str)
         parse_request(b'{"model": "m", "messages": ' + text.encode() + b"}")
     with pytest.raises(ToolFailed, match=reason):
         read_arguments('{"a": ' + text + "}")
-    with pytest.raises(ModelError, match=reason):
-        await parse_json_answer(text, {})
+    with pytest.raises(JsonTooLarge, match=reason):
+        read_json_answer(text)
     outcome = enforce_result_limits(SandboxOutcome(output=text.encode()))
     assert outcome.error_type == "result_not_json"
     assert outcome.error_message is not None

@@ -10,7 +10,7 @@ import re2
 from jsonschema.exceptions import ValidationError
 
 from domain.llms import ToolFailed
-from workers.agent import arguments
+from domain.schemas import limits, validation
 from workers.agent.arguments import read_arguments, validate_arguments
 
 MAX_TIME_CHECKS = 20_000  # more than any guard leaves time for
@@ -54,7 +54,7 @@ SLOW_SCHEMAS = {
 @pytest.mark.parametrize("name", SLOW_SCHEMAS)
 async def test_slow_schemas_are_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     schema, args = SLOW_SCHEMAS[name]
-    monkeypatch.setattr(arguments, "MAX_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "MAX_CHECK_SECONDS", 0.05)
     with pytest.raises(ToolFailed, match="could not be checked"):
         await validate_arguments(schema, args)
     checks = 0
@@ -65,7 +65,7 @@ async def test_slow_schemas_are_stopped(name: str, monkeypatch: pytest.MonkeyPat
         if checks > MAX_TIME_CHECKS:
             raise _EndlessCheck
 
-    monkeypatch.setattr(arguments._CheckLimits, "check_time", count_check)
+    monkeypatch.setattr(limits.CheckLimits, "check_time", count_check)
     assert await _is_endless(schema, args) or checks > MAX_TIME_CHECKS
 
 
@@ -79,7 +79,7 @@ async def _is_endless(schema: dict[str, Any], args: Any) -> bool:
 
 @pytest.mark.slow
 async def test_errors_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "MAX_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr(limits, "MAX_CHECK_SECONDS", 60.0)
     many = (_build_object_schema(a={"anyOf": [{"items": False}] * 100}), {"a": list(range(1000))})
     large = (_build_object_schema(a={"anyOf": [{"items": {"not": {}}}] * 100}), {"a": ["x" * 100_000] * 20})
     for schema, args in (many, large):
@@ -92,7 +92,7 @@ async def test_errors_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(ToolFailed, match="could not be checked"):
             await validate_arguments(schema, args)
         with monkeypatch.context() as unguarded:
-            unguarded.setattr(arguments._CheckLimits, "count_error", count_characters)
+            unguarded.setattr(limits.CheckLimits, "count_error", count_characters)
             with pytest.raises(ToolFailed, match="a: "):
                 await validate_arguments(schema, args)
         assert error_characters > 2_000_000
@@ -111,19 +111,19 @@ async def test_patterns_are_limited_in_number_and_size(monkeypatch: pytest.Monke
     monkeypatch.setattr(re2, "compile", compile_and_measure)
     schema = {"patternProperties": {f"^(?:[a-z]{{1,99}}){{0,9}}{n}$": {"type": "null"} for n in range(300)}}
     await validate_arguments(schema, {"a": 1})
-    assert 0 < len(compiled) <= arguments.MAX_PATTERNS
+    assert 0 < len(compiled) <= limits.MAX_PATTERNS
     assert re2._Regexp._make.cache_info().currsize == 0
     # Too large to be compiled, and so not checked; with more room, it is.
     large = _build_object_schema(a={"pattern": r"^\p{L}{300}$"})
     await validate_arguments(large, {"a": "x"})
     with monkeypatch.context() as unguarded:
-        unguarded.setattr(arguments, "MAX_PATTERN_BYTES", 64 << 20)
+        unguarded.setattr(limits, "MAX_PATTERN_BYTES", 64 << 20)
         with pytest.raises(ToolFailed, match="does not match"):
             await validate_arguments(large, {"a": "x"})
     slow = _build_object_schema(a={"pattern": "|".join([r"a.{0,20}b"] * 20)})
     await validate_arguments(slow, {"a": "ac" * 8192})
     with monkeypatch.context() as unguarded:
-        unguarded.setattr(arguments, "MAX_MATCH_STEPS", 10**12)
+        unguarded.setattr(limits, "MAX_MATCH_STEPS", 10**12)
         with pytest.raises(ToolFailed, match="does not match"):
             await validate_arguments(slow, {"a": "ac" * 8192})
 
@@ -131,15 +131,15 @@ async def test_patterns_are_limited_in_number_and_size(monkeypatch: pytest.Monke
 async def test_slow_checks_of_one_tenant_do_not_delay_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take turns by tenant however many checks one of them begins, and leave the process's event loop free."""
     inside, release = threading.Event(), threading.Event()
-    find_first_error = arguments._find_first_error
+    find_problem = validation._find_argument_problem
 
     def find_slowly(schema: dict[str, Any], args: Any) -> str | None:
         if "slow" in args:
             inside.set()
             assert release.wait(30)
-        return find_first_error(schema, args)
+        return find_problem(schema, args)
 
-    monkeypatch.setattr(arguments, "_find_first_error", find_slowly)
+    monkeypatch.setattr(validation, "_find_argument_problem", find_slowly)
     slow_checks = [asyncio.create_task(validate_arguments({}, {"slow": n}, "rival")) for n in range(50)]
     try:
         await asyncio.to_thread(inside.wait, 30)

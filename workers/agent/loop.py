@@ -17,7 +17,7 @@ from domain.shared.errors import DomainError
 from workers.agent.attempt import AgentAttempt
 from workers.agent.client_tools import list_client_tools, render_client_calls, select_client_calls
 from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_delegate_tool, find_teammate
-from workers.agent.json_answers import parse_json_answer
+from workers.agent.json_answers import SchemaAnswers, read_json_answer
 from workers.agent.messages import render_tool_result
 from workers.agent.model_steps import ModelSteps
 from workers.agent.schema import AgentFailed, AgentParked, BoundTool, ModelPrompt
@@ -48,9 +48,8 @@ class AgentLoop:
             answer = await self._do_task(agent, build_messages(agent, attempt.execution.input_data))
             if answer.tool_calls:
                 return SandboxOutcome(output=render_client_calls(answer))
-            if agent.answer_schema is not None:
-                output = await parse_json_answer(answer.content, agent.answer_schema, attempt.tenant_id)
-                return SandboxOutcome(output=output)
+            if agent.expected_schema is not None:
+                return SandboxOutcome(output=read_json_answer(answer.content))
         except AgentParked:
             await attempt.park()
             return None
@@ -88,12 +87,18 @@ class AgentLoop:
         """
         tools, specs = await self._list_tools(agent, depth)
         max_steps = agent.max_steps or DEFAULT_MAX_STEPS
-        for number in range(1, max_steps + 1):
+        answers_in_schema = SchemaAnswers(agent if depth == 0 else None, self._attempt, has_tools=bool(specs))
+        number = 0
+        while number < max_steps + answers_in_schema.corrections:
+            number += 1
             path = f"{prefix}{number}"
-            prompt = ModelPrompt(path=path, agent=agent, messages=tuple(messages), tools=specs)
+            asked = answers_in_schema.extend_messages(messages)
+            prompt = ModelPrompt(path=path, agent=agent, messages=asked, tools=specs)
             message = await self._model_steps.ask_model(prompt)
             if not message.tool_calls:
-                return message
+                if await answers_in_schema.accept_answer(message, path):
+                    return message
+                continue
             if (client_answer := select_client_calls(agent, message)) is not None:
                 self._warn_of_dropped_calls(message, client_answer, path)
                 return client_answer
@@ -112,6 +117,7 @@ class AgentLoop:
                     answers.append(await self._tool_steps.call_tool(f"{path}.{index}", call, tools))
             if None in answers:
                 raise AgentParked
+            messages += answers_in_schema.take_corrections()
             messages.append(message)
             messages += [
                 render_tool_result(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)

@@ -153,5 +153,5 @@ def _choose_options(agent: Agent, path: str, tools: tuple[ToolSpec, ...]) -> Mod
     if not isinstance(agent, AgentSpec):
         return options
     must_delegate = agent.manager and path == "1" and any(tool.name == DELEGATE_TOOL.name for tool in tools)
-    options = msgspec.structs.replace(merge_options(agent, options), schema=None if tools else agent.answer_schema)
+    options = msgspec.structs.replace(merge_options(agent, options), schema=None if tools else agent.expected_schema)
     return msgspec.structs.replace(options, tool_choice="required") if must_delegate else options

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import platform
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -22,6 +22,7 @@ from domain.ports import (
     UnpackedArchive,
 )
 from domain.queues import QueuedBuild
+from domain.schemas import MAX_SCHEMA_BYTES
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from infra.build_cache import BUNDLE_LIMITS, BundleCache, EnvironmentCache, count_disk_bytes, count_file_bytes
 from infra.polling import retry_through_outage
@@ -131,6 +132,7 @@ class VersionBuilder:
             manifest_text = unpacked.manifest or ""
             manifest = builds.parse_manifest(unpacked.manifest_name or "", manifest_text, _PYTHON_VERSION)
             root = out / unpacked.root
+            schemas = await asyncio.to_thread(_load_schemas, root, manifest)
             environment = await self._install_requirements(version, unpacked.requirements, stack)
             uncompiled = await self._sandbox.compile_bytecode(root, "/agent")
             for problem in uncompiled:
@@ -158,6 +160,8 @@ class VersionBuilder:
                 env=manifest.env,
                 secrets=manifest.secrets,
                 egress=manifest.egress,
+                input_schema=schemas["input_schema"],
+                output_schema=schemas["output_schema"],
                 bundle_path=key,
             )
 
@@ -289,3 +293,26 @@ def _explain_placeholders(names: list[str]) -> str:
         f"No secrets are available while a version is built: {', '.join(names)} is {BUILD_PLACEHOLDER!r} here. "
         "Read secrets in the function, or let the import succeed with any value."
     )
+
+
+def _load_schemas(root: Path, manifest: Manifest) -> dict[str, dict[str, Any] | None]:
+    """Return the schemas of a manifest, read from the archive where it names files. Errors: `BadArchive`."""
+    schemas: dict[str, dict[str, Any] | None] = {}
+    for key in builds.SCHEMA_FIELDS:
+        declared = getattr(manifest, key)
+        if isinstance(declared, str):
+            declared = builds.parse_schema_file(declared, key, _read_archive_file(root, declared))
+        schemas[key] = declared
+    return schemas
+
+
+def _read_archive_file(root: Path, path: str) -> bytes:
+    """Return a file of an unpacked archive, in which there are no links. Errors: `BadArchive`."""
+    try:
+        with open(root / path, "rb") as file:
+            data = file.read(MAX_SCHEMA_BYTES + 1)
+    except (OSError, ValueError):
+        raise BadArchive(f"The archive has no file {path!r}, which the manifest names.") from None
+    if len(data) > MAX_SCHEMA_BYTES:
+        raise BadArchive(f"{path}: is larger than {MAX_SCHEMA_BYTES} bytes.")
+    return data

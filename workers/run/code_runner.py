@@ -18,7 +18,7 @@ from domain.shared.errors import DomainError, NotFound
 from infra.build_cache import BundleCache
 from infra.credentials import Keyring
 from infra.polling import retry_through_outage
-from workers.lane_runner import LaneContext, LaneRunner
+from workers.lane_runner import LaneContext, LaneRunner, check_output
 from workers.run.code_run import CodeRun
 from workers.run.egress import EgressAccess, EgressRecord, serve_egress
 from workers.run.gateway import GatewayCalls, serve_gateway
@@ -77,7 +77,15 @@ class CodeRunner(LaneRunner):
             await asyncio.wait((running, flushing))
         flushing.result()
         outcome, last_events = await run.mask.mask_outcome(running.result()), run.take_last_events()
+        outcome = await self._check_output(run, outcome)
         return await self._settle_run(run, run.keep_state(outcome), last_events)
+
+    async def _check_output(self, run: CodeRun, outcome: SandboxOutcome) -> SandboxOutcome:
+        """Return the outcome of a run, or `output_invalid` for a result that breaks its schema."""
+        schema, version = run.execution.output_schema, self._versions.get(run.execution.agent_version_id or "")
+        if schema is None and version is not None:
+            schema = version.output_schema
+        return await check_output(outcome, schema, run.execution.tenant_id)
 
     async def _settle_run(self, run: CodeRun, outcome: SandboxOutcome, events: list[ExecutionEvent]) -> str | None:
         """Settle a run with what it leaves, or without its state as failed. Return the error type."""

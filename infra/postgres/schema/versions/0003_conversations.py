@@ -51,6 +51,7 @@ _EXECUTIONS_SQL = """
 -- pending and not claimed: until `run_at` (`delayed`), or while its thread, or its `concurrency_key` with a limit of
 -- `concurrency_limit`, has no room (`busy`). One that has not begun by `expires_at` is cancelled. Within a tenant's
 -- lane the lowest `turn_at` goes first: when it was due, shifted by its `priority`, so that none waits for good.
+-- `output_schema` is that of an uploaded agent itself, in place of its version's.
 ALTER TABLE executions
     ADD COLUMN thread_id uuid,
     ADD COLUMN messages json,
@@ -62,7 +63,8 @@ ALTER TABLE executions
     ADD COLUMN concurrency_key text,
     ADD COLUMN concurrency_limit integer,
     ADD COLUMN blocked text CHECK (blocked IN ('delayed', 'busy')),
-    ADD COLUMN turn_at timestamptz;
+    ADD COLUMN turn_at timestamptz,
+    ADD COLUMN output_schema json;
 CREATE INDEX executions_thread_id ON executions (thread_id, id) WHERE thread_id IS NOT NULL;
 """
 
