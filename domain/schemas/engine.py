@@ -21,7 +21,7 @@ _thread_state: Final = threading.local()
 def iterate_errors(schema: dict[str, Any], value: Any, limits: CheckLimits) -> Iterator[ValidationError]:
     """Yield the errors of a value, in this thread alone.
 
-    Errors: `CheckTooLong`, `UndecidedMatch`, `RecursionError`, and whatever the library raises for odd schemas.
+    Errors: `CheckTooLong`, `UndecidedMatch`, `RecursionError`, and what else the library raises for odd schemas.
     """
     _thread_state.work = limits
     validator = _StrictValidator if limits.is_strict else _LenientValidator
@@ -189,9 +189,9 @@ def _check_unevaluated_properties(validator: Any, others: Any, instance: Any, sc
     if not isinstance(instance, dict) or others is True:
         return
     rest = {name: part for name, part in schema.items() if name != "unevaluatedProperties"}
-    known = _list_evaluated_names(validator, instance, rest)
+    evaluated = _list_evaluated_names(validator, instance, rest)
     for name in instance:
-        if name not in known:
+        if name not in evaluated:
             yield from _check_rest(validator, instance[name], others, name)
 
 
@@ -199,9 +199,9 @@ def _check_unevaluated_items(validator: Any, others: Any, instance: Any, schema:
     if not isinstance(instance, list) or others is True:
         return
     rest = {name: part for name, part in schema.items() if name != "unevaluatedItems"}
-    known = _count_evaluated_items(validator, instance, rest)
+    evaluated = _count_evaluated_items(validator, instance, rest)
     for place, item in enumerate(instance):
-        if place not in known:
+        if place not in evaluated:
             yield from _check_rest(validator, item, others, place)
 
 

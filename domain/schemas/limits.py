@@ -68,7 +68,7 @@ class CheckLimits:
         self.negation_depth = 0
 
     def check_time(self) -> None:
-        """Go on if there is time. Errors: `CheckTooLong`."""
+        """Continue if there is time. Errors: `CheckTooLong`."""
         if time.thread_time() > self._until:
             raise CheckTooLong
 

@@ -33,14 +33,14 @@ JsonSchema = Annotated[
     ),
 ]
 
-_TYPES: Final = ("null", "boolean", "object", "array", "number", "integer", "string")
+_TYPE_NAMES: Final = ("null", "boolean", "object", "array", "number", "integer", "string")
 # Drafts whose keywords mean the same here, or are refused where they stand.
 _KNOWN_LANGUAGES: Final = frozenset(
     f"{scheme}://json-schema.org/{draft}/schema"
     for scheme in ("http", "https")
     for draft in ("draft/2020-12", "draft/2019-09", "draft-07", "draft-06")
 )
-_ANNOTATIONS: Final = frozenset(
+_ANNOTATION_KEYWORDS: Final = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "$comment"}
     | {"contentEncoding", "contentMediaType", "contentSchema", "discriminator", "externalDocs", "xml", "enumNames"}
     | {"markdownDescription", "enumDescriptions", "markdownEnumDescriptions", "errorMessage", "defaultSnippets"}
@@ -172,7 +172,7 @@ class _SchemaParser:
             problem = _VALUE_CHECKS[keyword](value)
             if problem is not None:
                 self._refuse(place, problem)
-        elif keyword not in _ANNOTATIONS and not keyword.startswith("x-"):
+        elif keyword not in _ANNOTATION_KEYWORDS and not keyword.startswith("x-"):
             self._refuse(place, _REFUSED_KEYWORDS.get(keyword) or _explain_unknown_keyword(keyword))
 
     def _read_list(self, node: _Node, keyword: str, value: Any, pointer: str, depth: int) -> None:
@@ -295,9 +295,9 @@ def _escape_pointer(name: str) -> str:
 
 def _check_type(value: Any) -> str | None:
     types = value if isinstance(value, list) else [value]
-    if types and all(isinstance(name, str) and name in _TYPES for name in types) and len(set(types)) == len(types):
+    if types and all(isinstance(name, str) and name in _TYPE_NAMES for name in types) and len(set(types)) == len(types):
         return None
-    return f"must be one of {', '.join(_TYPES)}, or a list of them."
+    return f"must be one of {', '.join(_TYPE_NAMES)}, or a list of them."
 
 
 def _check_enum(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Say in plain words, and with the place, what is wrong with a value that breaks its schema."""
+"""Describe in plain words, and with the place, what is wrong with a value that breaks its schema."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -40,7 +40,7 @@ def render_error(outer_error: ValidationError, root: str) -> Iterator[FieldError
                 FieldError(field=join_place(place, item), message=f"is required with {name}.") for item in missing
             )
     else:
-        render = _RENDERERS.get(str(keyword))
+        render = _KEYWORD_RENDERERS.get(str(keyword))
         message = error.message if render is None else render(error)
         yield FieldError(field=place, message=message[:1000])
 
@@ -107,7 +107,7 @@ def _render_bound(words: str) -> Callable[[Any], str]:
     return lambda error: f"must be {words} {show_value(error.validator_value)}, not {show_value(error.instance)}."
 
 
-_RENDERERS: Final[dict[str, Callable[[Any], str]]] = {
+_KEYWORD_RENDERERS: Final[dict[str, Callable[[Any], str]]] = {
     "type": _render_type,
     "enum": _render_enum,
     "const": lambda error: f"must be {show_value(error.validator_value)}, not {show_value(error.instance)}.",

@@ -83,11 +83,11 @@ async def check_value(schema: dict[str, Any] | None, value: Any, root: str, tena
 
 def _list_value_errors(schema: dict[str, Any], value: Any, root: str) -> list[FieldError]:
     content = {name: part for name, part in schema.items() if name not in _DOCUMENT_KEYWORDS}
-    found: dict[FieldError, None] = {}
+    errors: dict[FieldError, None] = {}
     try:
         for error in iterate_errors(content, value, CheckLimits(is_strict=True)):
-            found |= dict.fromkeys(render_error(error, root))
-            if len(found) >= MAX_FIELD_ERRORS:
+            errors |= dict.fromkeys(render_error(error, root))
+            if len(errors) >= MAX_FIELD_ERRORS:
                 break
     except CheckTooLong:
         message = f"could not be checked against its schema in {MAX_CHECK_SECONDS:g} s. Send less at a time."
@@ -99,7 +99,7 @@ def _list_value_errors(schema: dict[str, Any], value: Any, root: str) -> list[Fi
     except Exception as error:
         _log.warning("a value cannot be checked", error=type(error).__name__, detail=str(error)[:200])
         return [FieldError(field=root, message="could not be checked against its schema.")]
-    return list(found)[:MAX_FIELD_ERRORS]
+    return list(errors)[:MAX_FIELD_ERRORS]
 
 
 async def find_output_problem(schema: dict[str, Any] | None, output: Any, tenant_id: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Show that runs take and leave what their schemas describe, however they are started and whoever runs them."""
+"""Show that runs take and leave what their schemas describe, however they are started and by an agent of any kind."""
 
 import json
 from typing import Any
@@ -67,8 +67,8 @@ async def totals(shared_tenant: TenantClient) -> str:
 
 
 async def test_the_manifests_schemas_hold_until_the_agent_has_its_own(shared_tenant: TenantClient, totals: str) -> None:
-    shown = (await shared_tenant.http.get(f"/agents/{totals}")).json()
-    assert (shown["input_schema"], shown["output_schema"]) == (None, None)
+    own_fields = (await shared_tenant.http.get(f"/agents/{totals}")).json()
+    assert (own_fields["input_schema"], own_fields["output_schema"]) == (None, None)
     resolved = (await shared_tenant.http.get(f"/agents/{totals}?resolved=true")).json()
     assert resolved["output_schema"] == {"properties": {"total": {"type": "number"}}}
     refused = await shared_tenant.http.post(f"/agents/{totals}/execute", json={"payload": BROKEN_ORDER})
