@@ -37,6 +37,7 @@ from api import (
     health,
     keys,
     llms,
+    mcp,
     provider_keys,
     queues,
     schedules,
@@ -66,6 +67,7 @@ from api.idempotency import ResourceCreator, SealedAnswers
 from api.ingest import BatchIngest
 from api.keyed_locks import KeyedLocks
 from api.limits import RateLimiter
+from api.mcp import McpResources, McpServer, ToolCalls
 from api.middleware import RequestMiddleware
 from api.openapi import build_document, create_operation_id
 from api.password_guesses import GuessLimiter
@@ -141,7 +143,8 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
             stop = asyncio.Event()
             key_usage_task = asyncio.create_task(key_usage.run_until_stopped(resources.store, stop))
             try:
-                yield
+                async with app.state.services.mcp_server.run():
+                    yield
             finally:
                 stop.set()
                 await key_usage_task
@@ -150,6 +153,7 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
         [
             Router("/api/v1", route_handlers=[*CAPABILITY_ROUTERS]),
             health.router,
+            mcp.router,
             *([docs.router] if settings.docs else []),
         ],
         lifespan=[open_services],
@@ -188,6 +192,8 @@ def create_services(resources: Resources) -> ApiServices:
         measure=lambda artifact: len(artifact.packed_body),
         max_items=MAX_ARTIFACT_BATCH,
     )
+    artifact_reader, event_feed = ArtifactReader(store, blobs), EventFeed(store, resources.bell)
+    authenticator = Authenticator(store, clock, resources.tokens, ProxyLogins(store, settings))
     evaluation_batches = BatchIngest(
         store, answers, domain_evaluations.create_batches, max_items=MAX_EVALUATION_BATCHES
     )
@@ -199,20 +205,20 @@ def create_services(resources: Resources) -> ApiServices:
         metrics=ApiMetrics(),
         keyring=resources.keyring,
         passwords=resources.passwords,
-        authenticator=Authenticator(store, clock, resources.tokens, ProxyLogins(store, settings)),
+        authenticator=authenticator,
         rate_limiter=RateLimiter(resources.counter, settings, clock),
         guess_limiter=GuessLimiter(resources.counter, clock, settings.login_failures),
         token_issuer=TokenIssuer(resources.tokens, clock, timedelta(days=settings.refresh_token_days)),
         creator=creator,
         waiter=waiter,
         starter=starter,
-        event_feed=EventFeed(store, resources.bell),
+        event_feed=event_feed,
         archive_uploader=ArchiveUploader(store, blobs, settings, creator, waiter),
         file_uploader=FileUploader(blobs, settings, creator),
         generation_runner=GenerationRunner(store, starter, waiter),
         body_memory=body_memory,
         artifact_ingest=ArtifactIngest(body_memory=body_memory, batches=artifact_batches, clock=clock),
-        artifact_reader=ArtifactReader(store, blobs),
+        artifact_reader=artifact_reader,
         evaluation_ingest=EvaluationIngest(
             body_memory=body_memory,
             single=BatchIngest(store, answers, domain_evaluations.create_evaluations),
@@ -220,6 +226,14 @@ def create_services(resources: Resources) -> ApiServices:
             clock=clock,
         ),
         workflow_locks=KeyedLocks(),
+        mcp_server=McpServer(
+            store=store,
+            settings=settings,
+            calls=ToolCalls(store=store, waiter=waiter, event_feed=event_feed, authenticator=authenticator),
+            resources=McpResources(
+                store=store, blobs=blobs, artifact_reader=artifact_reader, body_memory=body_memory
+            ),
+        ),
         health_checker=HealthChecker(store, resources.redis, blobs, clock),
     )
 

@@ -19,6 +19,7 @@ from api.health import HealthChecker
 from api.idempotency import ResourceCreator
 from api.keyed_locks import KeyedLocks
 from api.limits import RateLimiter
+from api.mcp import McpServer
 from api.password_guesses import GuessLimiter
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain.ports import Blobs, Clock, Store
@@ -55,6 +56,7 @@ class ApiServices(msgspec.Struct, frozen=True, kw_only=True):
     artifact_reader: ArtifactReader
     evaluation_ingest: EvaluationIngest
     workflow_locks: KeyedLocks
+    mcp_server: McpServer
     health_checker: HealthChecker
 
 

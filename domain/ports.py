@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from domain.executions import Executions, ExecutionTerms, RunSteps
     from domain.files import Files
     from domain.llms import EmbeddingCall, EmbeddingReply, Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
+    from domain.mcp import McpTargets
     from domain.plans import Plans
     from domain.provider_keys import ProviderKeys
     from domain.queues import Workers, WorkQueues
@@ -86,6 +87,7 @@ class Tx(Protocol):
     budgets: Budgets
     provider_keys: ProviderKeys
     llms: Llms
+    mcp: McpTargets
     templates: Templates
     crews: Crews
     targets: Targets

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from domain.llms import ModelOptions, ToolSpec
 from domain.schemas import JsonSchema
+from domain.shared.exposure import Door, Exposure
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields
 from domain.shared.tags import Metadata, Tags
@@ -61,6 +62,7 @@ class Agent(msgspec.Struct, kw_only=True):
     Without a `max_concurrency` there is no limit. `env` are variables that its executions get in place of those of the
     version's manifest, or besides them; executions keep those of their start. The payload of a run fits the
     `input_schema`, and its result the `output_schema`; without them those of the version count, or of the `parent`.
+    `expose` names the doors that show the agent to other programs: `mcp` makes it a tool of the MCP server.
 
     A model agent (`llm`) shows its own fields; null fields are inherited from its `parent` (`?resolved=true` shows the
     effective values), and its tools are added to those of its parent. `max_tokens` limits one answer, `max_steps` the
@@ -102,6 +104,7 @@ class Agent(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] | None = None
     input_schema: dict[str, Any] | None = None
     output_schema: dict[str, Any] | None = None
+    expose: list[Door] = msgspec.field(default_factory=list)
     created_at: datetime
     updated_at: datetime
 
@@ -198,6 +201,7 @@ class NewAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | None = None
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
+    expose: Exposure = []
 
 
 class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
@@ -217,6 +221,7 @@ class PatchAgent(ModelAgentFields, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | None | UnsetType = UNSET
     input_schema: JsonSchema | None | UnsetType = UNSET
     output_schema: JsonSchema | None | UnsetType = UNSET
+    expose: Exposure | UnsetType = UNSET
 
 
 class AgentFilter(msgspec.Struct, frozen=True, kw_only=True):

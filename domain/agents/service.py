@@ -21,6 +21,7 @@ from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, require_found
+from domain.shared.exposure import read_exposure
 from domain.shared.jobs import Job
 from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.tags import check_metadata, check_tags
@@ -50,6 +51,7 @@ async def create_agent(tx: Tx, caller: Caller, data: NewAgent) -> Agent:
         concurrency_policy=data.concurrency_policy,
         tags=check_tags(data.tags or []),
         metadata=check_metadata(data.metadata),
+        expose=read_exposure(data.expose),
         created_at=tx.now,
         updated_at=tx.now,
     )
@@ -208,6 +210,8 @@ def _set_labels(agent: Agent, data: PatchAgent) -> None:
         agent.tags = check_tags(data.tags or [])
     if data.metadata is not UNSET:
         agent.metadata = check_metadata(data.metadata)
+    if data.expose is not UNSET:
+        agent.expose = read_exposure(data.expose)
 
 
 async def delete_agent(tx: Tx, reference: str) -> None:

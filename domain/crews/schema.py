@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.shared.errors import FieldError
+from domain.shared.exposure import Door, Exposure
 from domain.shared.field_errors import add_line
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
@@ -84,6 +85,7 @@ class NewCrew(CrewSource, kw_only=True, forbid_unknown_fields=True):
 
     name: CrewName | None = None
     description: Description | None = None
+    expose: Exposure = []
 
 
 class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -108,10 +110,14 @@ class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     verbose: bool | UnsetType = UNSET
     inputs: CrewInputs | UnsetType = UNSET
     files: CrewFiles | UnsetType = UNSET
+    expose: Exposure | UnsetType = UNSET
 
 
 class Crew(msgspec.Struct, kw_only=True):
-    """Describe a crew, see `CrewSettings`. `agents` and `tasks` hold ids. Lists leave out YAML of more than 16 KiB."""
+    """Describe a crew, see `CrewSettings`. `agents` and `tasks` hold ids. Lists leave out YAML of more than 16 KiB.
+
+    `expose` names the doors that show it to other programs: `mcp` makes it a tool of the MCP server.
+    """
 
     id: str
     name: str
@@ -129,6 +135,7 @@ class Crew(msgspec.Struct, kw_only=True):
     tasks_yaml: str | None
     agents: list[str]
     tasks: list[str]
+    expose: list[Door] = msgspec.field(default_factory=list)
     user_id: str
     tenant_id: str
     created_at: datetime

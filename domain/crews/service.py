@@ -24,6 +24,7 @@ from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, InvalidField, InvalidFields, require_found
+from domain.shared.exposure import read_exposure
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields, set_fields
 
@@ -38,6 +39,7 @@ async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
         id=ids.generate_id("crew"),
         name=names.check_name(name, "crew", RESERVED_CREW_NAMES),
         description=data.description,
+        expose=read_exposure(data.expose),
         user_id=caller.user_id,
         tenant_id=caller.tenant_id,
         created_at=tx.now,
@@ -91,6 +93,8 @@ async def update_crew(tx: Tx, caller: Caller, reference: str, data: PatchCrew) -
     project = read_source(CrewSource(**{name: sent.pop(name) for name in ("files",) if name in sent}))
     if "name" in sent:
         names.check_name(sent["name"], "crew", RESERVED_CREW_NAMES)
+    if "expose" in sent:
+        sent["expose"] = read_exposure(sent["expose"])
     set_fields(crew, sent)
     if project is not None or sent.keys() & set(CREW_SETTING_FIELDS):
         await _resolve_references(tx, caller, crew, project)

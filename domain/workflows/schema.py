@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.plans import MAX_PLAN_STEPS, PLAN_TIMEOUT_SECONDS, RetryPolicy
+from domain.shared.exposure import Door, Exposure
 from domain.shared.names import KEY_PATTERN, Name
 from domain.shared.pages import Listing, Page
 
@@ -93,7 +94,8 @@ Steps = Annotated[
 class Workflow(msgspec.Struct, kw_only=True):
     """Describe a workflow. With `inputs` a run accepts only these; without, it accepts all values.
 
-    `outputs` is the template of a run's result; without one the answer of the last step is used.
+    `outputs` is the template of a run's result; without one the answer of the last step is used. `expose` names the
+    doors that show it to other programs: `mcp` makes it a tool of the MCP server.
     """
 
     id: str
@@ -104,6 +106,7 @@ class Workflow(msgspec.Struct, kw_only=True):
     steps: list[WorkflowStep]
     outputs: Any
     steps_total: int
+    expose: list[Door] = msgspec.field(default_factory=list)
     tenant_id: str
     user_id: str
     created_at: datetime
@@ -133,6 +136,7 @@ class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     inputs: Inputs | None = None
     steps: Steps
     outputs: Any = None
+    expose: Exposure = []
 
 
 class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -144,6 +148,7 @@ class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     inputs: Inputs | None | UnsetType = UNSET
     steps: Steps | UnsetType = UNSET
     outputs: Any = UNSET
+    expose: Exposure | UnsetType = UNSET
 
 
 class WorkflowYaml(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

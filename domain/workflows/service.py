@@ -8,6 +8,7 @@ from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, InvalidFields, require_found
+from domain.shared.exposure import read_exposure
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields
 from domain.workflows.compiler import validate_workflow
@@ -39,6 +40,7 @@ async def create_workflow(tx: Tx, caller: Caller, body: ParsedBody[NewWorkflow])
             steps=data.steps,
             outputs=data.outputs,
             steps_total=len(data.steps),
+            expose=read_exposure(data.expose),
             tenant_id=caller.tenant_id,
             user_id=caller.user_id,
             created_at=tx.now,
@@ -76,6 +78,8 @@ async def update_workflow(tx: Tx, caller: Caller, reference: str, body: ParsedBo
         await tx.workflows.lock_writes()
         workflow = await get_workflow(tx, reference, lock=True)
         changed = collect_sent_fields(body.data)
+        if "expose" in changed:
+            changed["expose"] = read_exposure(changed["expose"])
         if "name" in changed:
             names.check_name(changed["name"], "wf", RESERVED_WORKFLOW_NAMES)
         workflow = msgspec.structs.replace(workflow, **changed, updated_at=tx.now)
@@ -83,7 +87,7 @@ async def update_workflow(tx: Tx, caller: Caller, reference: str, body: ParsedBo
         if not await tx.workflows.save(workflow):
             raise names.NameTaken("workflow", workflow.name)
         # Archiving or describing a workflow is allowed even if it refers to something that was deleted.
-        if changed.keys() - {"status", "description"}:
+        if changed.keys() - {"status", "description", "expose"}:
             await _refuse_invalid(tx, caller, workflow)
     return workflow
 

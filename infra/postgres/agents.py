@@ -69,6 +69,7 @@ class AgentRow(Base):
     agent_metadata: Mapped[Any | None] = mapped_column("metadata", create_json_column())
     input_schema: Mapped[Any | None] = mapped_column(create_json_column())
     output_schema: Mapped[Any | None] = mapped_column(create_json_column())
+    expose: Mapped[list[str]] = mapped_column(ARRAY(Text))
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
     deleted_at: Mapped[datetime | None] = mapped_column(create_timestamp())

@@ -40,6 +40,7 @@ class CrewRow(Base):
     tasks_yaml: Mapped[str | None] = mapped_column(Text)
     agents: Mapped[list[str]] = mapped_column(ARRAY(Text))
     tasks: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    expose: Mapped[list[str]] = mapped_column(ARRAY(Text))
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 

@@ -23,6 +23,7 @@ from domain.events import Events
 from domain.executions import Executions, ExecutionTerms, RunSteps
 from domain.files import Files
 from domain.llms import Llms
+from domain.mcp import McpTargets
 from domain.plans import Plans
 from domain.ports import Clock, Queue, Tx
 from domain.provider_keys import ProviderKeys
@@ -61,6 +62,7 @@ from infra.postgres.files import PostgresFiles
 from infra.postgres.idempotency import PostgresIdempotencyKeys
 from infra.postgres.keys import PostgresApiKeys
 from infra.postgres.llms import PostgresLlms
+from infra.postgres.mcp import PostgresMcpTargets
 from infra.postgres.outages import LOST_CONNECTION_ERRORS, find_outage
 from infra.postgres.partitions import PostgresPartitions
 from infra.postgres.plans import PostgresPlans
@@ -128,6 +130,7 @@ class PostgresTx:
         self.budgets: Budgets = PostgresBudgets(connection)
         self.provider_keys: ProviderKeys = PostgresProviderKeys(connection)
         self.llms: Llms = PostgresLlms(connection)
+        self.mcp: McpTargets = PostgresMcpTargets(connection)
         self.templates: Templates = PostgresTemplates(connection)
         self.crews: Crews = PostgresCrews(connection)
         self.targets: Targets = PostgresTargets(connection)

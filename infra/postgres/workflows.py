@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Text, UniqueConstraint, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.shared.pages import Listing, Page
@@ -31,6 +32,7 @@ class WorkflowRow(Base):
     steps: Mapped[Any] = mapped_column(create_json_column())
     outputs: Mapped[Any | None] = mapped_column(create_json_column())
     steps_total: Mapped[int]
+    expose: Mapped[list[str]] = mapped_column(ARRAY(Text))
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 
