@@ -230,9 +230,7 @@ def create_services(resources: Resources) -> ApiServices:
             store=store,
             settings=settings,
             calls=ToolCalls(store=store, waiter=waiter, event_feed=event_feed, authenticator=authenticator),
-            resources=McpResources(
-                store=store, blobs=blobs, artifact_reader=artifact_reader, body_memory=body_memory
-            ),
+            resources=McpResources(store=store, blobs=blobs, artifact_reader=artifact_reader, body_memory=body_memory),
         ),
         health_checker=HealthChecker(store, resources.redis, blobs, clock),
     )

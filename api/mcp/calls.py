@@ -143,5 +143,5 @@ def _render_tool(tool: McpTool) -> Tool:
         output_schema=tool.output_schema,
         # What an agent does with its tools is not known here.
         annotations=ToolAnnotations(read_only_hint=False, idempotent_hint=False, open_world_hint=True),
-        meta={"paddock/id": tool.target.id, "paddock/kind": tool.target.kind},
+        _meta={"paddock/id": tool.target.id, "paddock/kind": tool.target.kind},
     )

@@ -46,7 +46,8 @@ class McpExchange:
 
 def get_exchange(context: McpContext) -> McpExchange:
     """Return the exchange of the request that is being served."""
-    exchange: McpExchange = context.request.scope["state"][STATE_KEY]
+    request: Any = context.request
+    exchange: McpExchange = request.scope["state"][STATE_KEY]
     return exchange
 
 

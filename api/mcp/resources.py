@@ -195,7 +195,8 @@ def _refuse_large(uri: str, size: int) -> None:
         path = uri.removeprefix(SCHEME)
         raise DomainError(
             "file_too_large",
-            f"The resource has {size} bytes; at most {MAX_RESOURCE_BYTES} are read here. Download /api/v1/{path} instead.",
+            f"The resource has {size} bytes, more than the {MAX_RESOURCE_BYTES} that are read here. "
+            f"Download /api/v1/{path} instead.",
         )
 
 

@@ -26,7 +26,7 @@ def render_result(execution: Execution, files: list[WorkspaceFile]) -> CallToolR
         content=content,
         structured_content=_structure(execution.output_data) if is_completed else None,
         is_error=not is_completed,
-        meta=_describe_run(execution),
+        _meta=_describe_run(execution),
     )
 
 
@@ -34,7 +34,7 @@ def render_refusal(error: DomainError) -> CallToolResult:
     """Return the result of a run that could not be started, for the model to correct itself."""
     lines = [error.detail, *(f"- {field_error.field}: {field_error.message}" for field_error in error.errors)]
     text = "\n".join(lines if len(error.errors) > 1 else lines[:1])
-    return CallToolResult(content=[TextContent(text=text)], is_error=True, meta={"paddock/error": error.code})
+    return CallToolResult(content=[TextContent(text=text)], is_error=True, _meta={"paddock/error": error.code})
 
 
 def link_file(execution_id: str, file: WorkspaceFile) -> ResourceLink:
@@ -53,8 +53,7 @@ def _link_execution(execution: Execution) -> ResourceLink:
 
 def _describe_outcome(execution: Execution) -> str:
     if execution.status == "completed":
-        output = execution.output_data
-        return output if isinstance(output, str) else msgspec.json.encode(output).decode()
+        return _write_output(execution.output_data)
     if execution.status == "waiting":
         calls = ", ".join(_name_call(call) for call in execution.waiting_for or []) or "a step"
         return (
@@ -64,6 +63,13 @@ def _describe_outcome(execution: Execution) -> str:
     if execution.status == "cancelled":
         return f"The run was cancelled: {execution.error_message or 'no reason was given.'}"
     return f"The run failed ({execution.error_type}): {execution.error_message or 'no message'}"
+
+
+def _write_output(output: Any) -> str:
+    """Return an output as text. An answer of a model without a schema is `{content}`."""
+    if isinstance(output, dict) and output.keys() == {"content"}:
+        output = output["content"]
+    return output if isinstance(output, str) else msgspec.json.encode(output).decode()
 
 
 def _name_call(call: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ Each request is served on its own, so that any process can serve it. The id of a
 begin with `initialize`, is no state of ours: it only tells the requests of one client from those of another.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -39,6 +40,8 @@ _INSTRUCTIONS: Final = (
     "Each tool runs an agent, a crew or a workflow of Paddock and answers with its result. Files that a run left are "
     "linked from the answer; runs, their logs and files, and artifacts are resources."
 )
+# The library reports each of its steps, and what clients send that it cannot read; the access log has both.
+logging.getLogger("mcp").setLevel(logging.ERROR)
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -124,7 +127,7 @@ class _DelegatedResponse(Response[bytes]):
         scope["state"][STATE_KEY] = self._exchange
         is_body_sent = False
 
-        async def replay_body() -> Message:
+        async def replay_body() -> Any:
             nonlocal is_body_sent
             if not is_body_sent:
                 is_body_sent = True
