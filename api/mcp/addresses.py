@@ -7,7 +7,7 @@ import msgspec
 
 from domain.shared.errors import NotFound
 
-SCHEME: Final = "paddock://"
+URI_SCHEME: Final = "paddock://"
 MAX_URI_CHARACTERS: Final = 4096
 ResourceKind = Literal["execution", "logs", "files", "file", "artifact"]
 
@@ -22,22 +22,24 @@ class ResourceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 def format_execution_uri(execution_id: str) -> str:
     """Return the URI of a run."""
-    return f"{SCHEME}executions/{execution_id}"
+    return f"{URI_SCHEME}executions/{execution_id}"
 
 
 def format_file_uri(execution_id: str, path: str) -> str:
     """Return the URI of a file of a run."""
-    return f"{SCHEME}executions/{execution_id}/files/{quote(path)}"
+    return f"{URI_SCHEME}executions/{execution_id}/files/{quote(path)}"
 
 
 def format_artifact_uri(kurral_id: str) -> str:
     """Return the URI of an artifact."""
-    return f"{SCHEME}artifacts/{quote(kurral_id, safe='')}"
+    return f"{URI_SCHEME}artifacts/{quote(kurral_id, safe='')}"
 
 
 def parse_uri(uri: str) -> ResourceAddress:
     """Return what a URI names. Errors: `not_found` for one that names nothing here."""
-    parts = uri.removeprefix(SCHEME).split("/") if uri.startswith(SCHEME) and len(uri) <= MAX_URI_CHARACTERS else []
+    parts = (
+        uri.removeprefix(URI_SCHEME).split("/") if uri.startswith(URI_SCHEME) and len(uri) <= MAX_URI_CHARACTERS else []
+    )
     names = [unquote(part) for part in parts]
     match names:
         case ["executions", execution_id]:

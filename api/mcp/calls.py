@@ -31,7 +31,7 @@ from domain.shared.errors import OUTAGE_CODES, Conflict, DomainError
 from domain.shared.pages import Page
 from domain.shared.status import TERMINAL_STATUSES
 
-# A run that waits for a person is answered too: nobody knows for how long.
+# A run that waits for a person is answered too, however long that takes: a client does not wait for days.
 _ANSWERED_STATUSES: Final = TERMINAL_STATUSES | {"waiting"}
 _WAIT_SECONDS: Final = 3600.0
 # These are errors of the request; all others are the tool's, for the model to read.
@@ -82,7 +82,7 @@ class ToolCalls:
         try:
             execution = await self._follow_run(context, exchange, execution)
         except asyncio.CancelledError:
-            # A server that stops does not end runs, a client that leaves does: nobody would read the answer.
+            # A server that stops does not end runs, a client that leaves does: its answer would not be read.
             if exchange.is_client_gone:
                 with anyio.CancelScope(shield=True):
                     await self._cancel_run(exchange, execution.id)

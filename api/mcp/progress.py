@@ -9,7 +9,7 @@ from domain.executions import Execution
 
 MAX_PROGRESS_CHARACTERS: Final = 2000
 # By how much a notification grows that measures nothing: each must be larger than the one before.
-_TICK: Final = 1e-6
+_MIN_PROGRESS_STEP: Final = 1e-6
 
 
 class ProgressNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class ProgressReader:
             measured = float(len(self._ended_steps))
         elif event.type == "progress" and isinstance(event.data.get("fraction"), int | float):
             self._total, measured = 1.0, float(event.data["fraction"])
-        self._progress = max(self._progress + _TICK, measured)
+        self._progress = max(self._progress + _MIN_PROGRESS_STEP, measured)
         if self._total is not None:
             self._total = max(self._total, self._progress)
         return ProgressNote(progress=self._progress, total=self._total, message=message[:MAX_PROGRESS_CHARACTERS])

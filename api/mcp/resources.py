@@ -20,7 +20,7 @@ from mcp_types import (
 from api.artifacts import ArtifactReader
 from api.body_memory import BodyMemoryLimiter
 from api.mcp.addresses import (
-    SCHEME,
+    URI_SCHEME,
     ResourceAddress,
     format_artifact_uri,
     format_execution_uri,
@@ -43,15 +43,20 @@ RESOURCES_PER_PAGE: Final = 50
 MAX_LISTED_RESOURCES: Final = 1000
 MAX_LOG_PAGES: Final = 5
 _LOG_PAGE_LINES: Final = 1000
-_SCOPES: Final = {"artifact": "read:artifacts"}
-_JSON: Final = "application/json"
-_TEXT_TYPES: Final = ("text/", _JSON, "application/xml", "application/yaml")
-_TEMPLATES: Final = (
-    ("execution", "executions/{execution_id}", "A run: its input, status, result, cost and error.", _JSON),
+_SCOPES_BY_KIND: Final = {"artifact": "read:artifacts"}
+_JSON_TYPE: Final = "application/json"
+_TEXT_TYPES: Final = ("text/", _JSON_TYPE, "application/xml", "application/yaml")
+_URI_TEMPLATES: Final = (
+    ("execution", "executions/{execution_id}", "A run: its input, status, result, cost and error.", _JSON_TYPE),
     ("logs", "executions/{execution_id}/logs", "The log of a run, a line each.", "text/plain"),
-    ("files", "executions/{execution_id}/files", "The files that a run left: paths, sizes and digests.", _JSON),
+    ("files", "executions/{execution_id}/files", "The files that a run left: paths, sizes and digests.", _JSON_TYPE),
     ("file", "executions/{execution_id}/files/{+path}", "A file that a run left.", None),
-    ("artifact", "artifacts/{artifact_id}", "The whole record of a run: prompts, calls, outputs and costs.", _JSON),
+    (
+        "artifact",
+        "artifacts/{artifact_id}",
+        "The whole record of a run: prompts, calls, outputs and costs.",
+        _JSON_TYPE,
+    ),
 )
 
 
@@ -68,8 +73,10 @@ class McpResources:
     ) -> ListResourceTemplatesResult:
         """Return the forms of URIs that can be read."""
         templates = [
-            ResourceTemplate(name=name, uri_template=f"{SCHEME}{path}", description=description, mime_type=media_type)
-            for name, path, description, media_type in _TEMPLATES
+            ResourceTemplate(
+                name=name, uri_template=f"{URI_SCHEME}{path}", description=description, mime_type=media_type
+            )
+            for name, path, description, media_type in _URI_TEMPLATES
         ]
         return ListResourceTemplatesResult(resource_templates=templates)
 
@@ -93,7 +100,7 @@ class McpResources:
 
         async def read_contents(exchange: McpExchange) -> ReadResourceResult:
             address = parse_uri(params.uri)
-            access.require_scope(exchange.caller, _SCOPES.get(address.kind, "read:executions"))
+            access.require_scope(exchange.caller, _SCOPES_BY_KIND.get(address.kind, "read:executions"))
             return ReadResourceResult(contents=[await self._read_contents(exchange.caller, params.uri, address)])
 
         return await answer_or_refuse(context, read_contents)
@@ -103,7 +110,7 @@ class McpResources:
     ) -> TextResourceContents | BlobResourceContents:
         if address.kind == "artifact":
             size, chunks = await self._artifacts.open_body(caller, address.id, None)
-            return _render_contents(uri, _JSON, await self._collect_bytes(uri, size, chunks))
+            return _render_contents(uri, _JSON_TYPE, await self._collect_bytes(uri, size, chunks))
         if address.kind == "file":
             async with self._store.transaction(caller) as tx:
                 file, key = await workspaces.get_file(tx, address.id, address.path)
@@ -115,9 +122,9 @@ class McpResources:
             if address.kind == "logs":
                 return TextResourceContents(uri=uri, mime_type="text/plain", text=await _read_log(tx, address.id))
             if address.kind == "files":
-                return TextResourceContents(uri=uri, mime_type=_JSON, text=await _list_files(tx, address.id))
+                return TextResourceContents(uri=uri, mime_type=_JSON_TYPE, text=await _list_files(tx, address.id))
             execution = await executions.get_execution(tx, address.id)
-        return TextResourceContents(uri=uri, mime_type=_JSON, text=encode_json(execution))
+        return TextResourceContents(uri=uri, mime_type=_JSON_TYPE, text=encode_json(execution))
 
     async def _collect_bytes(self, uri: str, size: int, chunks: AsyncIterator[bytes]) -> bytes:
         _refuse_large(uri, size)
@@ -140,7 +147,7 @@ async def _list_newest(tx: Tx, caller: Caller, page: Page) -> tuple[list[Resourc
                 name=run.run_name,
                 uri=format_execution_uri(run.id),
                 description=f"A run of {run.created_at:%Y-%m-%d %H:%M} UTC, {run.status}.",
-                mime_type=_JSON,
+                mime_type=_JSON_TYPE,
             )
             for run in runs.items
         ]
@@ -152,7 +159,7 @@ async def _list_newest(tx: Tx, caller: Caller, page: Page) -> tuple[list[Resourc
                 name=artifact.kurral_id,
                 uri=format_artifact_uri(artifact.kurral_id),
                 description=f"An artifact of {artifact.created_at:%Y-%m-%d %H:%M} UTC.",
-                mime_type=_JSON,
+                mime_type=_JSON_TYPE,
             )
             for artifact in artifacts.items
         ]
@@ -192,7 +199,7 @@ def _render_contents(uri: str, media_type: str, content: bytes) -> TextResourceC
 
 def _refuse_large(uri: str, size: int) -> None:
     if size > MAX_RESOURCE_BYTES:
-        path = uri.removeprefix(SCHEME)
+        path = uri.removeprefix(URI_SCHEME)
         raise DomainError(
             "file_too_large",
             f"The resource has {size} bytes, more than the {MAX_RESOURCE_BYTES} that are read here. "

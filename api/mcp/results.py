@@ -24,7 +24,7 @@ def render_result(execution: Execution, files: list[WorkspaceFile]) -> CallToolR
     is_completed = execution.status == "completed"
     return CallToolResult(
         content=content,
-        structured_content=_structure(execution.output_data) if is_completed else None,
+        structured_content=_wrap_output(execution.output_data) if is_completed else None,
         is_error=not is_completed,
         _meta=_describe_run(execution),
     )
@@ -78,7 +78,7 @@ def _name_call(call: dict[str, Any]) -> str:
     return f"the step {call.get('name') or call.get('step')!r}"
 
 
-def _structure(output: Any) -> dict[str, Any]:
+def _wrap_output(output: Any) -> dict[str, Any]:
     """Return an output as an object: up to protocol 2025-11-25 structured content is no other value."""
     return output if isinstance(output, dict) else {"result": output}
 

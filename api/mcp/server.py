@@ -36,7 +36,7 @@ from domain.shared.errors import DomainError, Forbidden, InvalidField
 from infra.settings import Settings
 from infra.version import PADDOCK_VERSION
 
-_INSTRUCTIONS: Final = (
+_SERVER_INSTRUCTIONS: Final = (
     "Each tool runs an agent, a crew or a workflow of Paddock and answers with its result. Files that a run left are "
     "linked from the answer; runs, their logs and files, and artifacts are resources."
 )
@@ -54,7 +54,7 @@ class McpServer:
             "paddock",
             version=PADDOCK_VERSION,
             title=settings.app_name,
-            instructions=_INSTRUCTIONS,
+            instructions=_SERVER_INSTRUCTIONS,
             # Our schemas name no headers; without this the library would list all tools before each call.
             get_tool_input_schema=lambda _name: None,
             on_list_tools=calls.list_tools,
@@ -110,7 +110,7 @@ class McpServer:
 
 
 class _DelegatedResponse(Response[bytes]):
-    """Let the library answer, with the body as it was read."""
+    """Answer by the library, with the body as it was read."""
 
     def __init__(
         self, manager: StreamableHTTPSessionManager, exchange: McpExchange, body: bytes, message: RpcMessage

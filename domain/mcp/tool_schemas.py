@@ -51,8 +51,8 @@ def _schema_from_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the declared inputs of a workflow as a JSON Schema."""
     properties: dict[str, Any] = {}
     for name, declaration in inputs.items():
-        kept = {key: declaration[key] for key in ("type", "description") if declaration.get(key) is not None}
-        properties[name] = {**kept, **({"default": declaration["default"]} if "default" in declaration else {})}
+        shown = {key: declaration[key] for key in ("type", "description") if declaration.get(key) is not None}
+        properties[name] = {**shown, **({"default": declaration["default"]} if "default" in declaration else {})}
     required = [name for name, declaration in inputs.items() if declaration.get("required")]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 

@@ -17,7 +17,7 @@ def handle(payload):
     pathlib.Path("/work/out").mkdir()
     pathlib.Path("/work/report.txt").write_text("what came of it")
     pathlib.Path("/work/out/data.json").write_text("{}")
-    return {"greeting": "Hello, " + payload.get("task", "nobody"), "inputs": payload}
+    return {"greeting": "Hello, " + payload.get("task", "you"), "inputs": payload}
 """
 FAILING_SOURCE = "def handle(payload):\n    raise ValueError('no such customer')\n"
 either_protocol = pytest.mark.parametrize("mode", PROTOCOL_MODES)
