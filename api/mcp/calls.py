@@ -31,7 +31,7 @@ from domain.shared.errors import OUTAGE_CODES, Conflict, DomainError
 from domain.shared.pages import Page
 from domain.shared.status import TERMINAL_STATUSES
 
-# A run that waits for a person is answered too, however long that takes: a client does not wait for days.
+# A run that waits for a person is answered too: clients do not wait for days.
 _ANSWERED_STATUSES: Final = TERMINAL_STATUSES | {"waiting"}
 _WAIT_SECONDS: Final = 3600.0
 # These are errors of the request; all others are the tool's, for the model to read.

@@ -51,8 +51,13 @@ def _schema_from_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the declared inputs of a workflow as a JSON Schema."""
     properties: dict[str, Any] = {}
     for name, declaration in inputs.items():
-        shown = {key: declaration[key] for key in ("type", "description") if declaration.get(key) is not None}
-        properties[name] = {**shown, **({"default": declaration["default"]} if "default" in declaration else {})}
+        described_fields = {
+            key: declaration[key] for key in ("type", "description") if declaration.get(key) is not None
+        }
+        properties[name] = {
+            **described_fields,
+            **({"default": declaration["default"]} if "default" in declaration else {}),
+        }
     required = [name for name, declaration in inputs.items() if declaration.get("required")]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
