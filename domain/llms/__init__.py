@@ -13,7 +13,19 @@ from domain.llms.content import (
     MessageText,
     join_text,
 )
+from domain.llms.conversation import (
+    MAX_SENT_BYTES,
+    MAX_SENT_MESSAGES,
+    ConversationMessage,
+    estimate_tokens,
+    list_open_calls,
+    measure_message,
+    message_to_json,
+    read_conversation,
+    show_message,
+)
 from domain.llms.embeddings import EmbeddingCall, EmbeddingReply
+from domain.llms.image_urls import BadImage, decode_image, read_image_url
 from domain.llms.messages import (
     ChatMessage,
     FinishReason,
@@ -76,6 +88,18 @@ from domain.llms.service import (
 )
 
 __all__ = [
+    "read_image_url",
+    "decode_image",
+    "BadImage",
+    "show_message",
+    "read_conversation",
+    "message_to_json",
+    "measure_message",
+    "list_open_calls",
+    "estimate_tokens",
+    "ConversationMessage",
+    "MAX_SENT_MESSAGES",
+    "MAX_SENT_BYTES",
     "ALL_PROVIDERS",
     "AZURE_V1_VERSIONS",
     "CONNECTION_PARAMETERS",

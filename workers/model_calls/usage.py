@@ -6,9 +6,7 @@ from typing import Final
 import msgspec
 
 from domain.llms import (
-    COUNTED_IMAGE_BYTES,
     ChatMessage,
-    MessageImage,
     ModelErrorKind,
     ModelReply,
     ModelToolCall,
@@ -21,6 +19,7 @@ from domain.llms import (
     TextDelta,
     ToolCallDelta,
     ToolSpec,
+    measure_message,
 )
 from domain.shared.unicode_text import repair_text
 
@@ -34,7 +33,7 @@ class UsageMeter:
     """Count what one call has used so far."""
 
     def __init__(self, messages: tuple[ChatMessage, ...], tools: tuple[ToolSpec, ...]) -> None:
-        self.prompt_bytes = sum(_measure_message(message) for message in messages) + sum(
+        self.prompt_bytes = sum(measure_message(message) for message in messages) + sum(
             _measure_tool(tool) for tool in tools
         )
         self.answer_bytes = self.part_count = 0
@@ -142,12 +141,6 @@ def clean_part(part: ReplyPart) -> ReplyPart:
     )
     message = msgspec.structs.replace(part.message, content=repair_text(part.message.content), tool_calls=calls)
     return msgspec.structs.replace(part, message=message)
-
-
-def _measure_message(message: ChatMessage) -> int:
-    calls = sum(len(call.name.encode()) + len(call.arguments.encode()) for call in message.tool_calls)
-    images = sum(isinstance(part, MessageImage) for part in message.parts)
-    return len(message.content.encode()) + calls + 16 + images * COUNTED_IMAGE_BYTES
 
 
 def _measure_tool(tool: ToolSpec) -> int:

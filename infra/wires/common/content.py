@@ -1,8 +1,5 @@
 """Build the content of a message out of its texts and images, and read the marks for a provider's cache."""
 
-import base64
-import binascii
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,24 +8,22 @@ import msgspec
 
 from domain.egress import EgressEntry
 from domain.llms import (
-    IMAGE_MEDIA_TYPES,
-    MAX_IMAGE_URL_CHARACTERS,
     MAX_IMAGES,
+    BadImage,
     CacheTtl,
     ChatMessage,
     ImageDetail,
     MessageImage,
     MessagePart,
     MessageText,
+    decode_image,
     join_text,
+    read_image_url,
 )
 from infra.wires.common.errors import WireRefusal
 
 # Parts of this kind are images, in the shapes of the three APIs. Libraries mix them.
 IMAGE_KINDS: Final = frozenset({"image_url", "input_image", "image"})
-_DATA_URL_PATTERN: Final = re.compile(r"data:([^;,]*)((?:;[^;,]*)*);base64,", re.IGNORECASE)
-_URL_SHAPES: Final = "must be an https URL, or data:image/…;base64,… with the image itself."
-_TYPE_SYNONYMS: Final = {"image/jpg": "image/jpeg"}
 
 
 class _CacheControl(msgspec.Struct, forbid_unknown_fields=True):
@@ -148,30 +143,14 @@ def _read_source(source: _ImageSource, where: str) -> MessageImage:
 
 
 def _read_url(url: str, where: str) -> MessageImage:
-    if (head := _DATA_URL_PATTERN.match(url)) is not None:
-        return _decode_image(head[1], url[head.end() :], where)
     try:
-        parts = urlsplit(url)
-        is_right = parts.scheme == "https" and bool(parts.hostname) and parts.username is None and parts.port != 0
-    except ValueError:
-        is_right = False
-    if not is_right or not url.isprintable() or " " in url:
-        raise WireRefusal(400, f"`{where}` {_URL_SHAPES}", param=where)
-    if len(url) > MAX_IMAGE_URL_CHARACTERS:
-        message = f"`{where}` is longer than {MAX_IMAGE_URL_CHARACTERS} characters."
-        raise WireRefusal(400, message, param=where)
-    return MessageImage(url=url)
+        return read_image_url(url)
+    except BadImage as error:
+        raise WireRefusal(400, f"`{where}` {error.reason}", param=where) from None
 
 
 def _decode_image(media_type: str, data: str, where: str) -> MessageImage:
-    kind = _TYPE_SYNONYMS.get(media_type.strip().lower(), media_type.strip().lower())
-    if kind not in IMAGE_MEDIA_TYPES:
-        types = ", ".join(sorted(IMAGE_MEDIA_TYPES))
-        raise WireRefusal(400, f"`{where}` is of type {media_type[:40]!r}; images are {types}.", param=where)
     try:
-        content = base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise WireRefusal(400, f"`{where}` is not base64.", param=where) from None
-    if not content:
-        raise WireRefusal(400, f"`{where}` is an empty image.", param=where)
-    return MessageImage(data=content, media_type=kind)
+        return decode_image(media_type, data)
+    except BadImage as error:
+        raise WireRefusal(400, f"`{where}` {error.reason}", param=where) from None

@@ -1,0 +1,66 @@
+"""Keep threads: conversations that runs go on with one after another, each adding its turn or nothing."""
+
+from domain.threads.schema import (
+    MAX_THREAD_MESSAGES,
+    NewThread,
+    PatchThread,
+    StoredMessage,
+    Thread,
+    ThreadFork,
+    ThreadMessage,
+    ThreadMessages,
+    Threads,
+)
+from domain.threads.service import (
+    add_messages_by_hand,
+    create_thread,
+    delete_thread,
+    fork_thread,
+    get_thread,
+    list_messages,
+    list_threads,
+    lock_thread_for_retry,
+    patch_thread,
+    prepare_start,
+)
+from domain.threads.turns import (
+    MAX_HISTORY_TOKENS,
+    NO_CONVERSATION,
+    Conversation,
+    append_turn,
+    build_plain_turn,
+    load_conversation,
+)
+from domain.threads.window import DEFAULT_CONTEXT_TOKENS, close_open_calls, fit_window, split_units
+
+__all__ = [
+    "DEFAULT_CONTEXT_TOKENS",
+    "MAX_HISTORY_TOKENS",
+    "MAX_THREAD_MESSAGES",
+    "NO_CONVERSATION",
+    "Conversation",
+    "NewThread",
+    "PatchThread",
+    "StoredMessage",
+    "Thread",
+    "ThreadFork",
+    "ThreadMessage",
+    "ThreadMessages",
+    "Threads",
+    "add_messages_by_hand",
+    "append_turn",
+    "build_plain_turn",
+    "close_open_calls",
+    "create_thread",
+    "delete_thread",
+    "fit_window",
+    "fork_thread",
+    "get_thread",
+    "list_messages",
+    "list_threads",
+    "load_conversation",
+    "lock_thread_for_retry",
+    "patch_thread",
+    "prepare_start",
+    "split_units",
+]

@@ -1,0 +1,70 @@
+"""Choose the messages of a conversation that a model reads, where all of them would be too many.
+
+A unit is what stays together: before the question, a turn of a user with all that answered it; after it, an answer
+with the results of its tool calls. The oldest units go first. The question stays, whatever its size.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from domain.llms import ChatMessage, estimate_tokens
+
+# Tokens of a prompt where the agent sets no `context_tokens`.
+DEFAULT_CONTEXT_TOKENS: Final = 64_000
+_NO_RESULT: Final = '{"error":"This call has no result."}'
+
+
+def fit_window(messages: Sequence[ChatMessage], question: int, max_tokens: int) -> list[ChatMessage]:
+    """Return the messages that fit into so many tokens, with the one at the place `question`.
+
+    The newest are kept. What belongs to the question, and the newest unit, are kept even if they do not fit.
+    """
+    units = split_units(messages, question)
+    sizes = [sum(estimate_tokens(message) for message in messages[start:end]) for start, end in units]
+    kept = {place for place, (start, end) in enumerate(units) if start <= question < end or place == len(units) - 1}
+    room = max_tokens - sum(sizes[place] for place in kept)
+    for place in reversed(range(len(units))):
+        if place in kept:
+            continue
+        room -= sizes[place]
+        if room < 0:
+            break
+        kept.add(place)
+    return [message for place in sorted(kept) for message in messages[units[place][0] : units[place][1]]]
+
+
+def split_units(messages: Sequence[ChatMessage], question: int) -> list[tuple[int, int]]:
+    """Return where each unit of a conversation begins and ends."""
+    starts: list[int] = []
+    for place, message in enumerate(messages):
+        follows_system = place > 0 and messages[place - 1].role == "system"
+        is_turn = message.role in ("user", "system") and not follows_system
+        if place == 0 or is_turn or (place > question and message.role == "assistant"):
+            starts.append(place)
+    return list(zip(starts, [*starts[1:], len(messages)], strict=True))
+
+
+def close_open_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Return the messages with a result for each call that has none, as providers refuse calls without results.
+
+    A result whose call is not there is left out.
+    """
+    closed: list[ChatMessage] = []
+    waiting: dict[str, str] = {}
+    for message in messages:
+        if message.role == "tool":
+            if message.tool_call_id in waiting:
+                del waiting[message.tool_call_id]
+                closed.append(message)
+            continue
+        closed += _build_missing_results(waiting)
+        waiting = {call.id: call.name for call in message.tool_calls}
+        closed.append(message)
+    return closed + _build_missing_results(waiting)
+
+
+def _build_missing_results(waiting: dict[str, str]) -> list[ChatMessage]:
+    return [
+        ChatMessage(role="tool", content=_NO_RESULT, tool_call_id=call_id, name=name, is_error=True)
+        for call_id, name in waiting.items()
+    ]
