@@ -55,6 +55,8 @@ ERROR_TABLE: Final[dict[str, tuple[int, str]]] = {
     "refresh_token_reused": (401, "The refresh token was already used"),
     "sandbox_unavailable": (503, "The host cannot isolate code"),
     "secret_unavailable": (409, "A secret is missing"),
+    "thread_busy": (409, "A run of the thread has not ended"),
+    "thread_changed": (409, "The thread was changed meanwhile"),
     "state_conflict": (409, "The state was changed meanwhile"),
     "storage_full": (503, "A disk is full"),
     "storage_unavailable": (503, "Object storage is unavailable"),

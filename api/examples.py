@@ -127,6 +127,10 @@ EXAMPLE_BODIES: Final[dict[str, Any]] = {
         "agent_id": "poet",
         "inputs": {"task": "Say something about horses."},
     },
+    "create_thread": {"title": "A trip to Rome", "tags": ["travel"]},
+    "update_thread": {"tags": ["travel", "italy"]},
+    "add_thread_messages": {"messages": [{"role": "user", "content": "What is worth seeing in Rome?"}]},
+    "fork_thread": {"at": 0},
     "update_schedule": {"cron_expression": "30 9 * * MON-FRI"},
 }
 

@@ -50,6 +50,7 @@ class ExecutionQuery:
     workflow_id: str | None = None
     schedule_id: str | None = None
     parent_id: str | None = None
+    thread_id: str | None = None
     since: QueryTime = None
     until: QueryTime = None
     tag: list[str] | None = None

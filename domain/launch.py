@@ -2,7 +2,7 @@
 
 import msgspec
 
-from domain import crews, executions, files, plans, workflows, workspaces
+from domain import crews, executions, files, plans, threads, workflows, workspaces
 from domain.executions import Execution, ExecutionStart, TargetedExecutionStart, get_execution
 from domain.ports import Tx
 from domain.shared.access import Caller
@@ -28,6 +28,7 @@ async def start_agent(
 ) -> Execution:
     """Start an agent with the files that the run is given. Errors: `missing_scope`, and those of both."""
     files.require_file_access(caller, data.files)
+    data = await threads.prepare_start(tx, caller, data)
     execution = await executions.start_execution(tx, caller, reference, data, schedule_id)
     return await _give_files(tx, execution)
 
@@ -37,6 +38,7 @@ async def start_crew(
 ) -> Execution:
     """Start a crew. Errors: `missing_scope`, `not_found`, `invalid_field`, `conflict`."""
     files.require_file_access(caller, data.files)
+    data = await threads.prepare_start(tx, caller, data)
     crew = await crews.get_crew(tx, reference, lock="share")
     plan = await crews.compile_crew(tx, caller, crew, data.model)
     crews.validate_inputs(crew, plan, executions.build_payload(data))
@@ -48,6 +50,7 @@ async def start_workflow(
 ) -> Execution:
     """Start a workflow. Errors: `missing_scope`, `not_found`, `invalid_field`, `conflict`."""
     files.require_file_access(caller, data.files)
+    data = await threads.prepare_start(tx, caller, data)
     workflow = await workflows.get_workflow(tx, reference)
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
     payload = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
@@ -63,6 +66,8 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed
     Errors: `not_found`, `conflict`, and those of starting it.
     """
     old = await get_execution(tx, execution_id)
+    if old.thread_id is not None:
+        await threads.lock_thread_for_retry(tx, old.thread_id)
     if old.lane == "plan":
         execution = await plans.retry_plan(tx, caller, execution_id, from_failed)
         # A run that goes on has the files of the one before, with what was made of them.

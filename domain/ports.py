@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from domain.targets import Targets
     from domain.tasks import Tasks
     from domain.templates import Templates
+    from domain.threads import Threads
     from domain.tools import Tools
     from domain.traces import Traces
     from domain.workflows import Workflows
@@ -89,6 +90,7 @@ class Tx(Protocol):
     llms: Llms
     mcp: McpTargets
     templates: Templates
+    threads: Threads
     crews: Crews
     targets: Targets
     tasks: Tasks

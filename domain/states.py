@@ -21,7 +21,7 @@ from domain.shared.pages import Listing, Page
 
 DEFAULT_STATE_NAME: Final = "default"
 MAX_STATE_BYTES: Final = 1024 * 1024
-# The states of one agent.
+# The states of one agent besides those of threads.
 MAX_STATES: Final = 10_000
 # The revision of a state that does not exist.
 NO_REVISION: Final = 0
@@ -62,11 +62,22 @@ class States(Protocol):
         ...
 
     async def count_other(self, agent_id: str, name: str) -> int:
-        """Count the agent's states besides this one, up to `MAX_STATES`."""
+        """Count the agent's states besides this one and those of threads, up to `MAX_STATES`."""
         ...
 
-    async def save_json(self, agent_id: str, name: str, value: bytes, revision: int | None, now: datetime) -> bool:
-        """Replace or create a state; with a `revision` only if it has that one. Returns whether it was written."""
+    async def save_json(
+        self,
+        agent_id: str,
+        name: str,
+        value: bytes,
+        revision: int | None,
+        now: datetime,
+        thread_id: str | None = None,
+    ) -> bool:
+        """Replace or create a state; with a `revision` only if it has that one. Returns whether it was written.
+
+        A state of a thread is deleted with it.
+        """
         ...
 
     async def delete(self, agent_id: str, name: str) -> bool: ...
@@ -119,10 +130,10 @@ async def save_run_state(tx: Tx, execution: Execution, value: bytes, revision: i
 
     Errors: `state_conflict`, `quota_exceeded`.
     """
-    name, agent_id = get_state_name(execution), execution.agent_id or ""
-    if revision == NO_REVISION:
+    name, agent_id, thread_id = get_state_name(execution), execution.agent_id or "", execution.thread_id
+    if revision == NO_REVISION and thread_id is None:
         await _check_count(tx, agent_id, name)
-    if not await tx.states.save_json(agent_id, name, value, revision, tx.now):
+    if not await tx.states.save_json(agent_id, name, value, revision, tx.now, thread_id):
         raise Conflict(
             f"Another run changed the state {name!r} after this one had read it, so this one cannot be completed. Run "
             "it again. To prevent this, let the agent run once at a time (max_concurrency: 1), or give the runs states "
@@ -144,8 +155,8 @@ def explain_bad_state(value: bytes) -> str | None:
 
 
 def get_state_name(execution: Execution) -> str:
-    """Return the name of the state that a run reads and leaves."""
-    return execution.state or DEFAULT_STATE_NAME
+    """Return the name of the state that a run reads and leaves: in a thread, that of the thread."""
+    return execution.state or execution.thread_id or DEFAULT_STATE_NAME
 
 
 def _refuse_model_agent(agent: Agent) -> None:

@@ -39,6 +39,15 @@ EntityReference = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[
 ModelReference = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
 Temperature = Annotated[float, Meta(ge=0, le=2, examples=[0.7])]
 MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000, examples=[2000])]
+ContextTokens = Annotated[
+    int,
+    Meta(
+        ge=256,
+        le=10_000_000,
+        description="Tokens of a prompt, estimated at four bytes each; the oldest turns are left out first.",
+        examples=[32_000],
+    ),
+]
 MaxSteps = Annotated[int, Meta(ge=1, le=MAX_AGENT_STEPS, description="Maximum number of model calls in one run.")]
 TimeoutSeconds = Annotated[int, Meta(ge=1, le=MAX_TIMEOUT_SECONDS, description="Seconds of wall time.", examples=[300])]
 ToolReferences = Annotated[
@@ -50,6 +59,7 @@ LLM_FIELDS: Final = (
     *("role", "goal", "backstory", "instructions", "provider", "model", "fallback_model", "temperature"),
     *("max_tokens", "max_steps", "timeout", "allow_delegation", "verbose", "template", "template_id"),
     *("input_schema", "output_schema"),
+    *("context_tokens", "summary"),
 )
 
 
@@ -66,8 +76,10 @@ class Agent(msgspec.Struct, kw_only=True):
 
     A model agent (`llm`) shows its own fields; null fields are inherited from its `parent` (`?resolved=true` shows the
     effective values), and its tools are added to those of its parent. `max_tokens` limits one answer, `max_steps` the
-    model calls in one run, and `timeout` is in seconds. `fallback_model` is called if `model` does not answer. The text
-    of the `template` comes before the `instructions`; `template_text` is set only with the effective values.
+    model calls in one run, and `timeout` is in seconds. `context_tokens` limits what the model is sent of a
+    conversation; with `summary`, it sums up what is left out of a thread. `fallback_model` is called if `model` does
+    not answer. The text of the `template` comes before the `instructions`; `template_text` is set only with the
+    effective values.
     """
 
     id: str
@@ -94,6 +106,8 @@ class Agent(msgspec.Struct, kw_only=True):
     tools: list[str] = msgspec.field(default_factory=list)
     allow_delegation: bool | None = None
     verbose: bool | None = None
+    context_tokens: int | None = None
+    summary: bool | None = None
     template: str | None = None
     template_id: str | None = None
     template_text: str | None = None
@@ -177,6 +191,8 @@ class ModelAgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     tools: ToolReferences | UnsetType = UNSET
     allow_delegation: bool | None | UnsetType = UNSET
     verbose: bool | None | UnsetType = UNSET
+    context_tokens: ContextTokens | None | UnsetType = UNSET
+    summary: bool | None | UnsetType = UNSET
     template: EntityReference | None | UnsetType = UNSET
     parent: EntityReference | None | UnsetType = UNSET
 

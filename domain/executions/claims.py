@@ -7,6 +7,7 @@ import msgspec
 from domain import events
 from domain.events import ExecutionEvent
 from domain.executions.schema import (
+    THREAD_UNCHANGED,
     WHOLE_LANE,
     AttemptOutcome,
     Execution,
@@ -80,6 +81,9 @@ async def settle_executions(tx: Tx, outcomes: list[AttemptOutcome]) -> Execution
 def _prepare_outcome(attempt: AttemptOutcome, now: datetime) -> AttemptOutcome:
     """Return an outcome within the limits, with its traceback as the last event of the log."""
     outcome = enforce_result_limits(attempt.outcome)
+    if outcome.error_type is not None and attempt.execution.thread_id is not None:
+        message = f"{outcome.error_message or ''}{THREAD_UNCHANGED}".strip()
+        outcome = msgspec.structs.replace(outcome, error_message=message)
     if not outcome.stack:
         return msgspec.structs.replace(attempt, outcome=outcome)
     traceback = events.build_log_event("ERROR", outcome.stack, now, "traceback")

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
-from domain.llms import ModelOptions, ToolSpec
+from domain.llms import ConversationMessage, ModelOptions, ToolSpec
 from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import InvalidField
 from domain.shared.jobs import Job
@@ -50,6 +50,9 @@ _PLATFORM_ERROR_TYPES: Final = frozenset(
 )
 _PLATFORM_PATTERN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 
+# Ends the message of a run in a thread that did not complete.
+THREAD_UNCHANGED: Final = " The thread is as it was before this run."
+
 Payload = Annotated[dict[str, Any], Meta(examples=[{"input": "Hello, world!"}])]
 TimeoutSeconds = Annotated[
     int,
@@ -68,6 +71,14 @@ RunFiles = Annotated[
         description="A path below the run's work folder for each file, and the id of an uploaded file. "
         "Naming files takes the scope `read:files`.",
         examples=[{"data.csv": "file_01k3v9rt0hf7btqeqn5j8x2a4c"}],
+    ),
+]
+ThreadId = Annotated[str, Meta(examples=["thread_01k3v9rt0hf7btqeqn5j8x2a4c"])]
+StartMessages = Annotated[
+    list[ConversationMessage],
+    Meta(
+        description="A conversation before the task, in the form of OpenAI's chat completions.",
+        examples=[[{"role": "user", "content": "My name is Ada."}, {"role": "assistant", "content": "Hello, Ada."}]],
     ),
 ]
 RunName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]*$(?!\n)")]
@@ -179,6 +190,8 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     a workflow. `cost_limit` bounds what the run's calls of models may cost. `run_name` is the name of the execution.
     `state` names the state that uploaded code reads and leaves, by default `default`. `tags` and `metadata` find the
     execution again.
+    `thread_id` names the thread that the run goes on with, and `thread` opens a new one; the run adds its turn when it
+    is completed. `messages` come before the task, and after those of the thread.
     """
 
     payload: Payload | None = None
@@ -195,6 +208,9 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     files: RunFiles | None = None
     tags: Tags | None = None
     metadata: Metadata | None = None
+    thread_id: ThreadId | None = None
+    thread: bool | None = None
+    messages: StartMessages | None = None
 
 
 class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):
@@ -239,6 +255,7 @@ class ExecutionFilter(msgspec.Struct, frozen=True):
     workflow_id: str | None = None
     schedule_id: str | None = None
     parent_id: str | None = None
+    thread_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     tag: list[str] | None = None

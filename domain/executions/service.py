@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import agents, schemas, secrets, tools
+from domain import agents, llms, schemas, secrets, tools
 from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
 from domain.executions.answers import apply_answer_start
@@ -70,6 +70,7 @@ async def start_execution(
 
 def apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
     """Return an execution with the options that agents, crews and workflows start with. Errors: `invalid_field`."""
+    messages = None if data.messages is None else [llms.message_to_json(message) for message in data.messages]
     return msgspec.structs.replace(
         execution,
         run_name=execution.run_name if data.run_name is None else data.run_name,
@@ -78,6 +79,8 @@ def apply_start_options(execution: Execution, data: ExecutionStart, schedule_id:
         files=data.files,
         tags=check_tags(data.tags or []),
         metadata=check_metadata(data.metadata),
+        thread_id=data.thread_id,
+        messages=messages,
     )
 
 
@@ -140,6 +143,8 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "state",
         "files",
         "output_schema",
+        "thread_id",
+        "messages",
         "timeout",
         "max_attempts",
         "tags",
@@ -195,7 +200,7 @@ async def _build_model_execution(
     """Build an execution of a model agent, with the agent as this run uses it. Errors: `conflict`, `invalid_field`."""
     if data.agent_version_id is not None:
         raise InvalidField("agent_version_id", f"{agent.name!r} is a model agent; it has no versions.")
-    if not payload:
+    if not payload and not await _has_question(tx, data):
         raise InvalidField("task", "is required: describe the task, here or in inputs.")
     spec = await agents.resolve_spec(tx, agent, data.model)
     if isinstance(data, AnswerStart):
@@ -213,6 +218,13 @@ async def _build_model_execution(
         max_attempts=data.max_attempts or DEFAULT_MAX_ATTEMPTS,
     )
     return spec, execution
+
+
+async def _has_question(tx: Tx, data: ExecutionStart) -> bool:
+    """Return whether the conversation before the task ends with something to answer."""
+    if data.messages:
+        return data.messages[-1].role in ("user", "tool")
+    return data.thread_id is not None and await tx.threads.find_last_role(data.thread_id) in ("user", "tool")
 
 
 def _build_for_caller(tx: Tx, caller: Caller, name: str, input_data: dict[str, Any]) -> Execution:

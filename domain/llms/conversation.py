@@ -191,9 +191,9 @@ def _show_part(part: MessagePart) -> ContentPart:
     return ContentPart(type="image_url", image_url=ImageLink(url=url, detail=part.detail))
 
 
-def message_to_json(message: ChatMessage) -> dict[str, Any]:
-    """Return a message as it is shown, without the fields that it does not have."""
-    fields: dict[str, Any] = msgspec.to_builtins(show_message(message))
+def message_to_json(message: ConversationMessage) -> dict[str, Any]:
+    """Return a message as JSON, without the fields that it does not have."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
     return {name: value for name, value in fields.items() if value is not None or name == "content"}
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import executions
+from domain import executions, threads
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
 from domain.executions import Execution
@@ -21,6 +21,7 @@ from domain.plans.engine import PlanOutcome, PlanState, StepFailed
 from domain.plans.renderer import PlanScope
 from domain.plans.schema import AgentWork, LockedPlan, Plan, PlanStep, StepProgress, StepRun, format_step_label
 from domain.ports import Tx
+from domain.shared.errors import DomainError
 from domain.shared.jobs import Job
 from domain.shared.leases import LostLease
 from domain.shared.status import TERMINAL_STATUSES, ExecutionStatus
@@ -258,6 +259,7 @@ class _Advance:
         if outcome is not None:
             if outcome.error_type is None:
                 outcome, changes = await self._render_result(events)
+            outcome = await self._end_turn(outcome, changes)
             status, waiting = ("failed" if outcome.error_type else "completed"), []
             changes |= {"completed_at": tx.now}
             changes |= {"error_type": outcome.error_type, "error_message": outcome.error_message}
@@ -276,6 +278,25 @@ class _Advance:
         tx.announce_status(before.id, status)
         if outcome is not None and before.parent_id is not None:
             tx.ring_job(Job(lane="plan", row_id=before.parent_id, tenant_id=before.tenant_id, attempt=0))
+
+    async def _end_turn(self, outcome: PlanOutcome, changes: dict[str, Any]) -> PlanOutcome:
+        """Write the turn of a completed plan to its thread. Return the outcome, or why that cannot be."""
+        execution = self._execution
+        if execution.thread_id is None:
+            return outcome
+        if outcome.error_type is None:
+            turn = threads.build_plain_turn(execution, changes.get("output_data"))
+            try:
+                await threads.append_turn(self._tx, execution, threads.NO_CONVERSATION, turn)
+            except DomainError as error:
+                if error.code not in threads.THREAD_ERRORS:
+                    raise
+                changes.clear()
+                outcome = PlanOutcome(error_type=error.code, error_message=error.detail)
+        if outcome.error_type is not None:
+            message = f"{outcome.error_message or ''}{executions.THREAD_UNCHANGED}".strip()
+            outcome = msgspec.structs.replace(outcome, error_message=message)
+        return outcome
 
     async def _render_result(self, events: list[ExecutionEvent]) -> tuple[PlanOutcome, dict[str, Any]]:
         try:

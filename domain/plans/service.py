@@ -72,6 +72,8 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
         files=old.files,
         tags=old.tags,
         metadata=old.metadata,
+        thread_id=old.thread_id,
+        messages=old.messages,
         retry_of=old.id,
     )
     if not from_failed:

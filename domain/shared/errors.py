@@ -48,6 +48,8 @@ ERROR_CODES: Final = frozenset(
         "state_conflict",
         "storage_full",
         "storage_unavailable",
+        "thread_busy",
+        "thread_changed",
         "tool_failed",
         "unauthenticated",
         "unavailable",

@@ -26,10 +26,12 @@ from domain.threads.service import (
 from domain.threads.turns import (
     MAX_HISTORY_TOKENS,
     NO_CONVERSATION,
+    THREAD_ERRORS,
     Conversation,
     append_turn,
     build_plain_turn,
     load_conversation,
+    render_messages,
 )
 from domain.threads.window import DEFAULT_CONTEXT_TOKENS, close_open_calls, fit_window, split_units
 
@@ -38,6 +40,7 @@ __all__ = [
     "MAX_HISTORY_TOKENS",
     "MAX_THREAD_MESSAGES",
     "NO_CONVERSATION",
+    "THREAD_ERRORS",
     "Conversation",
     "NewThread",
     "PatchThread",
@@ -62,5 +65,6 @@ __all__ = [
     "lock_thread_for_retry",
     "patch_thread",
     "prepare_start",
+    "render_messages",
     "split_units",
 ]

@@ -12,13 +12,15 @@ from domain.shared.tags import Metadata, Tags
 
 MAX_THREAD_MESSAGES: Final = 100_000
 MAX_TITLE_CHARACTERS: Final = 200
-# What a thread is called that nobody named: the beginning of its first message of a user.
+# A thread without a title is called after the beginning of its first message of a user.
 DERIVED_TITLE_CHARACTERS: Final = 80
 
 ThreadTitle = Annotated[str, Meta(max_length=MAX_TITLE_CHARACTERS, pattern=r"^[^\x00]*$", examples=["A trip to Rome"])]
 SentMessages = Annotated[
     list[ConversationMessage],
-    Meta(description="Messages in the form of OpenAI's chat completions.", examples=[[{"role": "user", "content": "Hi"}]]),
+    Meta(
+        description="Messages in the form of OpenAI's chat completions.", examples=[[{"role": "user", "content": "Hi"}]]
+    ),
 ]
 
 
@@ -119,6 +121,10 @@ class Threads(Protocol):
 
     async def list_newest(self, thread_id: str, after: int, max_tokens: int) -> list[StoredMessage]:
         """Return the newest messages after a number, oldest first: as many as have so many tokens, and one at least."""
+        ...
+
+    async def find_last_role(self, thread_id: str) -> str | None:
+        """Return the role of a thread's last message, None for a thread without any."""
         ...
 
     async def copy_messages(self, thread_id: str, fork_id: str, at: int) -> None: ...

@@ -101,9 +101,9 @@ async def list_messages(tx: Tx, thread_id: str, page: Page, is_descending: bool)
 
 
 def _show_stored(stored: StoredMessage) -> ThreadMessage:
-    shown = show_message(stored.message)
+    message = show_message(stored.message)
     return ThreadMessage(
-        **{name: getattr(shown, name) for name in shown.__struct_fields__},
+        **{name: getattr(message, name) for name in message.__struct_fields__},
         seq=stored.seq,
         tokens=stored.tokens,
         execution_id=stored.execution_id,

@@ -5,11 +5,12 @@ from typing import Any, Final
 import msgspec
 
 from domain.executions import Execution
-from domain.llms import ChatMessage, ConversationMessage, read_conversation
+from domain.llms import ChatMessage, ConversationMessage, message_to_json, read_conversation, show_message
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from domain.threads.schema import StoredMessage
 from domain.threads.service import add_messages
+from domain.threads.window import split_units
 
 # Tokens of a thread that one run reads at most.
 MAX_HISTORY_TOKENS: Final = 1_000_000
@@ -29,6 +30,8 @@ class Conversation(msgspec.Struct, kw_only=True):
     summarized_seq: int = 0
 
 
+# Reasons for which a turn is not written; then its run fails.
+THREAD_ERRORS: Final = ("thread_changed", "quota_exceeded")
 NO_CONVERSATION: Final = Conversation()
 
 
@@ -75,6 +78,19 @@ async def append_turn(tx: Tx, execution: Execution, conversation: Conversation, 
     if conversation.summarized_seq > thread.summarized_seq:
         thread.summary, thread.summarized_seq = conversation.summary, conversation.summarized_seq
     await add_messages(tx, thread, turn, execution.id)
+
+
+def render_messages(conversation: Conversation, max_bytes: int) -> list[dict[str, Any]]:
+    """Return a conversation as JSON for code: the newest turns of it that have so many bytes together."""
+    messages = [*(stored.message for stored in conversation.history), *conversation.sent]
+    newest: list[dict[str, Any]] = []
+    for start, end in reversed(split_units(messages, len(messages))):
+        unit = [message_to_json(show_message(message)) for message in messages[start:end]]
+        max_bytes -= len(msgspec.json.encode(unit))
+        if max_bytes < 0:
+            break
+        newest = unit + newest
+    return newest
 
 
 def build_plain_turn(execution: Execution, output: Any) -> list[ChatMessage]:

@@ -1,7 +1,7 @@
 """Choose the messages of a conversation that a model reads, where all of them would be too many.
 
 A unit is what stays together: before the question, a turn of a user with all that answered it; after it, an answer
-with the results of its tool calls. The oldest units go first. The question stays, whatever its size.
+with the results of its tool calls. The oldest units go first. The question always stays.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,18 @@ def fit_window(messages: Sequence[ChatMessage], question: int, max_tokens: int) 
     """
     units = split_units(messages, question)
     sizes = [sum(estimate_tokens(message) for message in messages[start:end]) for start, end in units]
-    kept = {place for place, (start, end) in enumerate(units) if start <= question < end or place == len(units) - 1}
-    room = max_tokens - sum(sizes[place] for place in kept)
+    chosen_units = {
+        place for place, (start, end) in enumerate(units) if start <= question < end or place == len(units) - 1
+    }
+    room = max_tokens - sum(sizes[place] for place in chosen_units)
     for place in reversed(range(len(units))):
-        if place in kept:
+        if place in chosen_units:
             continue
         room -= sizes[place]
         if room < 0:
             break
-        kept.add(place)
-    return [message for place in sorted(kept) for message in messages[units[place][0] : units[place][1]]]
+        chosen_units.add(place)
+    return [message for place in sorted(chosen_units) for message in messages[units[place][0] : units[place][1]]]
 
 
 def split_units(messages: Sequence[ChatMessage], question: int) -> list[tuple[int, int]]:
@@ -41,7 +43,7 @@ def split_units(messages: Sequence[ChatMessage], question: int) -> list[tuple[in
         is_turn = message.role in ("user", "system") and not follows_system
         if place == 0 or is_turn or (place > question and message.role == "assistant"):
             starts.append(place)
-    return list(zip(starts, [*starts[1:], len(messages)], strict=True))
+    return list(zip(starts, [*starts[1:], len(messages)], strict=False))
 
 
 def close_open_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:

@@ -61,6 +61,8 @@ class AgentRow(Base):
     tools: Mapped[list[str]] = mapped_column(ARRAY(Text))
     allow_delegation: Mapped[bool | None]
     verbose: Mapped[bool | None]
+    context_tokens: Mapped[int | None]
+    summary: Mapped[bool | None]
     template_id: Mapped[str | None] = mapped_column(Id("tpl"), ForeignKey("templates.id", ondelete="SET NULL"))
     parent_id: Mapped[str | None] = mapped_column(Id("agent"), ForeignKey("agents.id"))
     env: Mapped[Any | None] = mapped_column(create_json_column())

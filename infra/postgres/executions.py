@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from sqlalchemy import (
@@ -23,6 +24,7 @@ from domain.agents import AgentSpec
 from domain.executions import (
     MAX_LOG_CHARACTERS,
     MAX_LOG_LINES,
+    THREAD_UNCHANGED,
     AttemptOutcome,
     Execution,
     ExecutionFilter,
@@ -52,7 +54,7 @@ MAX_LISTED_DATA_BYTES = 16 * 1024
 
 
 _ALL_COLUMNS = list(ExecutionRow.__table__.columns)
-_OPEN_STATUSES = ("pending", "preparing", "running", "waiting")
+OPEN_STATUSES = ("pending", "preparing", "running", "waiting")
 # What a model agent was when it was started is the worker's alone to read.
 _STORED_COLUMNS = [
     *(name for name in Execution.__struct_fields__ if name in ExecutionRow.__table__.columns),
@@ -93,7 +95,7 @@ def _select_with_events(moved: Update, now: datetime) -> Select[Any]:
 
 _REFERENCE_PREFIXES = (
     *(("agent_id", "agent"), ("agent_version_id", "ver"), ("crew_id", "crew"), ("workflow_id", "wf")),
-    *(("schedule_id", "sched"), ("parent_id", "exec")),
+    *(("schedule_id", "sched"), ("parent_id", "exec"), ("thread_id", "thread")),
 )
 EXECUTION_MAPPER = RowMapper(ExecutionRow, Execution)
 _STORED_AS = [(name, *_describe_parameter(ExecutionRow.__table__.columns[name].type)) for name in _STORED_COLUMNS]
@@ -105,15 +107,16 @@ _DESCENDANTS_SQL = f"""
         UNION ALL
         SELECT e.id, b.deep + 1 FROM executions e JOIN below b ON e.parent_id = b.id
     )
-    SELECT e.id FROM executions e JOIN below b ON b.id = e.id WHERE e.status IN {_OPEN_STATUSES}
+    SELECT e.id FROM executions e JOIN below b ON b.id = e.id WHERE e.status IN {OPEN_STATUSES}
     ORDER BY e.lane = 'plan', CASE WHEN e.lane = 'plan' THEN -b.deep ELSE 0 END, e.id FOR NO KEY UPDATE OF e
 """
 _CANCEL_SQL = f"""
     WITH moved AS (
         UPDATE executions SET
-            status = 'cancelled', error_type = 'cancelled', error_message = $2, lease_expires_at = NULL,
+            status = 'cancelled', error_type = 'cancelled', lease_expires_at = NULL,
+            error_message = $2 || CASE WHEN thread_id IS NULL THEN '' ELSE '{THREAD_UNCHANGED}' END,
             completed_at = $3, updated_at = $3, waiting_for = NULL, last_seq = last_seq + 1
-        WHERE id = ANY ($1) AND status IN {_OPEN_STATUSES} RETURNING *
+        WHERE id = ANY ($1) AND status IN {OPEN_STATUSES} RETURNING *
     ), noted AS (
         INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
         SELECT id, last_seq, tenant_id, $3, 'status', json_build_object(
@@ -250,21 +253,18 @@ class PostgresExecutions:
         )
 
     async def cancel_execution(self, execution_id: str, reason: str, now: datetime) -> bool:
-        moved = update(ExecutionRow).where(ExecutionRow.id == execution_id, ExecutionRow.status.in_(_OPEN_STATUSES))
+        moved = update(ExecutionRow).where(ExecutionRow.id == execution_id, ExecutionRow.status.in_(OPEN_STATUSES))
         return await self._update_one(_set_cancelled(moved, reason, now), now) is not None
 
     async def cancel_children(self, execution_id: str, reason: str, now: datetime) -> list[str]:
         result = await self._connection.fetch(_DESCENDANTS_SQL, ids.decode_id("exec", execution_id))
-        if not result:
-            return []
-        records = await self._connection.fetch(_CANCEL_SQL, [record["id"] for record in result], reason, now)
-        return [ids.encode_id("exec", record["id"]) for record in records]
+        return await cancel_executions(self._connection, [record["id"] for record in result], reason, now)
 
     async def count_open_runs(self, agent_id: str) -> int:
         row_id = ids.decode_id("agent", agent_id)
         await self._connection.execute_sql("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
         query = (
-            f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {_OPEN_STATUSES} AND parent_id IS NULL"
+            f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {OPEN_STATUSES} AND parent_id IS NULL"
         )
         return int(await self._connection.fetch_value(query, row_id))
 
@@ -274,7 +274,7 @@ class PostgresExecutions:
         # Locked in the order of ids, as leases are extended, so that the two cannot deadlock; then counted.
         # A CTE is run once; a subquery that locks might be run again, and choose other rows then.
         of_agent = select(ExecutionRow.id).where(
-            ExecutionRow.agent_id == agent_id, ExecutionRow.status.in_(_OPEN_STATUSES)
+            ExecutionRow.agent_id == agent_id, ExecutionRow.status.in_(OPEN_STATUSES)
         )
         if not steps:
             of_agent = of_agent.where(ExecutionRow.parent_id.is_(None))
@@ -331,7 +331,7 @@ class PostgresExecutions:
             .values(
                 status=case((used_up, "failed"), else_="pending"),
                 error_type=case((used_up, "worker_lost"), else_=None),
-                error_message=case((used_up, reason), else_=None),
+                error_message=case((used_up, _explain_in_thread(reason)), else_=None),
                 completed_at=case((used_up, now), else_=None),
                 worker=None,
                 lease_expires_at=None,
@@ -344,11 +344,24 @@ class PostgresExecutions:
         return None if row is None else struct_from_row(row, Execution)
 
 
+async def cancel_executions(connection: TxConnection, row_ids: list[UUID], reason: str, now: datetime) -> list[str]:
+    """Cancel those of these executions that have not ended, and return their ids."""
+    if not row_ids:
+        return []
+    records = await connection.fetch(_CANCEL_SQL, row_ids, reason, now)
+    return [ids.encode_id("exec", record["id"]) for record in records]
+
+
+def _explain_in_thread(reason: Any) -> Any:
+    """Return the expression for the reason of an ending; in a thread, it says that the thread stays as it was."""
+    return func.concat(reason, case((ExecutionRow.thread_id.is_(None), ""), else_=THREAD_UNCHANGED))
+
+
 def _set_cancelled(moved: Update, reason: str, now: datetime) -> Update:
     return moved.values(
         status="cancelled",
         error_type="cancelled",
-        error_message=reason,
+        error_message=_explain_in_thread(reason),
         lease_expires_at=None,
         completed_at=now,
         waiting_for=None,

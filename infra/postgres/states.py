@@ -23,6 +23,7 @@ class AgentStateRow(Base):
     value: Mapped[Any] = mapped_column(create_json_column())
     revision: Mapped[int] = mapped_column(BigInteger, Sequence("agent_state_revisions"))
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
+    thread_id: Mapped[str | None] = mapped_column(Id("thread"))
 
 
 _SUMMARY_COLUMNS: Final = "name, revision, octet_length(value::text) AS size_bytes, updated_at"
@@ -34,11 +35,13 @@ _COUNT_SQL: Final = "SELECT count(*) FROM agent_states WHERE agent_id = $1"
 _FIND_SQL: Final = f"SELECT {_SUMMARY_COLUMNS}, value FROM agent_states WHERE agent_id = $1 AND name = $2"
 _FIND_JSON_SQL: Final = "SELECT value::text, revision FROM agent_states WHERE agent_id = $1 AND name = $2"
 _COUNT_OTHER_SQL: Final = f"""
-    SELECT count(*) FROM (SELECT FROM agent_states WHERE agent_id = $1 AND name <> $2 LIMIT {MAX_STATES}) AS others
+    SELECT count(*) FROM (
+        SELECT FROM agent_states WHERE agent_id = $1 AND name <> $2 AND thread_id IS NULL LIMIT {MAX_STATES}
+    ) AS others
 """
 _INSERT_SQL: Final = """
-    INSERT INTO agent_states (agent_id, name, tenant_id, value, revision, updated_at)
-    VALUES ($1, $2, current_setting('paddock.tenant_id'), $3::text::json, nextval('agent_state_revisions'), $4)
+    INSERT INTO agent_states (agent_id, name, tenant_id, value, revision, updated_at, thread_id)
+    VALUES ($1, $2, current_setting('paddock.tenant_id'), $3::text::json, nextval('agent_state_revisions'), $4, $5)
     ON CONFLICT (agent_id, name)
 """
 _CREATE_SQL: Final = f"{_INSERT_SQL} DO NOTHING RETURNING revision"
@@ -46,8 +49,9 @@ _PUT_SQL: Final = f"""{_INSERT_SQL} DO UPDATE SET
     value = excluded.value, revision = excluded.revision, updated_at = excluded.updated_at RETURNING revision
 """
 _CHANGE_SQL: Final = """
-    UPDATE agent_states SET value = $3::text::json, revision = nextval('agent_state_revisions'), updated_at = $4
-    WHERE agent_id = $1 AND name = $2 AND revision = $5 RETURNING revision
+    UPDATE agent_states SET value = $3::text::json, revision = nextval('agent_state_revisions'), updated_at = $4,
+        thread_id = coalesce($5, thread_id)
+    WHERE agent_id = $1 AND name = $2 AND revision = $6 RETURNING revision
 """
 
 
@@ -84,8 +88,17 @@ class PostgresStates:
     async def count_other(self, agent_id: str, name: str) -> int:
         return int(await self._connection.fetch_value(_COUNT_OTHER_SQL, *_encode_key(agent_id, name)))
 
-    async def save_json(self, agent_id: str, name: str, value: bytes, revision: int | None, now: datetime) -> bool:
-        parameters = *_encode_key(agent_id, name), value.decode(), now
+    async def save_json(
+        self,
+        agent_id: str,
+        name: str,
+        value: bytes,
+        revision: int | None,
+        now: datetime,
+        thread_id: str | None = None,
+    ) -> bool:
+        row_id = None if thread_id is None else ids.decode_id("thread", thread_id)
+        parameters = *_encode_key(agent_id, name), value.decode(), now, row_id
         if revision is None:
             written = await self._connection.fetch(_PUT_SQL, *parameters)
         elif revision == NO_REVISION:

@@ -40,6 +40,7 @@ from domain.stats import Stats
 from domain.targets import Targets
 from domain.tasks import Tasks
 from domain.templates import Templates
+from domain.threads import Threads
 from domain.tools import Tools
 from domain.traces import Traces
 from domain.workflows import Workflows
@@ -80,6 +81,7 @@ from infra.postgres.targets import PostgresTargets
 from infra.postgres.tasks import PostgresTasks
 from infra.postgres.templates import PostgresTemplates
 from infra.postgres.tenants import PostgresTenants
+from infra.postgres.threads import PostgresThreads
 from infra.postgres.tools import PostgresTools
 from infra.postgres.traces import PostgresTraces
 from infra.postgres.workers import PostgresWorkers
@@ -132,6 +134,7 @@ class PostgresTx:
         self.llms: Llms = PostgresLlms(connection)
         self.mcp: McpTargets = PostgresMcpTargets(connection)
         self.templates: Templates = PostgresTemplates(connection)
+        self.threads: Threads = PostgresThreads(connection)
         self.crews: Crews = PostgresCrews(connection)
         self.targets: Targets = PostgresTargets(connection)
         self.tasks: Tasks = PostgresTasks(connection)

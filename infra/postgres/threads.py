@@ -140,6 +140,11 @@ class PostgresThreads:
         records = await self._connection.fetch(_NEWEST_SQL, row_id, after, max_tokens)
         return [_read_message(record) for record in records]
 
+    async def find_last_role(self, thread_id: str) -> str | None:
+        query = "SELECT role FROM thread_messages WHERE thread_id = $1 ORDER BY seq DESC LIMIT 1"
+        records = await self._connection.fetch(query, ids.decode_id("thread", thread_id))
+        return records[0]["role"] if records else None
+
     async def copy_messages(self, thread_id: str, fork_id: str, at: int) -> None:
         row_ids = ids.decode_id("thread", thread_id), ids.decode_id("thread", fork_id)
         await self._connection.execute_sql(_COPY_SQL, *row_ids, at)

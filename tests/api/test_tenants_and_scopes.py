@@ -36,7 +36,14 @@ CREATING_OPERATIONS = {
     "create_evaluation_batch",
 }
 CREATING_OPERATIONS |= {"create_model", "create_provider_key", "create_tool", "create_budget", "create_template"}
-CREATING_OPERATIONS |= {"create_crew", "create_task", "create_workflow", "create_secret", "upload_file"}
+CREATING_OPERATIONS |= {
+    "create_crew",
+    "create_task",
+    "create_workflow",
+    "create_secret",
+    "upload_file",
+    "create_thread",
+}
 # Refused, because the body names an object of another tenant.
 REFERRING_OPERATIONS = {"create_schedule"}
 # These only report on the body.
@@ -84,7 +91,10 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
     answer = await acme.http.put(f"/agents/{agent['id']}/states/{SECRET_TEXT}", json={"value": SECRET_TEXT})
     assert answer.status_code == 200, answer.text
     file = (await acme.http.post("/files", files={"file": (SECRET_TEXT, SECRET_TEXT.encode())})).json()
+    messages = [{"role": "user", "content": SECRET_TEXT}]
+    thread = (await acme.http.post("/threads", json={"messages": messages})).json()
     return {
+        "thread_id": thread["id"],
         "state_name": SECRET_TEXT,
         "file_id": file["id"],
         "agent_id": agent["id"],
@@ -162,6 +172,8 @@ def _build_body(document: dict[str, Any], operation: dict[str, Any], acme_object
         body["limit_usd"] = 1
     elif name == "PatchSecret":
         body["value"] = "taken-over"
+    elif name == "PatchThread":
+        body["title"] = "taken-over"
     elif name.startswith("Patch") and name not in ("PatchUser",):
         body["name"] = "taken-over"
     return {"json": body}
@@ -221,6 +233,8 @@ async def test_no_route_shows_or_changes_objects_of_another_tenant(
     assert (await acme.http.get(f"/tools/{SECRET_TEXT}")).json()["enabled"] is True
     assert (await acme.http.get(f"/agents/{SECRET_TEXT}/states/{SECRET_TEXT}")).json()["value"] == SECRET_TEXT
     assert (await acme.http.get(f"/files/{acme_objects['file_id']}/content")).text == SECRET_TEXT
+    thread = (await acme.http.get(f"/threads/{acme_objects['thread_id']}")).json()
+    assert (thread["title"], thread["last_seq"]) == (SECRET_TEXT, 1)
     secret = (await acme.http.get(f"/secrets/{SECRET_NAME}")).json()
     assert secret["updated_at"] == secret["created_at"]
 
@@ -264,6 +278,10 @@ async def test_references_in_bodies_reach_no_other_tenant(acme_objects, other_te
         f"/agents/{own_agent}/execute", json={"agent_version_id": acme_objects["version"]}
     )
     assert answer.status_code == 422
+    body = {"thread_id": acme_objects["thread_id"]}
+    assert (await other_tenant.http.post(f"/agents/{own_agent}/execute", json=body)).status_code == 404
+    listed = (await other_tenant.http.get(f"/executions?thread_id={acme_objects['thread_id']}")).json()
+    assert listed["items"] == []
     model = {"name": "mine", "provider": "openai", "model": "gpt-4"}
     tool = {"name": "mine", "configuration": {"api_endpoint": "https://x.example.com", "parameters": {}}}
     for reference in (acme_objects["provider_key_id"], SECRET_TEXT):

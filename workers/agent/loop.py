@@ -14,8 +14,10 @@ from domain.executions import steps
 from domain.llms import ChatMessage, ModelError, ModelToolCall, ToolFailed, ToolSpec
 from domain.ports import SandboxOutcome, Store, Tx
 from domain.shared.errors import DomainError
+from domain.threads import NO_CONVERSATION, Conversation
 from workers.agent.attempt import AgentAttempt
 from workers.agent.client_tools import list_client_tools, render_client_calls, select_client_calls
+from workers.agent.conversation import AgentConversation
 from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_delegate_tool, find_teammate
 from workers.agent.json_answers import SchemaAnswers, read_json_answer
 from workers.agent.messages import render_tool_result
@@ -36,16 +38,22 @@ class AgentLoop:
     def __init__(self, store: Store, calls: ModelCalls, toolbox: Toolbox, attempt: AgentAttempt) -> None:
         self._store, self._toolbox, self._attempt = store, toolbox, attempt
         self._model_steps, self._tool_steps = ModelSteps(calls, attempt), ToolSteps(toolbox, attempt)
+        self.turn: list[ChatMessage] = []
 
-    async def run_agent(self, agent: AgentSpec) -> SandboxOutcome | None:
-        """Return the outcome, None if the run waits for a decision. Errors: `LostLease`, `HandoverRequested`."""
+    async def run_agent(self, agent: AgentSpec, conversation: Conversation = NO_CONVERSATION) -> SandboxOutcome | None:
+        """Return the outcome, None if the run waits for a decision. Errors: `LostLease`, `HandoverRequested`.
+
+        The messages of the run are in `turn` then.
+        """
         attempt = self._attempt
         if finished := attempt.count_finished():
             attempt.add_event(
                 "log", level="INFO", stream="paddock", message=f"Goes on after {finished} finished steps."
             )
         try:
-            answer = await self._do_task(agent, build_messages(agent, attempt.execution.input_data))
+            messages = AgentConversation(agent, build_messages(agent, attempt.execution.input_data), conversation)
+            answer = await self._do_task(agent, messages)
+            self.turn = [*messages.turn, answer]
             if answer.tool_calls:
                 return SandboxOutcome(output=render_client_calls(answer))
             if agent.expected_schema is not None:
@@ -79,7 +87,7 @@ class AgentLoop:
         return SandboxOutcome(output=msgspec.json.encode(answer["result"]))
 
     async def _do_task(
-        self, agent: Agent, messages: list[ChatMessage], prefix: str = "", depth: int = 0
+        self, agent: Agent, messages: AgentConversation, prefix: str = "", depth: int = 0
     ) -> ChatMessage:
         """Return an agent's answer: a text, or calls of the caller's tools.
 
@@ -92,7 +100,7 @@ class AgentLoop:
         while number < max_steps + answers_in_schema.corrections:
             number += 1
             path = f"{prefix}{number}"
-            asked = answers_in_schema.extend_messages(messages)
+            asked = answers_in_schema.extend_messages(list(messages.list_messages()))
             prompt = ModelPrompt(path=path, agent=agent, messages=asked, tools=specs)
             message = await self._model_steps.ask_model(prompt)
             if not message.tool_calls:
@@ -117,11 +125,9 @@ class AgentLoop:
                     answers.append(await self._tool_steps.call_tool(f"{path}.{index}", call, tools))
             if None in answers:
                 raise AgentParked
-            messages += answers_in_schema.take_corrections()
-            messages.append(message)
-            messages += [
-                render_tool_result(call, answer) for call, answer in zip(message.tool_calls, answers, strict=True)
-            ]
+            results = zip(message.tool_calls, answers, strict=True)
+            messages.add_messages(answers_in_schema.take_corrections())
+            messages.add_messages([message, *(render_tool_result(call, answer) for call, answer in results)])
         problem = f"The model called tools {max_steps} times without giving an answer (max_steps)."
         raise AgentFailed("too_many_steps", problem)
 
@@ -159,7 +165,7 @@ class AgentLoop:
                 await attempt.begin_tool_step(path, call, "started", step_input)
             else:
                 teammate = msgspec.convert(step.input["agent"], AgentSpec)
-            messages = _start_messages(teammate, args.task)
+            messages = AgentConversation(teammate, _start_messages(teammate, args.task), NO_CONVERSATION)
         except (msgspec.MsgspecError, RecursionError, ToolFailed) as error:
             return await attempt.finish_tool_step(path, call, {"error": str(error)})
         answer = await self._do_task(teammate, messages, f"{path}/", depth + 1)

@@ -7,16 +7,20 @@ A run goes down and comes back: `run_execution` (this file) → `AgentLoop.run_a
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
+from domain import threads
 from domain.agents import AgentSpec
 from domain.executions import Execution, RunStep
 from domain.llms import ToolFailed
 from domain.ports import SandboxOutcome, Tx
+from domain.shared.errors import DomainError
 from domain.shared.leases import HandoverRequested, LostLease
 from domain.shared.placeholders import format_value
+from domain.threads import DEFAULT_CONTEXT_TOKENS, THREAD_ERRORS, Conversation
 from infra.polling import retry_through_outage
 from workers.agent.attempt import AgentAttempt
 from workers.agent.loop import AgentLoop
@@ -26,6 +30,13 @@ from workers.agent.workspaces import RunWorkspace
 from workers.event_writer import EventWriter
 from workers.lane_runner import LaneContext, LaneRunner
 from workers.model_calls import ModelAccess, ModelCalls
+
+
+class AgentRunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the outcome of an attempt that has ended, and what writes the turn of a completed run to its thread."""
+
+    outcome: SandboxOutcome
+    write_turn: Callable[[Tx], Awaitable[None]] | None = None
 
 
 class AgentRunner(LaneRunner):
@@ -40,13 +51,12 @@ class AgentRunner(LaneRunner):
     async def run_execution(self, execution: Execution, log: Any) -> str | None:
         """Run an execution to its end, or to where somebody has to decide. Return the error it ended with."""
         try:
-            outcome = await self._run_within_timeout(execution)
-            if outcome is None:
+            ended = await self._run_within_timeout(execution)
+            if ended is None:
                 log.info("the run waits for an approval")
                 return None
             await self._events.flush(execution)
-            await retry_through_outage(lambda: self.settle_execution(execution, outcome, []))
-            return outcome.error_type
+            return await self._settle_run(execution, ended)
         except (HandoverRequested, asyncio.CancelledError):
             # The events so far stay; the worker that goes on adds the rest.
             with contextlib.suppress(LostLease):
@@ -55,35 +65,62 @@ class AgentRunner(LaneRunner):
         finally:
             self._events.forget_attempt(execution)
 
-    async def _run_within_timeout(self, execution: Execution) -> SandboxOutcome | None:
+    async def _settle_run(self, execution: Execution, ended: AgentRunResult) -> str | None:
+        """Settle a run, with its turn in its thread, or as failed without it. Return the error type."""
+        outcome = ended.outcome
+        try:
+            await retry_through_outage(lambda: self.settle_execution(execution, outcome, [], ended.write_turn))
+        except DomainError as error:
+            if ended.write_turn is None or error.code not in THREAD_ERRORS:
+                raise
+            outcome = SandboxOutcome(error_type=error.code, error_message=error.detail)
+            await retry_through_outage(lambda: self.settle_execution(execution, outcome, []))
+        return outcome.error_type
+
+    async def _run_within_timeout(self, execution: Execution) -> AgentRunResult | None:
         try:
             # The timeout of this attempt: waiting for an approval or for the rate limit (`max_rpm`) does not count.
             async with asyncio.timeout(execution.timeout) as timeout:
                 if execution.kind == "tool":
-                    return await self._run_tool(execution)
+                    return AgentRunResult(outcome=await self._run_tool(execution))
                 return await self._run_agent(execution, timeout)
         except TimeoutError:
             if not timeout.expired():
                 raise
             subject = "tool" if execution.kind == "tool" else "agent"
             message = f"The {subject} took longer than {execution.timeout} s."
-            return SandboxOutcome(error_type="timeout", error_message=message)
+            return AgentRunResult(outcome=SandboxOutcome(error_type="timeout", error_message=message))
 
-    async def _run_agent(self, execution: Execution, timeout: asyncio.Timeout) -> SandboxOutcome | None:
-        async def load(tx: Tx) -> tuple[AgentSpec | None, list[RunStep]]:
+    async def _run_agent(self, execution: Execution, timeout: asyncio.Timeout) -> AgentRunResult | None:
+        async def load(tx: Tx) -> tuple[AgentSpec, list[RunStep], Conversation]:
             agent = await tx.executions.get_spec(execution.id)
+            if agent is None:
+                raise RuntimeError("an execution of a model agent has no agent")
+            max_tokens = agent.context_tokens or DEFAULT_CONTEXT_TOKENS
+            conversation = await threads.load_conversation(tx, execution, max_tokens)
             # The first attempt finds no steps.
-            return agent, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else []
+            return agent, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else [], conversation
 
-        agent, earlier_steps = await self._store.run(execution.tenant_id, load, retry=True)
-        if agent is None:
-            raise RuntimeError("an execution of a model agent has no agent")
+        try:
+            agent, earlier_steps, conversation = await self._store.run(execution.tenant_id, load, retry=True)
+        except DomainError as error:
+            if error.code not in THREAD_ERRORS:
+                raise
+            return AgentRunResult(outcome=SandboxOutcome(error_type=error.code, error_message=error.detail))
         workspace = self._open_workspace(execution, execution.root_id or execution.id)
         calls = ModelCalls(self._model_access, execution, max_rpm=agent.max_rpm, run_timeout=timeout)
-        outcome = await self._create_loop(execution, workspace, calls, earlier_steps).run_agent(agent)
-        if agent.output_file is None or outcome is None or outcome.output is None:
-            return outcome
-        return await self._save_output_file(execution, workspace, agent.output_file, outcome)
+        loop = self._create_loop(execution, workspace, calls, earlier_steps)
+        outcome = await loop.run_agent(agent, conversation)
+        if outcome is None:
+            return None
+        if agent.output_file is not None and outcome.output is not None:
+            outcome = await self._save_output_file(execution, workspace, agent.output_file, outcome)
+        if execution.thread_id is None or outcome.error_type is not None:
+            return AgentRunResult(outcome=outcome)
+        turn = loop.turn
+        return AgentRunResult(
+            outcome=outcome, write_turn=lambda tx: threads.append_turn(tx, execution, conversation, turn)
+        )
 
     async def _run_tool(self, execution: Execution) -> SandboxOutcome:
         data = execution.input_data

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from domain import executions, states
+from domain import executions, states, threads
 from domain.events import ExecutionEvent, build_log_event
 from domain.executions import Execution
 from domain.ports import (
@@ -31,8 +31,10 @@ from workers.run.work_files import NoRoomForFiles, WorkFiles
 
 # Writes something that a run has left, in the transaction that settles it.
 WriteResult = Callable[[Tx], Awaitable[None]]
-# Reasons for which a state is not written; then its run fails.
-_STATE_ERRORS: Final = ("state_conflict", "quota_exceeded")
+# Reasons for which a state or a turn is not written; then its run fails.
+_STATE_ERRORS: Final = ("state_conflict", "quota_exceeded", "thread_changed")
+# Bytes of JSON of the messages that code receives: the newest turns of its conversation.
+MAX_CONTEXT_BYTES: Final = 1024 * 1024
 
 
 class CodeRun:
@@ -52,6 +54,8 @@ class CodeRun:
         self._state_revision: int | None = None
         self._new_state: bytes | None = None
         self._write_state: WriteResult | None = None
+        self._conversation = threads.NO_CONVERSATION
+        self._write_turn: WriteResult | None = None
 
     @property
     def write_results(self) -> WriteResult | None:
@@ -61,6 +65,8 @@ class CodeRun:
             results.append(self._files.write_rows)
         if self._write_state is not None:
             results.append(self._write_state)
+        if self._write_turn is not None:
+            results.append(self._write_turn)
         if not results:
             return None
 
@@ -91,6 +97,16 @@ class CodeRun:
         if (warning := self._outputs.describe_left_out()) is not None:
             events.append(ExecutionEvent(type="warning", data=warning, at=self._clock()))
         return self.mask.mask_events(events)
+
+    async def load_conversation(self, store: Store) -> None:
+        """Read the conversation that the run goes on with. Errors: `thread_changed`."""
+        execution = self.execution
+        if execution.thread_id is None and execution.messages is None:
+            return
+        tokens = MAX_CONTEXT_BYTES // 4
+        self._conversation = await store.run(
+            execution.tenant_id, lambda tx: threads.load_conversation(tx, execution, tokens), retry=True
+        )
 
     def build_hooks(self, store: Store, serve: NetworkServer | None, files: WorkFiles) -> ProgramHooks:
         """Return the hooks of the run. `serve` serves its network, `files` are those of its work folder."""
@@ -129,11 +145,22 @@ class CodeRun:
         self._write_state = lambda tx: states.save_run_state(tx, self.execution, masked, revision)
         return outcome
 
-    def drop_state(self, error: DomainError) -> SandboxOutcome | None:
-        """Return the outcome of a run whose state could not be written, which is dropped; None for other errors."""
-        if self._write_state is None or error.code not in _STATE_ERRORS:
+    def keep_turn(self, outcome: SandboxOutcome) -> SandboxOutcome:
+        """Have the turn of a completed run written to its thread with its outcome; return the outcome."""
+        execution, conversation = self.execution, self._conversation
+        if execution.thread_id is None or outcome.error_type is not None:
+            return outcome
+        outcome = executions.enforce_result_limits(outcome)
+        if outcome.error_type is None:
+            turn = threads.build_plain_turn(execution, msgspec.json.decode(outcome.output or b"null"))
+            self._write_turn = lambda tx: threads.append_turn(tx, execution, conversation, turn)
+        return outcome
+
+    def drop_results(self, error: DomainError) -> SandboxOutcome | None:
+        """Drop a state or a turn that could not be written, and return the outcome then; None for other errors."""
+        if (self._write_state is None and self._write_turn is None) or error.code not in _STATE_ERRORS:
             return None
-        self._write_state = None
+        self._write_state = self._write_turn = None
         return SandboxOutcome(error_type=error.code, error_message=error.detail)
 
     def handle_message(self, kind: MessageKind, data: bytes) -> None:
@@ -180,7 +207,8 @@ class CodeRun:
         paths = {path: f"{WORK_FOLDER}/{path}" for path in files.paths}
         return {
             "execution_id": self.execution.id,
-            "thread_id": None,
+            "thread_id": self.execution.thread_id,
+            "messages": threads.render_messages(self._conversation, MAX_CONTEXT_BYTES),
             "attempt": self.execution.attempt,
             "deadline": deadline,
             "files": paths,

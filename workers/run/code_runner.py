@@ -29,7 +29,13 @@ from workers.run.work_files import NoRoomForFiles, WorkFiles
 
 _MAX_CACHED_VERSIONS: Final = 1000
 # Errors that are reported as what they are.
-_REPORTED_CODES: Final = ("egress_not_allowed", "file_unavailable", "sandbox_unavailable", "secret_unavailable")
+_REPORTED_CODES: Final = (
+    "egress_not_allowed",
+    "file_unavailable",
+    "sandbox_unavailable",
+    "secret_unavailable",
+    "thread_changed",
+)
 
 
 class CodeDependencies(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +84,7 @@ class CodeRunner(LaneRunner):
         flushing.result()
         outcome, last_events = await run.mask.mask_outcome(running.result()), run.take_last_events()
         outcome = await self._check_output(run, outcome)
-        return await self._settle_run(run, run.keep_state(outcome), last_events)
+        return await self._settle_run(run, run.keep_turn(run.keep_state(outcome)), last_events)
 
     async def _check_output(self, run: CodeRun, outcome: SandboxOutcome) -> SandboxOutcome:
         """Return the outcome of a run, or `output_invalid` for a result that breaks its schema."""
@@ -94,7 +100,7 @@ class CodeRunner(LaneRunner):
         except NoRoomForFiles as error:
             return await self._settle_run(run, outcome, [*events, *run.drop_files(error)])
         except DomainError as error:
-            failure = run.drop_state(error)
+            failure = run.drop_results(error)
             if failure is None:
                 raise
             return await self._settle_run(run, failure, events)
@@ -125,6 +131,7 @@ class CodeRunner(LaneRunner):
                 stack.enter_context(self.slots.watch_run(program.code, settings.sources, loaded_at))
                 files = self._open_files(execution)
                 await files.load()
+                await run.load_conversation(self._store)
                 hooks = run.build_hooks(self._store, serve, files)
                 outcome = await self._sandbox.run_program(program, payload, run.add_output, hooks)
                 run.take_files(files)

@@ -162,13 +162,14 @@ class RunContext:
     """Tell an entrypoint about its run, and take what it has to say while it works."""
 
     __slots__ = (
-        *("attempt", "execution_id", "files", "thread_id"),
+        *("attempt", "execution_id", "files", "messages", "thread_id"),
         *("_before", "_deadline", "_encode", "_has_asked", "_has_state", "_lock", "_read_state", "_state", "_writer"),
     )
 
     def __init__(self, values, writer, encode, read_state):
         self.execution_id, self.attempt = values["execution_id"], values["attempt"]
         self.thread_id, self.files = values.get("thread_id"), dict(values.get("files") or {})
+        self.messages = list(values.get("messages") or [])
         self._deadline, self._writer, self._encode, self._read_state = values["deadline"], writer, encode, read_state
         self._lock = _thread.RLock()
         self._state = self._before = None

@@ -41,6 +41,10 @@ CREATE TABLE thread_messages (
 );
 CREATE INDEX thread_messages_execution_id ON thread_messages (execution_id) WHERE execution_id IS NOT NULL;
 
+-- A state of a thread is deleted with the thread.
+ALTER TABLE agent_states ADD COLUMN thread_id uuid;
+CREATE INDEX agent_states_thread_id ON agent_states (thread_id) WHERE thread_id IS NOT NULL;
+
 CREATE POLICY bound ON threads TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
 CREATE POLICY bound ON thread_messages TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
 GRANT SELECT, INSERT, UPDATE, DELETE ON threads, thread_messages TO paddock_app;

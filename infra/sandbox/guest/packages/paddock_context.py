@@ -12,13 +12,17 @@ class Context(Protocol):
     """Describe what an entrypoint is given besides its payload."""
 
     execution_id: str
-    # None, as there are no threads yet.
+    # The thread that the run goes on with, if it has one.
     thread_id: str | None
+    # The conversation before the payload, oldest first: dicts with `role` and `content`, maybe `tool_calls`. Of a long
+    # one the newest turns.
+    messages: list[dict[str, Any]]
     # 1, and more after a worker was lost.
     attempt: int
     # Input files by name, each as a path below /work.
     files: Mapping[str, str]
-    # JSON that completed runs of the agent leave for the next ones; an empty dict at first.
+    # JSON that completed runs of the agent leave for the next ones, in a thread for those of the thread; an empty dict
+    # at first.
     state: Any
 
     @property
