@@ -120,8 +120,8 @@ async def test_deleting_a_thread_deletes_messages_and_states(shared_tenant: Tena
         assert await tx.threads.find(thread_id) is None
         assert await tx.threads.list_newest(thread_id, 0, 1_000_000) == []
         assert await tx.states.find(agent_id, thread_id) is None
-    kept = (await acme.http.get(f"/executions/{run['id']}")).json()
-    assert (kept["status"], kept["thread_id"], kept["result"]["count"]) == ("completed", thread_id, 1)
+    execution = (await acme.http.get(f"/executions/{run['id']}")).json()
+    assert (execution["status"], execution["thread_id"], execution["result"]["count"]) == ("completed", thread_id, 1)
     retried = await acme.http.post(f"/executions/{run['id']}/retry")
     assert retried.status_code == 409, retried.text
 
