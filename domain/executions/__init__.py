@@ -10,6 +10,8 @@ from domain.executions.claims import (
     requeue_expired,
     settle_executions,
 )
+from domain.executions.error_types import error_type_from_exception
+from domain.executions.lanes import LaneShare, RunLane, count_reserved_slots
 from domain.executions.queries import (
     apply_tenant_filter,
     cancel_child_executions,
@@ -36,17 +38,13 @@ from domain.executions.schema import (
     Executions,
     ExecutionSettlement,
     ExecutionStart,
-    LaneShare,
     MaxAttempts,
     RunFiles,
-    RunLane,
     RunName,
     StateName,
     TargetedExecutionStart,
     TermQuery,
     build_payload,
-    count_reserved_slots,
-    error_type_from_exception,
     job_from_execution,
     ring_plan,
     status_from_outcome,

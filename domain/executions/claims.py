@@ -6,13 +6,12 @@ import msgspec
 
 from domain import events
 from domain.events import ExecutionEvent
+from domain.executions.lanes import WHOLE_LANE, LaneShare
 from domain.executions.schema import (
     THREAD_UNCHANGED,
-    WHOLE_LANE,
     AttemptOutcome,
     Execution,
     ExecutionSettlement,
-    LaneShare,
     job_from_execution,
     ring_plan,
     status_from_outcome,

@@ -7,8 +7,6 @@ A worker claims a pending row (a lease and a fencing token, see `domain.shared.l
 open, and settles it. Cancelling settles the row at once; the worker notices and kills the process tree.
 """
 
-import re
-import unicodedata
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Protocol
 
@@ -17,6 +15,7 @@ from msgspec import Meta
 
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
+from domain.executions.lanes import LaneShare, RunLane
 from domain.llms import ConversationMessage, ModelOptions, ToolSpec
 from domain.ports import SandboxOutcome, Tx
 from domain.shared.errors import InvalidField
@@ -28,7 +27,6 @@ from domain.shared.status import ExecutionStatus
 from domain.shared.tags import Metadata, Tags
 
 ExecutionKind = Literal["agent", "tool", "crew", "workflow", "generation"]
-RunLane = Literal["run", "llm", "plan"]
 # `safe` asks before a tool with effects, `sandbox` has only tools inside the fence, `yolo` never asks.
 ExecutionMode = Literal["safe", "sandbox", "yolo"]
 # Why a pending execution is not claimed: its time has not come, or its thread or its concurrency key has no room.
@@ -43,13 +41,6 @@ DEFAULT_MAX_ATTEMPTS: Final = 3
 # How much of its log an execution shows as text.
 MAX_LOG_CHARACTERS: Final = 64 * 1024
 MAX_LOG_LINES: Final = 2000
-MAX_ERROR_TYPE_CHARACTERS: Final = 200
-# Error types of the platform are lower-case words with underscores, or one of these.
-_PLATFORM_ERROR_TYPES: Final = frozenset(
-    {"timeout", "crashed", "cancelled", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
-)
-_PLATFORM_PATTERN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
-
 # Ends the message of a run in a thread that did not complete.
 THREAD_UNCHANGED: Final = " The thread is as it was before this run."
 
@@ -289,26 +280,6 @@ class ApprovalDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     reason: Annotated[str, Meta(max_length=4000, pattern=r"^[^\x00]*$")] | None = None
 
 
-class LaneShare(msgspec.Struct, frozen=True, kw_only=True):
-    """Bound what a worker of a lane may take: at most `max_running` running executions of one tenant.
-
-    The last `reserved_slots` of the worker's slots are for tenants that have none running in the lane, where there is
-    more than one tenant.
-    """
-
-    lane: RunLane = "run"
-    max_running: int | None = None
-    reserved_slots: int = 0
-
-
-WHOLE_LANE: Final = LaneShare()
-
-
-def count_reserved_slots(slots: int) -> int:
-    """Return how many of a worker's slots are for tenants without a run: an eighth, at least one of several."""
-    return max(1, slots // 8) if slots > 1 else 0
-
-
 class Executions(Protocol):
     """Store the executions of the bound tenant. Every write is guarded by the status that it expects."""
 
@@ -400,16 +371,3 @@ def ring_plan(tx: Tx, execution: Execution) -> None:
     plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
     if plan_id is not None:
         tx.ring_job(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))
-
-
-def error_type_from_exception(name: str) -> str:
-    """Return the `error_type` for the class name of an exception that an agent raised.
-
-    Error types of the platform stay the platform's: `timeout` becomes `agent.timeout`. A name that is no identifier
-    becomes `Exception`.
-    """
-    plain = unicodedata.normalize("NFKC", name[:MAX_ERROR_TYPE_CHARACTERS])[:MAX_ERROR_TYPE_CHARACTERS]
-    if not all(part.isidentifier() for part in plain.split(".")):
-        return "Exception"
-    is_platform = plain in _PLATFORM_ERROR_TYPES or _PLATFORM_PATTERN.fullmatch(plain) is not None
-    return f"agent.{plain}" if is_platform else plain
