@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from domain.egress import EgressPolicy
     from domain.evaluations import Evaluations
     from domain.events import Events
-    from domain.executions import Executions, ExecutionTerms, RunSteps
+    from domain.executions import Executions, ExecutionTerms, Gates, RunSteps
     from domain.files import Files
     from domain.llms import EmbeddingCall, EmbeddingReply, Llms, ModelCall, ModelTarget, ModelUsage, ReplyPart
     from domain.mcp import McpTargets
@@ -68,6 +68,7 @@ class Tx(Protocol):
     builds: Builds
     executions: Executions
     execution_terms: ExecutionTerms
+    gates: Gates
     events: Events
     steps: RunSteps
     plans: Plans
@@ -107,6 +108,10 @@ class Tx(Protocol):
 
     def ring_job(self, job: Job) -> None:
         """Ring for this job once the transaction has committed, and never if it does not."""
+        ...
+
+    def free_gates(self, execution_id: str) -> None:
+        """Admit the runs that wait at the gates of this execution, if there is room, once this has committed."""
         ...
 
     def announce_status(self, row_id: str, status: str) -> None:

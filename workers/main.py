@@ -59,7 +59,7 @@ from workers.run import (
     WorkLimits,
     open_egress,
 )
-from workers.upkeep import RetentionSweeper, ScheduleStarter, Upkeep
+from workers.upkeep import GateKeeper, RetentionSweeper, ScheduleStarter, Upkeep
 
 _log = structlog.get_logger("paddock.workers")
 
@@ -326,6 +326,7 @@ async def serve_upkeep(settings: Settings, drain: Drain) -> None:
             # A loop of its own: deleting what is too old may take long, and leases run out meanwhile.
             RetentionSweeper(parts.store, drain, settings.retention_days).run(),
             ScheduleStarter(parts.store, drain).run(),
+            GateKeeper(parts.store, drain).run(),
         ]
         await _serve_without_leases(parts, "upkeep", drain, _run_all(loops))
 

@@ -227,6 +227,7 @@ async def delete_agent(tx: Tx, reference: str) -> None:
     if named := await tx.schedules.list_names_by_target("agent", agent.id):
         raise Conflict(f"The schedule {named[0]!r} starts this agent. Delete or change it first.")
     for execution_id in await tx.executions.cancel_oldest(agent.id, 0, "The agent was deleted.", tx.now, True):
+        tx.free_gates(execution_id)
         tx.announce_status(execution_id, "cancelled")
     await tx.secrets.remove_agent(agent.id)
     await tx.states.delete_all(agent.id)

@@ -11,6 +11,17 @@ from domain.executions.claims import (
     settle_executions,
 )
 from domain.executions.error_types import error_type_from_exception
+from domain.executions.gates import (
+    ExpiredRun,
+    FreedRun,
+    Gate,
+    Gates,
+    add_at_gates,
+    admit_next,
+    announce_expiry,
+    reserve_thread,
+    ring_freed,
+)
 from domain.executions.lanes import LaneShare, RunLane, count_reserved_slots
 from domain.executions.queries import (
     apply_tenant_filter,
@@ -19,6 +30,7 @@ from domain.executions.queries import (
     get_execution,
     list_executions,
 )
+from domain.executions.rings import is_expired, job_from_execution, note_end, ring_plan
 from domain.executions.schema import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TIMEOUT_SECONDS,
@@ -45,11 +57,10 @@ from domain.executions.schema import (
     TargetedExecutionStart,
     TermQuery,
     build_payload,
-    job_from_execution,
-    ring_plan,
     status_from_outcome,
 )
 from domain.executions.service import (
+    STEERING_FIELDS,
     TOOL_CALL_TIMEOUT_SECONDS,
     add_execution,
     apply_start_options,
@@ -59,6 +70,7 @@ from domain.executions.service import (
     start_execution,
     start_tool_call,
 )
+from domain.executions.steering import GateKind
 from domain.executions.steps import (
     MAX_CALLS_PER_ANSWER,
     RunStep,
@@ -83,6 +95,7 @@ __all__ = [
     "MAX_LOG_LINES",
     "MAX_PLAN_TIMEOUT_SECONDS",
     "MODEL_AGENT_TIMEOUT_SECONDS",
+    "STEERING_FIELDS",
     "THREAD_UNCHANGED",
     "TOOL_CALL_TIMEOUT_SECONDS",
     "AnswerStart",
@@ -97,6 +110,11 @@ __all__ = [
     "ExecutionStart",
     "ExecutionTerms",
     "Executions",
+    "ExpiredRun",
+    "FreedRun",
+    "Gate",
+    "GateKind",
+    "Gates",
     "LaneShare",
     "MaxAttempts",
     "RunFiles",
@@ -109,8 +127,11 @@ __all__ = [
     "StateName",
     "TargetedExecutionStart",
     "TermQuery",
+    "add_at_gates",
     "add_execution",
     "add_label_terms",
+    "admit_next",
+    "announce_expiry",
     "append_agent_events",
     "apply_start_options",
     "apply_tenant_filter",
@@ -126,14 +147,18 @@ __all__ = [
     "error_type_from_exception",
     "get_execution",
     "hand_over_execution",
+    "is_expired",
     "job_from_execution",
     "list_executions",
     "list_terms",
+    "note_end",
     "park_for_approval",
     "release_execution",
     "replace_terms",
     "requeue_expired",
+    "reserve_thread",
     "retry_execution",
+    "ring_freed",
     "ring_plan",
     "settle_executions",
     "start_execution",

@@ -7,13 +7,12 @@ import msgspec
 from domain import events
 from domain.events import ExecutionEvent
 from domain.executions.lanes import WHOLE_LANE, LaneShare
+from domain.executions.rings import job_from_execution, note_end, ring_plan
 from domain.executions.schema import (
     THREAD_UNCHANGED,
     AttemptOutcome,
     Execution,
     ExecutionSettlement,
-    job_from_execution,
-    ring_plan,
     status_from_outcome,
 )
 from domain.ports import SandboxOutcome, Tx
@@ -74,6 +73,7 @@ async def settle_executions(tx: Tx, outcomes: list[AttemptOutcome]) -> Execution
         if (attempt.execution.id, attempt.execution.attempt) in settlement.settled_attempts:
             tx.announce_status(attempt.execution.id, status_from_outcome(attempt.outcome))
             ring_plan(tx, attempt.execution)
+            note_end(tx, attempt.execution)
     return settlement
 
 
@@ -109,5 +109,7 @@ def _announce_release(tx: Tx, released: Execution | None) -> None:
         return
     if released.status == "pending":
         tx.ring_job(job_from_execution(released))
+    else:
+        note_end(tx, released)
     ring_plan(tx, released)
     tx.announce_status(released.id, released.status)

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from domain.executions.schema import Execution, ExecutionFilter, ring_plan
+from domain.executions.rings import note_end, ring_plan
+from domain.executions.schema import Execution, ExecutionFilter
 from domain.executions.terms import build_term_query
 from domain.ports import Tx
 from domain.shared.access import Caller
@@ -69,6 +70,7 @@ async def cancel_execution(tx: Tx, execution_id: str, reason: str = "Cancelled o
         await cancel_child_executions(tx, execution_id, reason)
         if await tx.executions.cancel_execution(execution_id, reason, tx.now):
             tx.announce_status(execution_id, "cancelled")
+            note_end(tx, execution)
             ring_plan(tx, execution)
     after = await get_execution(tx, execution_id)
     if after.status != "cancelled":

@@ -16,10 +16,19 @@ from msgspec import Meta
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
 from domain.executions.lanes import LaneShare, RunLane
+from domain.executions.steering import (
+    PRIORITY_STEP,
+    BlockReason,
+    ConcurrencyKey,
+    ConcurrencyLimit,
+    DelaySeconds,
+    ExpirySeconds,
+    IfBusy,
+    Priority,
+)
 from domain.llms import ConversationMessage, ModelOptions, ToolSpec
-from domain.ports import SandboxOutcome, Tx
+from domain.ports import SandboxOutcome
 from domain.shared.errors import InvalidField
-from domain.shared.jobs import Job
 from domain.shared.json_limits import check_json_field
 from domain.shared.leases import Lease
 from domain.shared.pages import Listing, Page
@@ -29,8 +38,6 @@ from domain.shared.tags import Metadata, Tags
 ExecutionKind = Literal["agent", "tool", "crew", "workflow", "generation"]
 # `safe` asks before a tool with effects, `sandbox` has only tools inside the fence, `yolo` never asks.
 ExecutionMode = Literal["safe", "sandbox", "yolo"]
-# Why a pending execution is not claimed: its time has not come, or its thread or its concurrency key has no room.
-BlockReason = Literal["delayed", "busy"]
 
 DEFAULT_TIMEOUT_SECONDS: Final = 30
 # Models take longer than code.
@@ -154,6 +161,14 @@ class Execution(msgspec.Struct, kw_only=True):
     result: Any = None
     message: str = ""
 
+    @property
+    def turn_at(self) -> datetime | None:
+        """The time of its turn among its tenant's runs, where that is not when it was started."""
+        if self.run_at is None and not self.priority:
+            return None
+        due_at = self.created_at if self.run_at is None else max(self.run_at, self.created_at)
+        return due_at - self.priority * PRIORITY_STEP
+
     def __post_init__(self) -> None:
         self.execution_id = self.id
         self.result = self.output_data
@@ -183,6 +198,10 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     execution again.
     `thread_id` names the thread that the run goes on with, and `thread` opens a new one; the run adds its turn when it
     is completed. `messages` come before the task, and after those of the thread.
+    Runs of a thread go one after another; with `if_busy`, the start is refused, or the runs that are on the thread
+    are cancelled. It begins at `run_at` or after `delay_seconds`, and is cancelled if it has not begun
+    within `expires_in` seconds. Among the runs of the tenant, one of a higher `priority` goes first. Of all runs with
+    the same `concurrency_key`, at most `concurrency_limit` (1 if left out) run at a time.
     """
 
     payload: Payload | None = None
@@ -202,6 +221,13 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     thread_id: ThreadId | None = None
     thread: bool | None = None
     messages: StartMessages | None = None
+    if_busy: IfBusy | None = None
+    run_at: datetime | None = None
+    delay_seconds: DelaySeconds | None = None
+    expires_in: ExpirySeconds | None = None
+    priority: Priority = 0
+    concurrency_key: ConcurrencyKey | None = None
+    concurrency_limit: ConcurrencyLimit | None = None
 
 
 class TargetedExecutionStart(ExecutionStart, kw_only=True, forbid_unknown_fields=True):
@@ -283,8 +309,11 @@ class ApprovalDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 class Executions(Protocol):
     """Store the executions of the bound tenant. Every write is guarded by the status that it expects."""
 
-    async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
-        """Write an execution. `spec` is the model agent as it was at the start; every attempt runs that."""
+    async def add(self, execution: Execution, spec: AgentSpec | None, gate: str | None = None) -> None:
+        """Write an execution. `spec` is the model agent as it was at the start; every attempt runs that.
+
+        A `busy` one waits at the `gate`: of its `thread`, or of its `key`.
+        """
         ...
 
     async def get_spec(self, execution_id: str) -> AgentSpec | None: ...
@@ -359,15 +388,3 @@ def name_payload_field(data: ExecutionStart) -> str:
 def status_from_outcome(outcome: SandboxOutcome) -> ExecutionStatus:
     """Return the status that an outcome leads to."""
     return "completed" if outcome.error_type is None else "failed"
-
-
-def job_from_execution(execution: Execution) -> Job:
-    """Build the run job of an execution in its present status."""
-    return Job(lane=execution.lane, row_id=execution.id, tenant_id=execution.tenant_id, attempt=execution.attempt)
-
-
-def ring_plan(tx: Tx, execution: Execution) -> None:
-    """Ring for the plan that an execution is, or is a step of: its status has changed."""
-    plan_id = execution.parent_id or (execution.id if execution.lane == "plan" else None)
-    if plan_id is not None:
-        tx.ring_job(Job(lane="plan", row_id=plan_id, tenant_id=execution.tenant_id, attempt=0))

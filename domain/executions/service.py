@@ -1,5 +1,6 @@
 """Start executions, and start ended ones again."""
 
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -8,7 +9,9 @@ from domain import agents, llms, schemas, secrets, tools
 from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
 from domain.executions.answers import apply_answer_start
+from domain.executions.gates import add_at_gates, reserve_thread
 from domain.executions.queries import get_execution
+from domain.executions.rings import job_from_execution
 from domain.executions.schema import (
     DEFAULT_MAX_ATTEMPTS,
     DEFAULT_TIMEOUT_SECONDS,
@@ -17,9 +20,9 @@ from domain.executions.schema import (
     Execution,
     ExecutionStart,
     build_payload,
-    job_from_execution,
     name_payload_field,
 )
+from domain.executions.steering import MAX_CLOCK_SKEW, MAX_DELAY_SECONDS
 from domain.executions.terms import add_label_terms
 from domain.ports import Tx
 from domain.shared import ids, names
@@ -28,7 +31,18 @@ from domain.shared.errors import Conflict, InvalidField
 from domain.shared.json_limits import check_json_field
 from domain.shared.status import TERMINAL_STATUSES
 from domain.shared.tags import check_metadata, check_tags
+from domain.shared.times import read_time
 
+# What a repeated run has from the one before, be it of an agent or of a plan.
+STEERING_FIELDS: Final = (
+    "thread_id",
+    "messages",
+    "tags",
+    "metadata",
+    "priority",
+    "concurrency_key",
+    "concurrency_limit",
+)
 # A single tool call takes no longer than its caller would wait.
 TOOL_CALL_TIMEOUT_SECONDS: Final = 60
 
@@ -41,6 +55,7 @@ async def start_execution(
     Errors: `not_found`, `agent_archived`, `version_not_ready`, `secret_unavailable`, `invalid_field`,
     `concurrency_limit`.
     """
+    await reserve_thread(tx, data)
     payload = build_payload(data)
     if data.timeout is not None and data.timeout > MAX_TIMEOUT_SECONDS:
         raise InvalidField("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent.")
@@ -52,8 +67,9 @@ async def start_execution(
             raise InvalidField("state", f"applies to uploaded agents only; {agent.name!r} is a model agent.")
         spec, execution = await _build_model_execution(tx, caller, agent, data, payload)
         await schemas.check_value(spec.input_schema, payload, name_payload_field(data), caller.tenant_id)
-        await _enforce_concurrency(tx, agent)
-        return await add_execution(tx, apply_start_options(execution, data, schedule_id), spec)
+        execution = apply_start_options(execution, data, schedule_id)
+        await _enforce_concurrency(tx, agent, execution)
+        return await add_execution(tx, execution, spec)
     version = await agents.get_runnable_version(tx, agent, data.agent_version_id)
     for field in ("mode", "model"):
         if getattr(data, field) is not None:
@@ -63,13 +79,37 @@ async def start_execution(
     input_schema = agents.apply_version_schemas(agent, version).input_schema
     await schemas.check_value(input_schema, payload, name_payload_field(data), caller.tenant_id)
     await secrets.check_start_settings(tx, agent, agent.env, version)
-    await _enforce_concurrency(tx, agent)
     execution = _build_code_execution(tx, caller, agent, version, data, payload)
-    return await add_execution(tx, apply_start_options(execution, data, schedule_id), None)
+    execution = apply_start_options(execution, data, schedule_id)
+    await _enforce_concurrency(tx, agent, execution)
+    return await add_execution(tx, execution, None)
+
+
+def _resolve_start_times(data: ExecutionStart, now: datetime) -> tuple[datetime | None, datetime | None]:
+    """Return when a run begins, if it is put off, and when it expires. Errors: `invalid_field`."""
+    if data.run_at is not None and data.delay_seconds is not None:
+        raise InvalidField("delay_seconds", "means run_at; send one of them.")
+    run_at = None if data.run_at is None else read_time("run_at", data.run_at)
+    if run_at is not None and run_at < now - MAX_CLOCK_SKEW:
+        raise InvalidField("run_at", f"is in the past: it is {now:%Y-%m-%dT%H:%M:%SZ} now.")
+    if run_at is not None and run_at > now + timedelta(seconds=MAX_DELAY_SECONDS):
+        raise InvalidField("run_at", "must be within a year from now.")
+    if data.delay_seconds:
+        run_at = now + timedelta(seconds=data.delay_seconds)
+    expires_at = None if data.expires_in is None else now + timedelta(seconds=data.expires_in)
+    if run_at is not None and expires_at is not None and expires_at <= max(run_at, now):
+        raise InvalidField("expires_in", "must be longer than the run is put off: it would expire before it may begin.")
+    return run_at, expires_at
 
 
 def apply_start_options(execution: Execution, data: ExecutionStart, schedule_id: str | None) -> Execution:
-    """Return an execution with the options that agents, crews and workflows start with. Errors: `invalid_field`."""
+    """Return a new execution of an agent or a plan with the options that are the same for both.
+
+    Errors: `invalid_field` for times and keys that contradict each other.
+    """
+    run_at, expires_at = _resolve_start_times(data, execution.created_at)
+    if data.concurrency_limit is not None and data.concurrency_key is None:
+        raise InvalidField("concurrency_limit", "is the limit of a key: send concurrency_key as well.")
     messages = None if data.messages is None else [llms.message_to_json(message) for message in data.messages]
     return msgspec.structs.replace(
         execution,
@@ -81,6 +121,12 @@ def apply_start_options(execution: Execution, data: ExecutionStart, schedule_id:
         metadata=check_metadata(data.metadata),
         thread_id=data.thread_id,
         messages=messages,
+        run_at=run_at,
+        expires_at=expires_at,
+        blocked="delayed" if run_at is not None and run_at > execution.created_at else None,
+        priority=data.priority,
+        concurrency_key=data.concurrency_key,
+        concurrency_limit=None if data.concurrency_key is None else data.concurrency_limit or 1,
     )
 
 
@@ -129,7 +175,7 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
             version = await agents.get_runnable_version(tx, agent, old.agent_version_id)
             await secrets.check_start_settings(tx, agent, old.env, version)
         name = agent.name
-        await _enforce_concurrency(tx, agent)
+        await _enforce_concurrency(tx, agent, old)
     copied_fields = (
         "kind",
         "lane",
@@ -143,12 +189,9 @@ async def retry_execution(tx: Tx, caller: Caller, execution_id: str) -> Executio
         "state",
         "files",
         "output_schema",
-        "thread_id",
-        "messages",
         "timeout",
         "max_attempts",
-        "tags",
-        "metadata",
+        *STEERING_FIELDS,
     )
     copies = {field: getattr(old, field) for field in copied_fields}
     execution = _build_for_caller(tx, caller, name, old.input_data)
@@ -162,10 +205,13 @@ async def _lock_startable_agent(tx: Tx, reference: str) -> Agent:
     return agent
 
 
-async def _enforce_concurrency(tx: Tx, agent: Agent) -> None:
-    """Apply the agent's policy where one more execution would exceed its limit. Errors: `concurrency_limit`."""
+async def _enforce_concurrency(tx: Tx, agent: Agent, execution: Execution) -> None:
+    """Apply the agent's policy where one more execution would exceed its limit. Errors: `concurrency_limit`.
+
+    A delayed execution neither counts nor is counted: when its time comes, it waits in the queue.
+    """
     limit = agent.max_concurrency
-    if limit is None or agent.concurrency_policy == "queue":
+    if limit is None or agent.concurrency_policy == "queue" or execution.blocked == "delayed":
         return
     if await tx.executions.count_open_runs(agent.id) < limit:
         return
@@ -175,6 +221,7 @@ async def _enforce_concurrency(tx: Tx, agent: Agent) -> None:
     for execution_id in await tx.executions.cancel_oldest(
         agent.id, limit - 1, "Replaced by a newer execution.", tx.now
     ):
+        tx.free_gates(execution_id)
         tx.announce_status(execution_id, "cancelled")
 
 
@@ -268,8 +315,9 @@ def build_execution(tx: Tx, tenant_id: str, user_id: str, key_id: str | None, na
 
 
 async def add_execution(tx: Tx, execution: Execution, spec: AgentSpec | None) -> Execution:
-    """Write an execution and ring for it."""
-    await tx.executions.add(execution, spec)
+    """Write an execution, and ring for it unless it is blocked."""
+    execution = await add_at_gates(tx, execution, spec)
     await add_label_terms(tx, execution)
-    tx.ring_job(job_from_execution(execution))
+    if execution.blocked is None:
+        tx.ring_job(job_from_execution(execution))
     return execution

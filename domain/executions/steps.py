@@ -10,7 +10,8 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 
 from domain.events import ExecutionEvent
-from domain.executions.schema import Execution, ring_plan
+from domain.executions.rings import ring_plan
+from domain.executions.schema import Execution
 from domain.ports import Tx
 from domain.shared.leases import LostLease
 

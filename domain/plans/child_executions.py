@@ -12,6 +12,7 @@ from domain.executions import (
     TOOL_CALL_TIMEOUT_SECONDS,
     Execution,
     ExecutionMode,
+    add_at_gates,
     add_execution,
     add_label_terms,
     build_execution,
@@ -176,8 +177,10 @@ def build_plan_execution(
 
 async def add_plan_execution(tx: Tx, execution: Execution, plan: Plan, runs: list[StepRun] | None = None) -> Execution:
     """Add the execution of a plan with the plan, and ring the plan lane."""
-    await tx.executions.add(execution, None)
+    execution = await add_at_gates(tx, execution)
     await add_label_terms(tx, execution)
-    await tx.plans.add(execution.id, plan, create_runs(plan) if runs is None else runs)
-    tx.ring_job(job_from_execution(execution))
+    is_blocked = execution.blocked is not None
+    await tx.plans.add(execution.id, plan, create_runs(plan) if runs is None else runs, is_blocked)
+    if not is_blocked:
+        tx.ring_job(job_from_execution(execution))
     return execution

@@ -54,6 +54,9 @@ async def advance_plan(
     if locked.execution.status in TERMINAL_STATUSES:
         await _clean_up(tx, locked.execution)
         return None
+    if executions.is_expired(locked.execution, tx.now):
+        # It has not begun. Upkeep cancels it.
+        return None
     if cache is None:
         cache = PlanCache(plan=await _get_plan(tx, execution_id))
     if cache.state is None or cache.revision != locked.revision:
@@ -84,6 +87,7 @@ async def fail_plan(tx: Tx, execution_id: str, message: str) -> None:
     if not await tx.plans.update_execution(failed, [ExecutionEvent(type="status", data=data, at=tx.now)], tx.now):
         raise LostLease(execution_id)
     tx.announce_status(execution_id, "failed")
+    executions.note_end(tx, failed)
     executions.ring_plan(tx, failed)
 
 
@@ -276,6 +280,8 @@ class _Advance:
             # The plan was cancelled at this moment; the children that were started here must not run.
             raise LostLease(before.id)
         tx.announce_status(before.id, status)
+        if outcome is not None:
+            executions.note_end(tx, after)
         if outcome is not None and before.parent_id is not None:
             tx.ring_job(Job(lane="plan", row_id=before.parent_id, tenant_id=before.tenant_id, attempt=0))
 

@@ -202,8 +202,8 @@ class LockedPlan(msgspec.Struct, kw_only=True, frozen=True):
 class Plans(Protocol):
     """Store the plans of the bound tenant's executions."""
 
-    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
-        """Add a plan to its execution, and signal it."""
+    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun], is_blocked: bool = False) -> None:
+        """Add a plan to its execution, and signal it unless it `is_blocked`: then the end of that does."""
         ...
 
     async def get(self, execution_id: str) -> Plan | None: ...

@@ -7,6 +7,7 @@ import msgspec
 
 from domain import expressions
 from domain.executions import (
+    STEERING_FIELDS,
     Execution,
     ExecutionStart,
     apply_start_options,
@@ -14,6 +15,7 @@ from domain.executions import (
     build_payload,
     build_run_name,
     get_execution,
+    reserve_thread,
 )
 from domain.expressions import BadExpression, WorkBudget
 from domain.plans import child_executions, renderer
@@ -29,6 +31,7 @@ async def start_plan(
     tx: Tx, caller: Caller, plan: Plan, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
     """Add a pending execution of a plan and ring the plan lane. Errors: `invalid_field`."""
+    await reserve_thread(tx, data)
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
             raise InvalidField(field, f"is for agents; this is a {plan.kind}.")
@@ -41,9 +44,8 @@ async def start_plan(
         data.mode or "safe",
         data.timeout,
     )
-    execution = msgspec.structs.replace(
-        apply_start_options(execution, data, schedule_id), model=data.model, cost_limit=data.cost_limit
-    )
+    execution = apply_start_options(execution, data, schedule_id)
+    execution = msgspec.structs.replace(execution, model=data.model, cost_limit=data.cost_limit)
     return await child_executions.add_plan_execution(tx, execution, plan)
 
 
@@ -70,11 +72,8 @@ async def retry_plan(tx: Tx, caller: Caller, execution_id: str, from_failed: boo
         cost_limit=old.cost_limit,
         state=old.state,
         files=old.files,
-        tags=old.tags,
-        metadata=old.metadata,
-        thread_id=old.thread_id,
-        messages=old.messages,
         retry_of=old.id,
+        **{field: getattr(old, field) for field in STEERING_FIELDS},
     )
     if not from_failed:
         return await child_executions.add_plan_execution(tx, execution, plan)

@@ -23,7 +23,15 @@ class ExecutionRow(Base):
             "id",
             postgresql_where=text("status IN ('pending', 'preparing', 'running', 'waiting')"),
         ),
-        Index("executions_pending", "lane", "tenant_id", "queue_id", "id", postgresql_where=text("status = 'pending'")),
+        Index(
+            "executions_pending",
+            "lane",
+            "tenant_id",
+            "queue_id",
+            text("coalesce(turn_at, created_at)"),
+            "id",
+            postgresql_where=text("status = 'pending' AND blocked IS NULL"),
+        ),
         Index(
             "executions_held",
             "tenant_id",
@@ -73,6 +81,7 @@ class ExecutionRow(Base):
     concurrency_key: Mapped[str | None] = mapped_column(Text)
     concurrency_limit: Mapped[int | None]
     blocked: Mapped[str | None] = mapped_column(Text)
+    gate: Mapped[str | None] = mapped_column(Text)
     turn_at: Mapped[datetime | None] = mapped_column(create_timestamp())
     output_schema: Mapped[Any | None] = mapped_column(create_json_column())
     resumes: Mapped[int]

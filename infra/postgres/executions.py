@@ -58,7 +58,7 @@ OPEN_STATUSES = ("pending", "preparing", "running", "waiting")
 # What a model agent was when it was started is the worker's alone to read.
 _STORED_COLUMNS = [
     *(name for name in Execution.__struct_fields__ if name in ExecutionRow.__table__.columns),
-    "spec",
+    *("spec", "turn_at", "gate"),
 ]
 
 
@@ -155,8 +155,9 @@ class PostgresExecutions:
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
-    async def add(self, execution: Execution, spec: AgentSpec | None) -> None:
-        values = (spec if name == "spec" else getattr(execution, name) for name, _, _ in _STORED_AS)
+    async def add(self, execution: Execution, spec: AgentSpec | None, gate: str | None = None) -> None:
+        apart = {"spec": spec, "gate": gate}
+        values = (apart[name] if name in apart else getattr(execution, name) for name, _, _ in _STORED_AS)
         await self._connection.execute_sql(
             _ADD_SQL, *(write(value) for value, (_, _, write) in zip(values, _STORED_AS, strict=True))
         )
@@ -264,7 +265,8 @@ class PostgresExecutions:
         row_id = ids.decode_id("agent", agent_id)
         await self._connection.execute_sql("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", agent_id)
         query = (
-            f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {OPEN_STATUSES} AND parent_id IS NULL"
+            f"SELECT count(*) FROM executions WHERE agent_id = $1 AND status IN {OPEN_STATUSES} AND parent_id IS NULL "
+            "AND blocked IS DISTINCT FROM 'delayed'"
         )
         return int(await self._connection.fetch_value(query, row_id))
 
@@ -277,7 +279,8 @@ class PostgresExecutions:
             ExecutionRow.agent_id == agent_id, ExecutionRow.status.in_(OPEN_STATUSES)
         )
         if not steps:
-            of_agent = of_agent.where(ExecutionRow.parent_id.is_(None))
+            is_due = ExecutionRow.blocked.is_distinct_from("delayed")
+            of_agent = of_agent.where(ExecutionRow.parent_id.is_(None), is_due)
         locked = of_agent.order_by(ExecutionRow.id).with_for_update().cte("locked")
         chosen = select(locked.c.id).order_by(locked.c.id.desc()).offset(keep)
         moved = update(ExecutionRow).where(ExecutionRow.id.in_(chosen.scalar_subquery()))

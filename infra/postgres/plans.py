@@ -150,7 +150,7 @@ class PostgresPlans:
     def __init__(self, connection: TxConnection) -> None:
         self._connection = connection
 
-    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun]) -> None:
+    async def add(self, execution_id: str, plan: Plan, runs: list[StepRun], is_blocked: bool = False) -> None:
         row_id = ids.decode_id("exec", execution_id)
         await self._connection.execute_sql(
             "INSERT INTO plans (execution_id, tenant_id, plan, max_rpm) "
@@ -160,7 +160,8 @@ class PostgresPlans:
             plan.max_rpm,
         )
         await self.save(execution_id, runs)
-        await self.signal_plan(execution_id)
+        if not is_blocked:
+            await self.signal_plan(execution_id)
 
     async def get(self, execution_id: str) -> Plan | None:
         result = await self._connection.fetch_value(

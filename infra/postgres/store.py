@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar, cast
 
 import asyncpg
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from domain.accounts import Accounts, ApiKeys, Tenants
@@ -20,7 +21,7 @@ from domain.crews import Crews
 from domain.egress import DECLARED_EGRESS, EgressPolicy
 from domain.evaluations import Evaluations
 from domain.events import Events
-from domain.executions import Executions, ExecutionTerms, RunSteps
+from domain.executions import Executions, ExecutionTerms, Gates, RunSteps, admit_next
 from domain.files import Files
 from domain.llms import Llms
 from domain.mcp import McpTargets
@@ -46,6 +47,7 @@ from domain.traces import Traces
 from domain.workflows import Workflows
 from domain.workspaces import Workspaces
 from infra.disks import build_full_disk_error, is_full
+from infra.outage_log import log_outage
 from infra.polling import retry_through_outage
 from infra.postgres.accounts import PostgresAccounts
 from infra.postgres.agents import PostgresAgents
@@ -60,6 +62,7 @@ from infra.postgres.events import PostgresEvents
 from infra.postgres.execution_terms import PostgresExecutionTerms
 from infra.postgres.executions import PostgresExecutions
 from infra.postgres.files import PostgresFiles
+from infra.postgres.gates import PostgresGates
 from infra.postgres.idempotency import PostgresIdempotencyKeys
 from infra.postgres.keys import PostgresApiKeys
 from infra.postgres.llms import PostgresLlms
@@ -90,6 +93,11 @@ from infra.postgres.workspaces import PostgresWorkspaces
 
 T = TypeVar("T")
 
+_log = structlog.get_logger("paddock.store")
+
+# As many gates as are looked at right after a commit; more are left to upkeep.
+MAX_PROMPT_GATES: Final = 100
+
 # More than a full disk takes, counted for no tenant.
 _FILL_DISK_SQL: Final = """
     CREATE TEMPORARY TABLE paddock_room (filling text) ON COMMIT DROP;
@@ -104,6 +112,7 @@ class PostgresTx:
         self.now, self.installation_egress = now, installation_egress
         self.rings: list[Job] = []
         self.changes: list[RowChange] = []
+        self.freed: list[str] = []
         self._raw = connection.raw
         self.accounts: Accounts = PostgresAccounts(connection)
         self.tenants: Tenants = PostgresTenants(connection)
@@ -112,6 +121,7 @@ class PostgresTx:
         self.builds: Builds = PostgresBuilds(connection, now)
         self.executions: Executions = PostgresExecutions(connection)
         self.execution_terms: ExecutionTerms = PostgresExecutionTerms(connection)
+        self.gates: Gates = PostgresGates(connection)
         self.events: Events = PostgresEvents(connection)
         self.steps: RunSteps = PostgresSteps(connection)
         self.plans: Plans = PostgresPlans(connection)
@@ -146,12 +156,12 @@ class PostgresTx:
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """Undo what is done within, rings included, if it raises."""
-        rings, changes = len(self.rings), len(self.changes)
+        rings, changes, freed = len(self.rings), len(self.changes), len(self.freed)
         await self._raw.execute("SAVEPOINT here")
         try:
             yield
         except Exception:
-            del self.rings[rings:], self.changes[changes:]
+            del self.rings[rings:], self.changes[changes:], self.freed[freed:]
             await self._raw.execute("ROLLBACK TO SAVEPOINT here; RELEASE SAVEPOINT here")
             raise
         await self._raw.execute("RELEASE SAVEPOINT here")
@@ -168,6 +178,10 @@ class PostgresTx:
     def ring_job(self, job: Job) -> None:
         """Ring for this job after the commit."""
         self.rings.append(job)
+
+    def free_gates(self, execution_id: str) -> None:
+        """Admit the runs that wait at the gates of this execution, after the commit."""
+        self.freed.append(execution_id)
 
     def announce_status(self, row_id: str, status: str) -> None:
         """Wake waiters of this row after the commit."""
@@ -273,6 +287,19 @@ class PostgresStore:
             raise outage from error
         if tx.rings or tx.changes:
             await self._queue.ring_jobs(tx.rings, tx.changes)
+        if tx.freed:
+            await self._admit_next(tx.freed)
+
+    async def _admit_next(self, execution_ids: list[str]) -> None:
+        """Admit the next runs at the gates of these, a transaction for each gate; upkeep does what fails here."""
+        try:
+            async with self.autocommit() as tx:
+                gates = await tx.gates.list_of_runs(execution_ids[:MAX_PROMPT_GATES])
+            while gates:
+                async with self.autocommit() as tx:
+                    gates += await admit_next(tx, gates.pop(0))
+        except DomainError as error:
+            log_outage(_log, "the next runs at a gate are left to upkeep", error)
 
     async def _open_connection(self, tenant_id: str | None) -> tuple[AsyncConnection, AsyncpgConnection]:
         # A pooled connection may have died with its server. Nothing was written on it, so try a fresh one once.

@@ -21,6 +21,7 @@ TENANT_TABLES = (
     *("execution_steps", "workspace_files", "trace_exports"),
     *("plans", "plan_steps", "plan_signals", "plan_calls"),
     *("secrets", "files", "agent_states"),
+    *("threads", "thread_messages", "gate_signals"),
 )
 
 

@@ -1,4 +1,6 @@
 -- Claims up to `slots` pending executions of the lane `of_lane` over all tenants, and writes a status event for each.
+-- Blocked ones are not looked at, and what expired before it began is left to upkeep. A tenant's own are claimed by the
+-- time of their turn, which their priority shifts.
 -- The order is fair: the rank of an execution is its place in its tenant's queue plus what that tenant has running,
 -- and the lowest rank is claimed first. A tenant with little running therefore goes first, however long the queues of
 -- other tenants are. `most` limits what every tenant has running, over all lanes; plans do not count, their steps do.
@@ -14,12 +16,13 @@ AS $$ BEGIN
     PERFORM pg_advisory_xact_lock(1885430635, 1);
     RETURN QUERY
     WITH RECURSIVE queues AS (
-        (SELECT e.tenant_id, e.queue_id FROM executions e WHERE e.status = 'pending' AND e.lane = of_lane
+        (SELECT e.tenant_id, e.queue_id FROM executions e
+         WHERE e.status = 'pending' AND e.blocked IS NULL AND e.lane = of_lane
          ORDER BY e.tenant_id, e.queue_id LIMIT 1)
         UNION ALL
         SELECT next.tenant_id, next.queue_id FROM queues q CROSS JOIN LATERAL (
             SELECT e.tenant_id, e.queue_id FROM executions e
-            WHERE e.status = 'pending' AND e.lane = of_lane
+            WHERE e.status = 'pending' AND e.blocked IS NULL AND e.lane = of_lane
               AND (e.tenant_id, e.queue_id) > (q.tenant_id, q.queue_id)
             ORDER BY e.tenant_id, e.queue_id LIMIT 1) AS next
     ), held AS (
@@ -29,20 +32,21 @@ AS $$ BEGIN
     ), of_tenant AS (
         SELECT h.tenant_id, sum(h.runs) AS runs, sum(h.here) AS here FROM held h GROUP BY 1
     ), first AS (
-        SELECT q.tenant_id, f.id
+        SELECT q.tenant_id, f.id, f.turn_at
         FROM queues q LEFT JOIN agents a ON a.id = q.queue_id
         LEFT JOIN held h ON h.tenant_id = q.tenant_id AND h.queue_id = q.queue_id
         CROSS JOIN LATERAL (
-            SELECT e.id FROM executions e
-            WHERE e.status = 'pending' AND e.lane = of_lane
+            SELECT e.id, coalesce(e.turn_at, e.created_at) AS turn_at FROM executions e
+            WHERE e.status = 'pending' AND e.blocked IS NULL AND e.lane = of_lane
               AND e.tenant_id = q.tenant_id AND e.queue_id = q.queue_id
-            ORDER BY e.id
+              AND (e.expires_at IS NULL OR e.expires_at > claimed_at OR e.started_at IS NOT NULL)
+            ORDER BY coalesce(e.turn_at, e.created_at), e.id
             LIMIT greatest(0, least(slots, coalesce(a.max_concurrency - coalesce(h.runs, 0), slots)))
         ) AS f
     ), ranked AS (
         SELECT f.id, least(t.max_concurrency, most) AS bound, coalesce(o.here, 0) AS here,
-               row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.id) AS nth,
-               coalesce(o.runs, 0) + row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.id) AS turn
+               row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.turn_at, f.id) AS nth,
+               coalesce(o.runs, 0) + row_number() OVER (PARTITION BY f.tenant_id ORDER BY f.turn_at, f.id) AS turn
         FROM first f JOIN tenants t ON t.id = f.tenant_id LEFT JOIN of_tenant o ON o.tenant_id = f.tenant_id
     ), chosen AS (
         SELECT p.id FROM (
@@ -53,7 +57,7 @@ AS $$ BEGIN
         WHERE p.place <= slots AND (p.newcomer OR p.place <= slots - CASE
             WHEN (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS two) > 1 THEN spare ELSE 0 END)
     ), free AS (
-        SELECT e.id FROM executions e WHERE e.id IN (SELECT c.id FROM chosen c) AND e.status = 'pending'
+        SELECT e.id FROM executions e WHERE e.id IN (SELECT c.id FROM chosen c) AND e.status = 'pending' AND e.blocked IS NULL
         FOR UPDATE SKIP LOCKED
     ), moved AS (
         UPDATE executions e SET

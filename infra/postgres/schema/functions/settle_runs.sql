@@ -35,7 +35,9 @@ AS $$
         FROM moved m
     )
     SELECT m.id, m.attempt,
-           EXISTS (SELECT FROM executions e WHERE e.status = 'pending' AND e.lane = m.lane) FROM moved m
+           EXISTS (SELECT FROM executions e
+                   WHERE e.status = 'pending' AND e.blocked IS NULL AND e.lane = m.lane)
+    FROM moved m
 $$;
 REVOKE ALL ON FUNCTION settle_runs FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION settle_runs TO paddock_app;

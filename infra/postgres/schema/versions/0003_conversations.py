@@ -53,9 +53,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON threads, thread_messages TO paddock_app;
 _EXECUTIONS_SQL = """
 -- `messages` is a conversation that the start brought along, for a run outside a thread. A run that is `blocked` is
 -- pending and not claimed: until `run_at` (`delayed`), or while its thread, or its `concurrency_key` with a limit of
--- `concurrency_limit`, has no room (`busy`). One that has not begun by `expires_at` is cancelled. Within a tenant's
--- lane the lowest `turn_at` goes first: when it was due, shifted by its `priority`, so that none waits for good.
--- `output_schema` is that of an uploaded agent itself, in place of its version's.
+-- `concurrency_limit`, has no room (`busy`). It waits at one `gate` at a time: of its thread, then of its key.
+-- One that has not begun by `expires_at` is cancelled. Within a tenant's lane the lowest `turn_at` goes first: when it
+-- was due, shifted by its `priority`, so that none waits for good. `output_schema` is that of an uploaded agent itself,
+-- in place of its version's.
 ALTER TABLE executions
     ADD COLUMN thread_id uuid,
     ADD COLUMN messages json,
@@ -67,9 +68,57 @@ ALTER TABLE executions
     ADD COLUMN concurrency_key text,
     ADD COLUMN concurrency_limit integer,
     ADD COLUMN blocked text CHECK (blocked IN ('delayed', 'busy')),
+    ADD COLUMN gate text CHECK (gate IN ('thread', 'key')),
     ADD COLUMN turn_at timestamptz,
-    ADD COLUMN output_schema json;
+    ADD COLUMN output_schema json,
+    ADD CHECK ((gate IS NOT NULL) = (blocked IS NOT DISTINCT FROM 'busy'));
 CREATE INDEX executions_thread_id ON executions (thread_id, id) WHERE thread_id IS NOT NULL;
+"""
+
+_GATES_SQL = """
+-- What claims read, without what is blocked.
+DROP INDEX executions_pending;
+CREATE INDEX executions_pending ON executions (lane, tenant_id, queue_id, (coalesce(turn_at, created_at)), id)
+    WHERE status = 'pending' AND blocked IS NULL;
+CREATE INDEX executions_delayed ON executions (run_at, id) WHERE blocked = 'delayed';
+CREATE INDEX executions_expiring ON executions (expires_at)
+    WHERE expires_at IS NOT NULL AND status = 'pending' AND started_at IS NULL;
+-- Who holds a thread or a key, and who waits at their gates, in the order of admission.
+CREATE INDEX executions_thread_held ON executions (thread_id)
+    WHERE thread_id IS NOT NULL AND status IN ('pending', 'preparing', 'running', 'waiting')
+      AND (blocked IS NULL OR gate = 'key');
+CREATE INDEX executions_thread_waiting ON executions (thread_id, (coalesce(run_at, created_at)), id)
+    WHERE gate = 'thread';
+CREATE INDEX executions_key_held ON executions (tenant_id, concurrency_key)
+    WHERE concurrency_key IS NOT NULL AND status IN ('pending', 'preparing', 'running', 'waiting')
+      AND blocked IS NULL;
+CREATE INDEX executions_key_waiting ON executions (tenant_id, concurrency_key, (coalesce(turn_at, created_at)), id)
+    WHERE gate = 'key';
+
+-- A gate where somebody may be admitted, noted in the transaction that made it so. Rows are only added and deleted.
+CREATE TABLE gate_signals (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id text NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX gate_signals_name ON gate_signals (name, kind, tenant_id);
+CREATE POLICY bound ON gate_signals TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+GRANT SELECT ON gate_signals TO paddock_app;
+
+CREATE OR REPLACE VIEW open_work AS
+    SELECT 'build' AS lane, id AS row_id, tenant_id, attempt, status = 'queued' AS waiting,
+           updated_at AS since, lease_expires_at
+    FROM agent_versions WHERE status IN ('queued', 'building')
+    UNION ALL
+    SELECT lane, id, tenant_id, attempt, status = 'pending', updated_at, lease_expires_at
+    FROM executions WHERE status IN ('pending', 'preparing', 'running') AND blocked IS NULL
+    UNION ALL
+    SELECT 'record', id, tenant_id, 0, claimed_until IS NULL, since, NULL
+    FROM artifact_bodies
+    UNION ALL
+    SELECT 'record', id, tenant_id, attempt, claimed_until IS NULL, created_at, NULL
+    FROM evaluations WHERE metrics = 'pending';
 """
 
 _CATALOG_SQL = """
@@ -128,5 +177,5 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON execution_term_lists TO paddock_app;
 
 def upgrade() -> None:
     """Add tables and columns."""
-    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _CATALOG_SQL, _CREWS_SQL, _FINDING_SQL):
+    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _GATES_SQL, _CATALOG_SQL, _CREWS_SQL, _FINDING_SQL):
         run_sql(statements)

@@ -1,0 +1,141 @@
+"""Runs of a thread go one after another, and those of a key as many at a time as it allows."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+
+import pytest
+
+from domain import executions
+from domain.executions import AttemptOutcome, Execution, ExecutionStart
+from domain.ports import SandboxOutcome
+from domain.shared import ids
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from infra.postgres.db import create_engine
+from infra.postgres.store import PostgresStore
+from tests.support.isolated_database import NOW, IsolatedDatabase, SilentBell, open_isolated_database
+from workers.upkeep import GateKeeper
+
+LEASE = timedelta(seconds=10)
+
+
+class GateEnvironment:
+    """Start, claim and end runs of one agent at a time that the test sets."""
+
+    def __init__(self, database: IsolatedDatabase, store: PostgresStore, caller: Caller, agent_id: str) -> None:
+        self.database, self.store, self.caller, self.agent_id = database, store, caller, agent_id
+        self.now = NOW
+
+    def read_clock(self) -> datetime:
+        return self.now
+
+    async def start(self, **fields: object) -> Execution:
+        async with self.store.transaction(self.caller) as tx:
+            return await executions.start_execution(tx, self.caller, self.agent_id, ExecutionStart(**fields))
+
+    async def claim(self, slots: int = 100) -> list[Execution]:
+        async with self.store.autocommit() as tx:
+            return await executions.claim_executions(tx, "w", LEASE, slots)
+
+    async def claim_ids(self, slots: int = 100) -> list[str]:
+        return [execution.id for execution in await self.claim(slots)]
+
+    async def settle(self, *ended: Execution) -> None:
+        outcomes = [
+            AttemptOutcome(execution=execution, outcome=SandboxOutcome(output=b"{}"), events=[]) for execution in ended
+        ]
+        async with self.store.autocommit() as tx:
+            await executions.settle_executions(tx, outcomes)
+
+    async def cancel(self, execution_id: str) -> None:
+        async with self.store.transaction(self.caller) as tx:
+            await executions.cancel_execution(tx, execution_id)
+
+    async def get(self, execution_id: str) -> Execution:
+        async with self.store.transaction(self.caller) as tx:
+            return await executions.get_execution(tx, execution_id)
+
+    async def keep_gates(self) -> None:
+        keeper = GateKeeper(self.store)
+        while (await keeper.run_round()).did_work:
+            pass
+
+
+@asynccontextmanager
+async def open_environment(system) -> AsyncIterator[GateEnvironment]:
+    async with open_isolated_database(system) as database:
+        caller = await database.add_tenant()
+        agent_id = await database.add_agent(caller)
+        engine = create_engine(database.url, pool_size=8, application="tests")
+        environment: GateEnvironment
+        store = PostgresStore(engine, SilentBell(), lambda: environment.now)
+        environment = GateEnvironment(database, store, caller, agent_id)
+        try:
+            yield environment
+        finally:
+            await engine.dispose()
+
+
+@pytest.fixture
+async def environment(system) -> AsyncIterator[GateEnvironment]:
+    async with open_environment(system) as opened:
+        yield opened
+
+
+def create_thread() -> str:
+    return ids.generate_id("thread")
+
+
+async def test_runs_of_a_thread_go_one_after_another(environment: GateEnvironment) -> None:
+    thread = create_thread()
+    first, second, third = [await environment.start(thread_id=thread) for _ in range(3)]
+    assert [first.blocked, second.blocked, third.blocked] == [None, "busy", "busy"]
+    claimed = await environment.claim()
+    assert [execution.id for execution in claimed] == [first.id]
+    await environment.settle(*claimed)
+    assert (await environment.get(second.id)).blocked is None
+    await environment.cancel(second.id)
+    assert await environment.claim_ids() == [third.id]
+
+
+async def test_a_key_admits_as_many_as_its_limit(environment: GateEnvironment) -> None:
+    steered = {"concurrency_key": "customer-1", "concurrency_limit": 2}
+    started = [await environment.start(**steered) for _ in range(4)]
+    other = await environment.start(concurrency_key="customer-2")
+    claimed = await environment.claim()
+    assert [execution.id for execution in claimed] == [started[0].id, started[1].id, other.id]
+    await environment.settle(claimed[1])
+    assert await environment.claim_ids() == [started[2].id]
+
+
+async def test_a_delayed_run_is_claimed_when_it_is_due(environment: GateEnvironment) -> None:
+    delayed = await environment.start(delay_seconds=60)
+    await environment.keep_gates()
+    assert await environment.claim_ids() == []
+    environment.now += timedelta(seconds=60)
+    await environment.keep_gates()
+    assert await environment.claim_ids() == [delayed.id]
+
+
+async def test_an_expired_run_is_never_claimed_and_then_cancelled(environment: GateEnvironment) -> None:
+    expiring = await environment.start(expires_in=60)
+    environment.now += timedelta(seconds=60)
+    assert await environment.claim_ids() == []
+    await environment.keep_gates()
+    ended = await environment.get(expiring.id)
+    assert (ended.status, ended.error_type) == ("cancelled", "expired")
+    assert ended.error_message == "It had not begun by 2030-01-01T00:01:00Z, when it expired."
+
+
+async def test_a_busy_thread_refuses_or_is_cleared(environment: GateEnvironment) -> None:
+    thread = create_thread()
+    first, second = [await environment.start(thread_id=thread) for _ in range(2)]
+    with pytest.raises(DomainError) as caught:
+        await environment.start(thread_id=thread, if_busy="reject")
+    assert caught.value.code == "thread_busy"
+    assert first.id in caught.value.detail
+    replacing = await environment.start(thread_id=thread, if_busy="cancel")
+    assert replacing.blocked is None
+    assert {(await environment.get(execution.id)).status for execution in (first, second)} == {"cancelled"}
+    assert await environment.claim_ids() == [replacing.id]
