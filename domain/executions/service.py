@@ -9,7 +9,7 @@ from domain import agents, llms, schemas, secrets, tools
 from domain.agents import MAX_TIMEOUT_SECONDS, Agent, AgentSpec, build_messages
 from domain.builds import AgentVersion
 from domain.executions.answers import apply_answer_start
-from domain.executions.gates import add_at_gates, reserve_thread
+from domain.executions.gates import add_at_gates
 from domain.executions.queries import get_execution
 from domain.executions.rings import job_from_execution
 from domain.executions.schema import (
@@ -55,7 +55,6 @@ async def start_execution(
     Errors: `not_found`, `agent_archived`, `version_not_ready`, `secret_unavailable`, `invalid_field`,
     `concurrency_limit`.
     """
-    await reserve_thread(tx, data)
     payload = build_payload(data)
     if data.timeout is not None and data.timeout > MAX_TIMEOUT_SECONDS:
         raise InvalidField("timeout", f"must be at most {MAX_TIMEOUT_SECONDS} seconds for an agent.")

@@ -15,7 +15,6 @@ from domain.executions import (
     build_payload,
     build_run_name,
     get_execution,
-    reserve_thread,
 )
 from domain.expressions import BadExpression, WorkBudget
 from domain.plans import child_executions, renderer
@@ -31,7 +30,6 @@ async def start_plan(
     tx: Tx, caller: Caller, plan: Plan, data: ExecutionStart, schedule_id: str | None = None
 ) -> Execution:
     """Add a pending execution of a plan and ring the plan lane. Errors: `invalid_field`."""
-    await reserve_thread(tx, data)
     for field in ("agent_version_id", "max_attempts"):
         if getattr(data, field) is not None:
             raise InvalidField(field, f"is for agents; this is a {plan.kind}.")

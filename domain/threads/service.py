@@ -177,9 +177,11 @@ async def list_open_calls_of(tx: Tx, thread: Thread) -> list[str]:
 async def prepare_start(tx: Tx, caller: Caller, data: ExecutionStart) -> ExecutionStart:
     """Return a start with its thread, which exists until the commit, and with messages that were checked.
 
-    Errors: `not_found`, `invalid_field`.
+    Errors: `not_found`, `thread_busy`, `invalid_field`.
     """
     thread: Thread | None = None
+    # Before the row of the thread is locked: a run that is settled locks itself first, then its thread.
+    await executions.reserve_thread(tx, data)
     if data.thread:
         if data.thread_id is not None:
             raise InvalidField("thread", "opens a new thread; leave it out to go on with thread_id.")

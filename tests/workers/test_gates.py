@@ -31,8 +31,10 @@ class GateEnvironment:
         return self.now
 
     async def start(self, **fields: object) -> Execution:
+        data = ExecutionStart(**fields)
         async with self.store.transaction(self.caller) as tx:
-            return await executions.start_execution(tx, self.caller, self.agent_id, ExecutionStart(**fields))
+            await executions.reserve_thread(tx, data)
+            return await executions.start_execution(tx, self.caller, self.agent_id, data)
 
     async def claim(self, slots: int = 100) -> list[Execution]:
         async with self.store.autocommit() as tx:
