@@ -38,6 +38,7 @@ from api import (
     keys,
     llms,
     mcp,
+    openai,
     provider_keys,
     queues,
     schedules,
@@ -70,6 +71,7 @@ from api.keyed_locks import KeyedLocks
 from api.limits import RateLimiter
 from api.mcp import McpResources, McpServer, ToolCalls
 from api.middleware import RequestMiddleware
+from api.openai import AnswerSender
 from api.openapi import build_document, create_operation_id
 from api.password_guesses import GuessLimiter
 from api.proxy_logins import ProxyLogins
@@ -154,6 +156,7 @@ def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
     app = Litestar(
         [
             Router("/api/v1", route_handlers=[*CAPABILITY_ROUTERS]),
+            openai.router,
             health.router,
             mcp.router,
             *([docs.router] if settings.docs else []),
@@ -215,6 +218,7 @@ def create_services(resources: Resources) -> ApiServices:
         waiter=waiter,
         starter=starter,
         event_feed=event_feed,
+        answer_sender=AnswerSender(store, creator, event_feed, authenticator),
         archive_uploader=ArchiveUploader(store, blobs, settings, creator, waiter),
         file_uploader=FileUploader(blobs, settings, creator),
         generation_runner=GenerationRunner(store, starter, waiter),

@@ -9,6 +9,7 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import ParameterKwarg
 
+from api.openai_errors import is_openai_path, render_openai_error
 from api.requests import HttpRequest
 from domain.shared.errors import (
     OUTAGE_CODES,
@@ -90,6 +91,8 @@ def render_problem(request: HttpRequest, error: DomainError) -> Response[bytes]:
         headers["Retry-After"] = str(error.retry_after)
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="paddock"'
+    if is_openai_path(request.url.path):
+        return render_openai_error(error, status, headers)
     problem = Problem(
         type=f"urn:paddock:error:{error.code}",
         title=title,

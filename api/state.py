@@ -20,6 +20,7 @@ from api.idempotency import ResourceCreator
 from api.keyed_locks import KeyedLocks
 from api.limits import RateLimiter
 from api.mcp import McpServer
+from api.openai import AnswerSender
 from api.password_guesses import GuessLimiter
 from api.waiting import ExecutionStarter, StatusWaiter
 from domain.ports import Blobs, Clock, Store
@@ -48,6 +49,7 @@ class ApiServices(msgspec.Struct, frozen=True, kw_only=True):
     waiter: StatusWaiter
     starter: ExecutionStarter
     event_feed: EventFeed
+    answer_sender: AnswerSender
     archive_uploader: ArchiveUploader
     file_uploader: FileUploader
     generation_runner: GenerationRunner

@@ -22,7 +22,7 @@ from domain.traces.schema import (
     Traces,
     TraceSources,
 )
-from domain.traces.tree import build_trace
+from domain.traces.tree import build_trace, format_trace_id
 
 __all__ = [
     "ERROR_ATTRIBUTE",
@@ -46,6 +46,7 @@ __all__ = [
     "TracedRunStep",
     "Traces",
     "build_trace",
+    "format_trace_id",
     "read_trace_sources",
 ]
 

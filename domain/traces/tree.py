@@ -63,7 +63,12 @@ def build_trace(sources: TraceSources, limit: int = MAX_SPANS) -> Trace:
 
 def derive_trace_id(run: TracedRun) -> str:
     """Return the id of the trace in other systems: the 128 bits of the topmost execution's id, in hexadecimal."""
-    uuid = ids.decode_id("exec", run.root_id or run.id)
+    return format_trace_id(run.root_id or run.id)
+
+
+def format_trace_id(execution_id: str) -> str:
+    """Return the id of the trace of a topmost execution in other systems."""
+    uuid = ids.decode_id("exec", execution_id)
     assert uuid is not None, "not an id of an execution"
     return uuid.hex
 

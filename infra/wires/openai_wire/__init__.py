@@ -6,11 +6,11 @@ would change it and is not supported is refused by name.
 
 from typing import Final
 
-from infra.wires.openai_wire.parser import parse_request
+from infra.wires.openai_wire.parser import parse_fields, parse_request
 from infra.wires.openai_wire.renderer import CompletionRenderer
 from infra.wires.openai_wire.schema import CompletionRequest
 
-__all__ = ["ChatWire", "CompletionRenderer", "CompletionRequest", "parse_request"]
+__all__ = ["ChatWire", "CompletionRenderer", "CompletionRequest", "parse_fields", "parse_request"]
 
 
 class ChatWire:

@@ -36,13 +36,21 @@ _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
 
 def parse_request(body: bytes) -> CompletionRequest:
     """Return what a request's body asks for. Errors: `WireRefusal`."""
-    request = convert_fields(_drop_ignored_fields(decode_body(body)), ChatRequest)
+    return parse_fields(decode_body(body))
+
+
+def parse_fields(fields: dict[str, Any], earlier: tuple[ChatMessage, ...] = ()) -> CompletionRequest:
+    """Return what the fields of a body ask for, of which none is null. Errors: `WireRefusal`.
+
+    Results of tools may belong to calls of `earlier` messages, which the server keeps.
+    """
+    request = convert_fields(_drop_ignored_fields(fields), ChatRequest)
     if request.stream_options.include_usage and not request.stream:
         raise WireRefusal(400, "`stream_options` is for requests with `stream` alone.", param="stream_options")
     tools = _parse_tools(request.tools)
     return CompletionRequest(
         model=request.model,
-        messages=_parse_messages(request.messages),
+        messages=_parse_messages(request.messages, earlier),
         tools=tools,
         options=_parse_options(request, choose_tools(request.tool_choice, tools)),
         stream=request.stream,
@@ -71,9 +79,9 @@ def _clean_function(entry: Any, notes: frozenset[str]) -> Any:
     return cleaned
 
 
-def _parse_messages(sent: list[RequestMessage]) -> tuple[ChatMessage, ...]:
+def _parse_messages(sent: list[RequestMessage], earlier: tuple[ChatMessage, ...]) -> tuple[ChatMessage, ...]:
     messages: list[ChatMessage] = []
-    names: dict[str, str] = {}
+    names = {call.id: call.name for message in earlier for call in message.tool_calls}
     for number, message in enumerate(sent):
         where = f"messages[{number}]"
         _check_message(message, names, where)

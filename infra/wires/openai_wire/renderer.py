@@ -12,11 +12,11 @@ from infra.wires.openai_wire.schema import CompletionRequest
 
 
 class CompletionRenderer:
-    """Render one answer, whole or in chunks."""
+    """Render one answer, whole or in chunks. `unique` ends its id."""
 
-    def __init__(self, request: CompletionRequest) -> None:
+    def __init__(self, request: CompletionRequest, unique: str | None = None) -> None:
         self._request = request
-        self._id, self._created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+        self._id, self._created = f"chatcmpl-{unique or uuid.uuid4().hex}", int(time.time())
         self._thoughts: list[str] = []
 
     def add_part(self, part: ReplyPart) -> None:
