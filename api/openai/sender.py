@@ -29,15 +29,15 @@ from domain.shared.errors import DomainError
 from infra.wires.common import AnswerRenderer, WireRefusal
 
 _log = structlog.get_logger("paddock.openai")
-# Until then an error is one of HTTP, which clients treat as such.
+# Until then an error has a status of HTTP, which clients know how to treat.
 FIRST_PART_SECONDS: Final = 5.0
 KEEPALIVE_SECONDS: Final = 15.0
-_KEEPALIVE: Final = b": still running\n\n"
+_KEEPALIVE_COMMENT: Final = b": still running\n\n"
 # What nginx logs where a client has closed its connection before the answer.
 CLIENT_CLOSED_STATUS: Final = 499
 _EVENT_STREAM: Final = "text/event-stream"
 _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-_CHANGED: Final = WireRefusal(
+_CHANGED_ANSWER: Final = WireRefusal(
     502,
     "The run discarded a part of the answer that was sent, and began it again. Send the request again.",
     "answer_changed",
@@ -134,10 +134,10 @@ class AnswerSender:
             await _stop_reading(next_part, parts)
             raise
         chunks = self._render_stream(answer, parts, next_part)
-        # From its first chunk on, the stream is closed whatever happens to its response.
+        # From its first chunk on, the stream is closed even if its response is never sent.
         headers = {**_STREAM_HEADERS, **answer.headers}
         return Stream(
-            _chain_chunks(await anext(chunks), chunks), headers=headers, media_type=_EVENT_STREAM, status_code=200
+            prepend_chunk(await anext(chunks), chunks), headers=headers, media_type=_EVENT_STREAM, status_code=200
         )
 
     async def _render_stream(
@@ -149,7 +149,7 @@ class AnswerSender:
             while not has_ended:
                 done, _ = await asyncio.wait((next_part,), timeout=KEEPALIVE_SECONDS)
                 if not done:
-                    yield _KEEPALIVE
+                    yield _KEEPALIVE_COMMENT
                     continue
                 try:
                     part = next_part.result()
@@ -223,7 +223,7 @@ def name_run(execution: Execution) -> dict[str, str]:
     return {"x-paddock-execution-id": execution.id, "x-paddock-trace-id": trace_id, **thread}
 
 
-async def _chain_chunks(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def prepend_chunk(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for chunk in chunks:
         yield chunk
@@ -251,7 +251,7 @@ def _refuse_failure(error: Exception) -> WireRefusal:
         case WireRefusal():
             return error
         case AnswerChanged():
-            return _CHANGED
+            return _CHANGED_ANSWER
         case DomainError():
             return refuse_domain_error(error, 500)
     _log.error("an answer failed", exc_info=error)

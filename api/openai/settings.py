@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from api.openai.starts import RunSettings
+from api.openai.starts import AnswerSettings
 from api.requests import HttpRequest
 from domain.executions import ExecutionMode
 from infra.wires.common import WireRefusal
@@ -21,7 +21,7 @@ class _OwnFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mode: ExecutionMode | None = None
 
 
-def read_settings(fields: dict[str, Any], request: HttpRequest) -> RunSettings:
+def read_settings(fields: dict[str, Any], request: HttpRequest) -> AnswerSettings:
     """Take our own fields out of a body and return them. Errors: `WireRefusal`."""
     own = {name: fields.pop(name) for name in _OWN_FIELDS if name in fields}
     header = request.headers.get(THREAD_HEADER)
@@ -36,6 +36,6 @@ def read_settings(fields: dict[str, Any], request: HttpRequest) -> RunSettings:
     metadata = fields.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise WireRefusal(400, "`metadata` must be an object.", param="metadata")
-    return RunSettings(
+    return AnswerSettings(
         thread_id=settings.thread_id, thread=settings.thread, mode=settings.mode, metadata=metadata or None
     )

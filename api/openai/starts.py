@@ -26,7 +26,7 @@ _NEUTRAL_OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what a request says about its run beside what it asks."""
 
     thread_id: str | None = None
@@ -41,7 +41,7 @@ class AnswerTask(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a parsed request. `field_names` has the request's names of options that it calls otherwise."""
 
     request: AnswerRequest
-    settings: RunSettings
+    settings: AnswerSettings
     field_names: dict[str, str]
     messages_field: str
 
