@@ -137,7 +137,7 @@ class AnswerSender:
         # From its first chunk on, the stream is closed even if its response is never sent.
         headers = {**_STREAM_HEADERS, **answer.headers}
         return Stream(
-            prepend_chunk(await anext(chunks), chunks), headers=headers, media_type=_EVENT_STREAM, status_code=200
+            _yield_from_first(await anext(chunks), chunks), headers=headers, media_type=_EVENT_STREAM, status_code=200
         )
 
     async def _render_stream(
@@ -223,7 +223,7 @@ def name_run(execution: Execution) -> dict[str, str]:
     return {"x-paddock-execution-id": execution.id, "x-paddock-trace-id": trace_id, **thread}
 
 
-async def prepend_chunk(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _yield_from_first(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for chunk in chunks:
         yield chunk

@@ -174,6 +174,6 @@ async def test_options_without_effect_are_refused(acme: TenantClient, client: op
         with pytest.raises(openai.BadRequestError) as error:
             await client.chat.completions.create(model=agent_id, messages=ask("Go"), **option)
         assert error.value.param == param
-    taken: dict[str, Any] = {"n": 1, "user": "ada", "temperature": 0.1, "top_p": 1, "presence_penalty": 0}
-    answer = await client.chat.completions.create(model=agent_id, messages=ask("Go"), **taken)
+    accepted_options: dict[str, Any] = {"n": 1, "user": "ada", "temperature": 0.1, "top_p": 1, "presence_penalty": 0}
+    answer = await client.chat.completions.create(model=agent_id, messages=ask("Go"), **accepted_options)
     assert answer.choices[0].message.content == '{"task":"Go"}'
