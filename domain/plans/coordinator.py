@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import executions, threads
+from domain import executions, schemas, threads
 from domain.agents import AgentSpec
 from domain.events import ExecutionEvent
 from domain.executions import Execution
@@ -307,7 +307,11 @@ class _Advance:
     async def _render_result(self, events: list[ExecutionEvent]) -> tuple[PlanOutcome, dict[str, Any]]:
         try:
             await self._load_outputs(renderer.list_output_steps(self._plan))
-            return PlanOutcome(), {"output_data": self._scope.render_result()}
+            result = self._scope.render_result()
+            problem = await schemas.find_output_problem(self._plan.output_schema, result, self._execution.tenant_id)
+            if problem is not None:
+                return PlanOutcome(error_type="output_invalid", error_message=problem), {}
+            return PlanOutcome(), {"output_data": result}
         except StepFailed as failed:
             if failed.error_type != "outputs_too_large" or self._plan.outputs is not None:
                 return PlanOutcome(error_type=failed.error_type, error_message=failed.message), {}

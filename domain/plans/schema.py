@@ -121,8 +121,8 @@ class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
 class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Hold the steps of a plan. `outputs` is the template of its result; without one the last step's answer is used.
 
-    `crew_id` or `workflow_id` names its source. `max_rpm` limits the model calls per minute. `default_inputs` are the
-    values of inputs that a run does not have.
+    `crew_id` or `workflow_id` names its source, and the result fits the `output_schema`. `max_rpm` limits the model
+    calls per minute. `default_inputs` are the values of inputs that a run does not have.
     """
 
     kind: PlanKind
@@ -132,6 +132,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     crew_id: str | None = None
     workflow_id: str | None = None
     max_rpm: int | None = None
+    output_schema: dict[str, Any] | None = None
     default_inputs: dict[str, Any] = {}
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import crews, llms
+from domain import crews, llms, schemas
 from domain.agents import MAX_TIMEOUT_SECONDS
 from domain.llms import ToolFailed
 from domain.plans import (
@@ -23,7 +23,15 @@ from domain.plans import (
 )
 from domain.ports import Tx
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, DomainError, FieldError, InvalidField, InvalidFields, require_found
+from domain.shared.errors import (
+    Conflict,
+    DomainError,
+    FieldError,
+    InvalidField,
+    InvalidFields,
+    collect_invalid_fields,
+    require_found,
+)
 from domain.workflows import inputs
 from domain.workflows.schema import WORK_FIELDS, Workflow, WorkflowStep
 from domain.workflows.validation import validate_expressions
@@ -59,6 +67,9 @@ async def compile_workflow(tx: Tx, caller: Caller, workflow: Workflow, model: st
 async def validate_workflow(tx: Tx, caller: Caller, workflow: Workflow) -> list[FieldError]:
     """Return everything that is wrong with a saved workflow. Its agents need not be ready to run."""
     plan, errors = await _WorkflowCompiler(tx, caller, None, for_run=False).compile_plan(workflow, [])
+    if workflow.output_schema is not None:
+        with collect_invalid_fields(errors):
+            schemas.parse_schema(workflow.output_schema, "output_schema")
     # Many expressions take a while; in a thread they do not delay other requests.
     plan_errors = await asyncio.to_thread(lambda: validate_plan(plan) + validate_expressions(plan, workflow.inputs))
     return inputs.validate_declarations(workflow.inputs) + errors + plan_errors
@@ -85,7 +96,14 @@ class _WorkflowCompiler:
             _check_step(step, collector)
             work, default_inputs = await self._compile_work(step, collector, [*parents, workflow])
             steps.append(_build_plan_step(step, work, default_inputs))
-        plan = Plan(kind="workflow", name=workflow.name, steps=steps, outputs=workflow.outputs, workflow_id=workflow.id)
+        plan = Plan(
+            kind="workflow",
+            name=workflow.name,
+            steps=steps,
+            outputs=workflow.outputs,
+            workflow_id=workflow.id,
+            output_schema=workflow.output_schema,
+        )
         _check_value(workflow.outputs, _ErrorCollector("", errors), "outputs")
         count, depth = self._measure_plan(plan)
         if count > MAX_PLAN_STEPS:

@@ -94,7 +94,13 @@ def _add_lines(error: DomainError, lines: Mapping[str, int]) -> DomainError:
 def render_workflow(workflow: Workflow) -> str:
     """Return a workflow as YAML that creates the same workflow."""
     fields = {name: getattr(workflow, name) for name in PatchWorkflow.__struct_fields__}
-    for name, default in (("description", None), ("status", "active"), ("inputs", None), ("outputs", None)):
+    for name, default in (
+        ("description", None),
+        ("status", "active"),
+        ("inputs", None),
+        ("outputs", None),
+        ("output_schema", None),
+    ):
         if fields[name] == default:
             del fields[name]
     fields["steps"] = [omit_defaults(step) for step in workflow.steps]

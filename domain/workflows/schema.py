@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from domain.plans import MAX_PLAN_STEPS, PLAN_TIMEOUT_SECONDS, RetryPolicy
+from domain.schemas import JsonSchema
 from domain.shared.exposure import Door, Exposure
 from domain.shared.names import KEY_PATTERN, Name
 from domain.shared.pages import Listing, Page
@@ -94,8 +95,9 @@ Steps = Annotated[
 class Workflow(msgspec.Struct, kw_only=True):
     """Describe a workflow. With `inputs` a run accepts only these; without, it accepts all values.
 
-    `outputs` is the template of a run's result; without one the answer of the last step is used. `expose` names the
-    doors that show it to other programs: `mcp` makes it a tool of the MCP server.
+    `outputs` is the template of a run's result; without one the answer of the last step is used. A result that breaks
+    the `output_schema` fails the run. `expose` names the doors that show it to other programs: `mcp` makes it a tool
+    of the MCP server.
     """
 
     id: str
@@ -105,6 +107,7 @@ class Workflow(msgspec.Struct, kw_only=True):
     inputs: dict[str, WorkflowInput] | None
     steps: list[WorkflowStep]
     outputs: Any
+    output_schema: dict[str, Any] | None = None
     steps_total: int
     expose: list[Door] = msgspec.field(default_factory=list)
     tenant_id: str
@@ -137,10 +140,14 @@ class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     steps: Steps
     outputs: Any = None
     expose: Exposure = []
+    output_schema: JsonSchema | None = None
 
 
 class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Change a workflow. `inputs`, `steps` and `outputs` are replaced as a whole; an archived one cannot start."""
+    """Change a workflow. `inputs`, `steps`, `outputs` and `output_schema` are replaced as a whole.
+
+    An archived one cannot start.
+    """
 
     name: Name | UnsetType = UNSET
     description: Description | None | UnsetType = UNSET
@@ -149,6 +156,7 @@ class PatchWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     steps: Steps | UnsetType = UNSET
     outputs: Any = UNSET
     expose: Exposure | UnsetType = UNSET
+    output_schema: JsonSchema | None | UnsetType = UNSET
 
 
 class WorkflowYaml(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

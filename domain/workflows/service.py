@@ -39,6 +39,7 @@ async def create_workflow(tx: Tx, caller: Caller, body: ParsedBody[NewWorkflow])
             inputs=data.inputs,
             steps=data.steps,
             outputs=data.outputs,
+            output_schema=data.output_schema,
             steps_total=len(data.steps),
             expose=read_exposure(data.expose),
             tenant_id=caller.tenant_id,

@@ -31,6 +31,7 @@ class WorkflowRow(Base):
     inputs: Mapped[Any | None] = mapped_column(create_json_column())
     steps: Mapped[Any] = mapped_column(create_json_column())
     outputs: Mapped[Any | None] = mapped_column(create_json_column())
+    output_schema: Mapped[Any | None] = mapped_column(create_json_column())
     steps_total: Mapped[int]
     expose: Mapped[list[str]] = mapped_column(ARRAY(Text))
     created_at: Mapped[datetime] = mapped_column(create_timestamp())

@@ -118,6 +118,27 @@ async def test_a_step_with_a_broken_input_fails_with_its_own_error(shared_tenant
     assert 'payload.order.items[1].price: must be a number, not "3".' in ended["error_message"]
 
 
+async def test_the_result_of_a_workflow_fits_its_output_schema(shared_tenant: TenantClient, totals: str) -> None:
+    workflow = {
+        "name": generate_name("flow"),
+        "steps": [{"id": "sum", "agent": totals, "inputs": {"order": "{{ inputs.order }}"}}],
+        "outputs": {"sums": ["{{ steps.sum.outputs.total }}"]},
+        "output_schema": {"properties": {"sums": {"items": {"type": "number", "maximum": 10}}}},
+    }
+    created = await shared_tenant.http.post("/workflows", json=workflow)
+    assert created.status_code == 201, created.text
+    path = f"/workflows/{created.json()['id']}"
+    assert "maximum: 10" in (await shared_tenant.http.get(path, headers={"Accept": "application/yaml"})).text
+    for price, expected in ((2, None), (20, "output_invalid")):
+        inputs = {"order": {"items": [{"price": price}]}}
+        started = await shared_tenant.http.post(f"{path}/execute", json={"inputs": inputs})
+        ended = await shared_tenant.wait_for_end(started.json()["id"])
+        assert ended["error_type"] == expected, ended
+    assert "output.sums[0]: must be at most 10, not 20." in ended["error_message"]
+    refused = await shared_tenant.http.patch(path, json={"output_schema": {"items": []}})
+    assert list(read_field_errors(refused)) == ["output_schema.items"]
+
+
 @pytest.mark.parametrize(
     ("schema", "place"),
     [

@@ -128,7 +128,8 @@ ALTER TABLE agents
     ADD COLUMN context_tokens integer, ADD COLUMN summary boolean,
     ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json;
 ALTER TABLE agent_versions ADD COLUMN input_schema json, ADD COLUMN output_schema json;
-ALTER TABLE workflows ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
+ALTER TABLE workflows ADD COLUMN expose text[] NOT NULL DEFAULT '{}', ADD COLUMN output_schema json;
+ALTER TABLE tasks ADD COLUMN output_json json;
 ALTER TABLE crews ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
 -- What a schedule's executions start with.
 ALTER TABLE schedules ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json;
