@@ -1,6 +1,13 @@
 """Build versions of agents from uploaded archives."""
 
-from domain.builds.archive_schemas import SCHEMA_FIELDS, BadArchive, parse_archive_schema, parse_schema_file
+from domain.builds.archive_schemas import (
+    SCHEMA_FIELDS,
+    BadArchive,
+    SignatureSchemas,
+    parse_archive_schema,
+    parse_schema_file,
+    parse_signature,
+)
 from domain.builds.manifest import (
     DEFAULT_MEMORY_MB,
     MANIFEST_NAMES,
@@ -60,6 +67,7 @@ __all__ = [
     "BundleSize",
     "Manifest",
     "Requirements",
+    "SignatureSchemas",
     "VersionStatus",
     "activate_version",
     "append_build_log",
@@ -82,6 +90,7 @@ __all__ = [
     "parse_manifest",
     "parse_requirements",
     "parse_schema_file",
+    "parse_signature",
     "release_build",
     "requeue_expired_build",
     "reserve_space",

@@ -11,6 +11,16 @@ from domain.shared.yaml_reader import YamlError, read_yaml
 
 SCHEMA_FIELDS: Final = ("input_schema", "output_schema")
 MAX_SCHEMA_PATH_CHARACTERS: Final = 500
+MAX_SIGNATURE_PROBLEMS: Final = 10
+MAX_PROBLEM_CHARACTERS: Final = 1000
+
+
+class SignatureSchemas(msgspec.Struct, kw_only=True):
+    """Hold the schemas of an entrypoint's type hints, and what is wrong with hints that have none."""
+
+    input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
+    problems: list[str] = []
 
 
 class BadArchive(Exception):
@@ -53,3 +63,22 @@ def parse_schema_file(path: str, key: str, data: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"{path}: is not JSON: {error}.") from None
     return parse_archive_schema(f"{path}: ", key, value)
+
+
+def parse_signature(answer: bytes | None) -> SignatureSchemas:
+    """Return the schemas that a sandbox read from type hints. None is trusted: what is no schema is a problem."""
+    try:
+        signature = msgspec.json.decode(answer or b"null", type=SignatureSchemas | None) or SignatureSchemas()
+    except (msgspec.MsgspecError, RecursionError):
+        return SignatureSchemas(problems=["what was read of them is no schema"])
+    signature.problems = [problem[:MAX_PROBLEM_CHARACTERS] for problem in signature.problems[:MAX_SIGNATURE_PROBLEMS]]
+    for key in SCHEMA_FIELDS:
+        schema = getattr(signature, key)
+        if schema is None:
+            continue
+        try:
+            setattr(signature, key, schemas.parse_schema(schema, key))
+        except DomainError as error:
+            setattr(signature, key, None)
+            signature.problems.append(error.detail[:MAX_PROBLEM_CHARACTERS].removesuffix("."))
+    return signature

@@ -25,8 +25,8 @@ CHECK_TIMEOUT_SECONDS: Final = 30.0
 CANNOT_ISOLATE_PREFIX: Final = "This host cannot isolate code:"
 
 
-# Besides its result, an agent may send outputs and leave a state.
-_ProblemType = Literal["output_not_json", "output_too_large", "state_not_json", "state_too_large"]
+# Besides its result, an agent may send outputs and leave a state, and its payload may not fit its type.
+_ProblemType = Literal["input_invalid", "output_not_json", "output_too_large", "state_not_json", "state_too_large"]
 
 
 class _AnswerHeader(msgspec.Struct, kw_only=True):

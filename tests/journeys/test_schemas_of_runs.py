@@ -221,3 +221,54 @@ async def test_with_tools_the_schema_is_part_of_the_prompt(acme: TenantClient, p
     assert system["role"] == "system"
     assert "Be exact." in system["content"]
     assert '"additionalProperties":false' in system["content"]
+
+
+TYPED_SOURCE = """
+from dataclasses import dataclass
+from datetime import date
+
+
+@dataclass
+class Order:
+    day: date
+    prices: list[float]
+
+
+@dataclass
+class Report:
+    total: float
+    day: date
+
+
+def handle(payload: Order, context) -> Report:
+    total = sum(payload.prices)
+    return Report(total if total < 100 else "much", payload.day)
+"""
+
+
+async def test_type_hints_describe_an_agent_and_type_its_payload(shared_tenant: TenantClient) -> None:
+    agent = await shared_tenant.deploy_agent(TYPED_SOURCE)
+    resolved = (await shared_tenant.http.get(f"/agents/{agent}?resolved=true")).json()
+    assert resolved["input_schema"]["properties"]["day"] == {"type": "string", "format": "date"}
+    refused = await shared_tenant.http.post(f"/agents/{agent}/execute", json={"payload": {"day": "x", "prices": "1"}})
+    assert sorted(read_field_errors(refused)) == ["payload.day", "payload.prices"]
+    good = await shared_tenant.run_agent(agent, {"day": "2026-11-30", "prices": [1, 2]})
+    assert good["result"] == {"total": 3.0, "day": "2026-11-30"}, good
+    bad = await shared_tenant.run_agent(agent, {"day": "2026-11-30", "prices": [99, 2]})
+    assert (bad["error_type"], bad["result"]) == ("output_invalid", None)
+    # Without a schema at the door, the payload that does not fit its type fails the run.
+    await set_schemas(shared_tenant, agent, input_schema={})
+    mismatch = await shared_tenant.run_agent(agent, {"day": "2026-11-30", "prices": "1"})
+    assert (mismatch["error_type"], mismatch["error_message"]) == ("input_invalid", "payload.prices: must be a list.")
+
+
+async def test_the_manifest_goes_before_the_hints_and_a_hint_without_schema_is_logged(
+    shared_tenant: TenantClient,
+) -> None:
+    agent = await shared_tenant.create_agent()
+    manifest = f"{DEFAULT_MANIFEST}input_schema: {{properties: {{day: {{type: string}}}}}}\n"
+    source = TYPED_SOURCE.replace("-> Report", "-> complex")
+    version = await shared_tenant.build_version(agent["id"], pack_archive({"agent.py": source}, manifest))
+    assert version["input_schema"] == {"properties": {"day": {"type": "string"}}}
+    assert version["output_schema"] is None
+    assert "No schema from the type hints: the hint complex has no JSON Schema" in version["build_log"]

@@ -141,7 +141,9 @@ class VersionBuilder:
             hints += [builds.explain_backslashes(unpacked.backslashes)] if unpacked.backslashes else []
             hints += [_explain_placeholders(manifest.secrets)] if manifest.secrets else []
             variables = await self._load_variables(version, manifest)
-            await self._check_import(version, self._create_program(manifest, variables, root, environment), hints)
+            program = self._create_program(manifest, variables, root, environment)
+            checked = await self._check_import(version, program, hints)
+            await self._add_signature_schemas(version, schemas, checked)
             size = await asyncio.to_thread(count_file_bytes, root)
             if size > BUNDLE_LIMITS.total:
                 raise BadArchive(f"Compiled, the files take {size >> 20} MiB; {BUNDLE_LIMITS.total >> 20} are allowed.")
@@ -240,8 +242,23 @@ class VersionBuilder:
             network=egress.build_network(entries, has_gateway=manifest.models is not None),
         )
 
-    async def _check_import(self, version: AgentVersion, program: SandboxProgram, hints: list[str]) -> None:
-        """Import the entrypoint. `hints` are added to the error of a failed import. Errors: `BadArchive`."""
+    async def _add_signature_schemas(
+        self, version: AgentVersion, schemas: dict[str, dict[str, Any] | None], checked: bytes | None
+    ) -> None:
+        """Add the schemas of the entrypoint's type hints where the manifest has none, and log those that have none."""
+        signature = builds.parse_signature(checked)
+        for key in builds.SCHEMA_FIELDS:
+            if schemas[key] is None and (schema := getattr(signature, key)) is not None:
+                schemas[key] = schema
+                await self._log_text(version, f"Read from the type hints: {key}.\n")
+        for problem in signature.problems:
+            await self._log_text(version, f"No schema from the type hints: {problem}.\n")
+
+    async def _check_import(self, version: AgentVersion, program: SandboxProgram, hints: list[str]) -> bytes | None:
+        """Import the entrypoint, and return what it answers about its signature.
+
+        `hints` are added to the error of a failed import. Errors: `BadArchive`.
+        """
         printed = OutputText(MAX_SHOWN_OUTPUT_BYTES)
         size = 0
 
@@ -266,6 +283,7 @@ class VersionBuilder:
         if outcome.error_type is not None:
             problem = f"{program.entrypoint}: {outcome.error_type}: {outcome.error_message}"
             raise BadArchive("\n".join([problem, *hints]))
+        return outcome.output
 
     async def _log_text(self, version: AgentVersion, text: str) -> None:
         for line in text.splitlines():

@@ -31,10 +31,12 @@ builtins.license = _sitebuiltins._Printer("license", "See https://www.python.org
 
 MAX_MESSAGE_CHARS = 4000
 MAX_STACK_CHARS = 16000
+# Hints, as types or as text, that ask for no schema and no conversion.
+_PLAIN_HINTS = ("dict", "Dict", "Any", "None", "dict[str, Any]", "typing.Any")
 _SCALAR_TYPES = {str, int, float, bool, type(None)}
 _JSON_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 # The other files of this folder that most runs do not need. They are no modules that an agent could find.
-PART_NAMES = ("context", "json_problems")
+PART_NAMES = ("context", "json_problems", "signature", "typed_values")
 _parts: dict[str, object] = {}
 
 
@@ -91,16 +93,56 @@ def _find_context_way(function):
     return load_part("context").find_context_parameter(function)
 
 
+def _has_type_hints(function):
+    """Return whether the hints of an entrypoint may say more than that it takes and returns JSON."""
+    try:
+        hints = getattr(function, "__annotations__", None)
+        if type(function) is type(read_frame) and not function.__dict__:
+            names = (*function.__code__.co_varnames[:1], "return")
+            plain = (dict, None, *_PLAIN_HINTS)
+            return any(hints[name] not in plain for name in names if name in hints)
+    except Exception:
+        return False  # names that exist for type checkers alone
+    return True
+
+
+def _find_converters(function):
+    """Return what converts the payload and the result of an entrypoint, each None for what stays as it is."""
+    if not _has_type_hints(function):
+        return None, None
+    typed_values, signature = load_part("typed_values"), load_part("signature")
+    try:
+        return typed_values.find_converter(function, signature), typed_values.find_result_converter(function, signature)
+    except Exception:
+        return None, None  # without a readable signature
+
+
+def _describe_entrypoint(function):
+    """Return the answer to a check: the schemas of the entrypoint's hints."""
+    if not _has_type_hints(function):
+        return {"body": b"null"}
+    try:
+        body, problem = encode_value(load_part("signature").describe_signature(function))
+    except Exception as error:
+        body, problem = None, f"{type(error).__name__}: {error}"
+    if problem is not None:
+        body = encode_value({"problems": [_escape_surrogates(problem[:MAX_MESSAGE_CHARS])]})[0]
+    return {"body": body}
+
+
 class EntrypointCall:
     """Call an entrypoint once. `pipes` are the descriptors of requests, answers, and copies of stdout and stderr."""
 
-    def __init__(self, function, way, context, pipes):
+    def __init__(self, function, way, context, pipes, converters=(None, None)):
         self._function, self._way, self._values, self._pipes = function, way, context, pipes
+        self._convert_payload, self._convert_result = converters
         self._writer = self._context = None
 
     def run(self, payload):
         """Return the result, or the JSON of the last value that it streamed in its place."""
         payload = json.loads(payload)
+        if self._convert_payload is not None:
+            payload = self._convert_payload(payload)
         if self._way is None:
             result = self._function(payload)
         else:
@@ -118,6 +160,8 @@ class EntrypointCall:
             result, body = asyncio.run(self._await_result(result))
         if body is None and hasattr(result, "throw"):
             result, body = load_part("context").run_generator(self._open_writer(), result)
+        if body is None and self._convert_result is not None:
+            result = self._convert_result(result)
         return result, body
 
     async def _await_result(self, result):
@@ -173,8 +217,8 @@ def _escape_surrogates(text):
     return text.encode(errors="backslashreplace").decode()
 
 
-def _run_entrypoint(function, payload, context="{}", way=None, pipes=()):
-    call = EntrypointCall(function, way, context, pipes)
+def _run_entrypoint(function, payload, context="{}", way=None, pipes=(), converters=(None, None)):
+    call = EntrypointCall(function, way, context, pipes, converters)
     try:
         result, body = call.run(payload)
         problem = None
@@ -186,12 +230,16 @@ def _run_entrypoint(function, payload, context="{}", way=None, pipes=()):
     except SystemExit as error:
         return _describe_failure(error, "SystemExit")
     except BaseException as error:
-        if (kind := getattr(error, "kind", None)) and isinstance(error, load_part("context").ValueProblem):
-            return {"problem": str(error), "problem_type": kind}
+        if (kind := getattr(error, "kind", None)) and _is_own_problem(error):
+            return {"problem": _escape_surrogates(str(error)[:MAX_MESSAGE_CHARS]), "problem_type": kind}
         return _describe_failure(error)
     finally:
         call.close()
     return {"body": body}
+
+
+def _is_own_problem(error):
+    return isinstance(error, (load_part("context").ValueProblem, load_part("typed_values").InputMismatch))
 
 
 def encode_value(value, name="The result", subject=None):
@@ -236,7 +284,10 @@ def _build_answer(head, requests, answers):
     way = _find_context_way(function)
     if head["mode"] == "check":
         problem = load_part("context").find_call_problem(function, way)
-        return {"body": b"null"} if problem is None else _describe_failure(TypeError(f"the function {problem}."))
+        if problem is not None:
+            return _describe_failure(TypeError(f"the function {problem}."))
+        return _describe_entrypoint(function)
+    converters = _find_converters(function)
     os.write(answers, b"=")
     try:
         payload = read_frame(requests)
@@ -244,7 +295,7 @@ def _build_answer(head, requests, answers):
     except EOFError:
         os._exit(0)  # the worker no longer needs this slot
     os.write(answers, b"!")
-    return _run_entrypoint(function, payload, context, way, pipes)
+    return _run_entrypoint(function, payload, context, way, pipes, converters)
 
 
 def _send_answer(fd, answer, most):
