@@ -23,7 +23,7 @@ class UnreadableHint(Exception):
 
 
 def find_hints(function):
-    """Return the hints of an entrypoint's payload and result, as types. Each is None if there is none to read.
+    """Return the hints of an entrypoint's payload and result, as types. Each is None without a hint.
 
     The third value says why a hint cannot be read.
     """
