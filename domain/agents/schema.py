@@ -2,11 +2,12 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol, Self
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from domain.agents.task_rules import AgentOptions, TaskRules
 from domain.llms import ModelOptions, ToolSpec
 from domain.schemas import JsonSchema
 from domain.shared.exposure import Door, Exposure
@@ -140,17 +141,29 @@ def build_unlisted_agent(name: str, user_id: str, tenant_id: str, at: datetime, 
     )
 
 
-class AgentSpec(Agent, kw_only=True):
+class CrewAgent(Agent, kw_only=True):
+    """Describe a model agent of a crew."""
+
+    crew_options: AgentOptions | None = None
+
+    @classmethod
+    def from_agent(cls, agent: Agent, **more: Any) -> Self:
+        """Return a resolved agent as one of this kind."""
+        kind = CrewAgent if isinstance(agent, CrewAgent) else Agent
+        return cls(**{name: getattr(agent, name) for name in kind.__struct_fields__}, **more)
+
+
+class AgentSpec(CrewAgent, kw_only=True):
     """Describe a model agent for one run, with all inherited fields.
 
     It may also delegate to its `team` by name; a `manager` must do so before it answers. `answer_schema` is the JSON
     Schema of its answer, which is then decoded. `max_rpm` limits the model calls per minute of the run's plan. The
-    answer is also written to `output_file` in the run's workspace. `options` are those of this run and come before the
-    agent's own; `caller_instructions` follow the agent's. `client_tools` are shown to the model beside the agent's: a
-    call of one of them ends the run, and the caller makes it.
+    answer is also written to `output_file` in the run's workspace, once it has passed the `rules`. `options` are those
+    of this run and come before the agent's own; `caller_instructions` follow the agent's. `client_tools` are shown to
+    the model beside the agent's: a call of one of them ends the run, and the caller makes it.
     """
 
-    team: list[Agent] = msgspec.field(default_factory=list)
+    team: list[CrewAgent] = msgspec.field(default_factory=list)
     manager: bool = False
     answer_schema: dict[str, Any] | None = None
     max_rpm: int | None = None
@@ -158,16 +171,12 @@ class AgentSpec(Agent, kw_only=True):
     options: ModelOptions | None = None
     caller_instructions: str | None = None
     client_tools: list[ToolSpec] = msgspec.field(default_factory=list)
+    rules: TaskRules | None = None
 
     @property
     def expected_schema(self) -> dict[str, Any] | None:
         """The JSON Schema of this run's answer: that of its task, else the agent's own."""
         return self.output_schema if self.answer_schema is None else self.answer_schema
-
-    @classmethod
-    def from_agent(cls, agent: Agent, **more: Any) -> "AgentSpec":
-        """Return the spec of a resolved agent."""
-        return cls(**{name: getattr(agent, name) for name in Agent.__struct_fields__}, **more)
 
 
 class ModelAgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

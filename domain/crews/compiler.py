@@ -1,15 +1,16 @@
 """Compile a crew into a plan: the steps, the agent of each, and the steps that each waits for."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from domain import plans
-from domain.agents import Agent, AgentSpec, build_unlisted_agent
+from domain.agents import Agent, AgentSpec, CrewAgent, build_unlisted_agent
 from domain.crews import validation
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.schema import PLANNING_STEP, Crew, CrewStepSummary
+from domain.crews.task_rules import build_rules, choose_date_format, choose_retries
 from domain.llms import ToolFailed
 from domain.plans import AgentWork, Plan, PlanStep, TaskText
 from domain.ports import Tx
@@ -17,6 +18,8 @@ from domain.shared import placeholders
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields
 from domain.workspaces import fill_path
+
+A = TypeVar("A", bound=Agent)
 
 # Model calls of a manager in one task, if its agent does not set a limit.
 DEFAULT_MANAGER_STEPS: Final = 12
@@ -190,6 +193,7 @@ async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | Non
             context=order[task.key].context,
             planned_by=PLANNING_STEP if has_planning else None,
             markdown=task.markdown,
+            date_format=choose_date_format(roster, task),
         )
         step = PlanStep(
             id=task.key,
@@ -197,6 +201,7 @@ async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | Non
             work=await compiler.compile_task(task),
             depends_on=order[task.key].depends_on or ([PLANNING_STEP] if has_planning else []),
             text=text,
+            retry=choose_retries(roster, task),
             output_file=task.output_file,
         )
         steps.append(step)
@@ -223,7 +228,7 @@ class _WorkCompiler:
         if not team:
             # Without a team of its own it could ask any agent of the tenant.
             agent = msgspec.structs.replace(agent, allow_delegation=False)
-        return _build_work(AgentSpec.from_agent(agent, team=team))
+        return _build_work(AgentSpec.from_agent(agent, team=team, rules=build_rules(member, task)))
 
     async def compile_planning(self) -> PlanStep:
         """Return the step that plans each task."""
@@ -244,7 +249,7 @@ class _WorkCompiler:
         if roster.manager is None:
             agent = self._build_agent("manager", role=_MANAGER_ROLE, goal=_MANAGER_GOAL, backstory=_MANAGER_STORY)
         else:
-            agent = _fold_template(roster.manager.agent)
+            agent = CrewAgent.from_agent(_fold_template(roster.manager.agent), crew_options=roster.manager.options)
         agent = await self._assign_model(agent, roster.settings.manager_model, "The manager")
         suggested = roster.members.get(task.agent or "")
         if suggested is not None:
@@ -259,21 +264,24 @@ class _WorkCompiler:
             max_steps=agent.max_steps or DEFAULT_MANAGER_STEPS,
             verbose=self._is_verbose(agent),
         )
-        return _build_work(AgentSpec.from_agent(agent, manager=True, team=team))
+        return _build_work(
+            AgentSpec.from_agent(agent, manager=True, team=team, rules=build_rules(roster.manager, task))
+        )
 
     def _build_agent(self, name: str, **texts: str) -> Agent:
         """Return an agent that exists for this run only."""
         owner = next(iter(self._roster.members.values())).agent
         return build_unlisted_agent(name, owner.user_id, owner.tenant_id, owner.created_at, **texts)
 
-    async def _equip_member(self, member: CrewMember, task: CrewTask | None = None) -> Agent:
+    async def _equip_member(self, member: CrewMember, task: CrewTask | None = None) -> CrewAgent:
         """Return a member's agent on its model, with the tools of a task beside its own."""
-        agent = await self._assign_model(_fold_template(member.agent), None, f"The agent {member.key!r}")
+        folded = CrewAgent.from_agent(_fold_template(member.agent), crew_options=member.options)
+        agent = await self._assign_model(folded, None, f"The agent {member.key!r}")
         agent.tools = list(dict.fromkeys([*agent.tools, *(task.tools if task is not None else ())]))
         agent.verbose = self._is_verbose(agent)
         return agent
 
-    async def _assign_model(self, agent: Agent, preferred: str | None, owner: str) -> Agent:
+    async def _assign_model(self, agent: A, preferred: str | None, owner: str) -> A:
         """Return a copy on its model: the run's, else the preferred one, else the agent's, else the crew's."""
         if self._run_model is not None:
             name, provider = self._run_model

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.crews.crewai_fields import explain_unknown_field, is_default
-from domain.crews.parser import CrewDocument, CrewDocuments, YamlAgent, YamlTask, list_duplicates, parse_items
+from domain.crews.parser import CrewDocument, CrewDocuments, list_duplicates, parse_items
 from domain.crews.schema import (
     MAX_CREW_AGENTS,
     MAX_CREW_TASKS,
@@ -18,6 +18,7 @@ from domain.crews.schema import (
     CrewProblem,
     CrewSettings,
 )
+from domain.crews.yaml_schema import YamlAgent, YamlTask
 from domain.shared import jsonc_reader, names, yaml_reader
 from domain.shared.errors import DomainError
 from domain.shared.field_errors import convert_field

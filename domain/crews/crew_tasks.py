@@ -1,14 +1,17 @@
 """Resolve the tasks of a crew: the agent of each, and the tasks whose answers it receives."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from domain import tasks
-from domain.crews.parser import YamlTask
 from domain.crews.roster import CrewRoster, CrewTask, resolve_member
 from domain.crews.schema import PLANNING_STEP
+from domain.crews.yaml_schema import YamlTask
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from domain.tasks import Task
+
+_MODEL_AGENT_FIELDS: Final = ("human_input", "guardrail", "guardrails")
 
 
 async def resolve_tasks(tx: Tx, roster: CrewRoster) -> None:
@@ -34,9 +37,6 @@ def _build_yaml_task(roster: CrewRoster, key: str, yaml_task: YamlTask) -> CrewT
         roster.add_error(f"{path}.description", "is required.")
     if yaml_task.agent is None and f"{key}.agent" not in present_fields and not roster.is_hierarchical:
         roster.add_error(f"{path}.agent", "is required: name the agent that does this task.")
-    if yaml_task.human_input:
-        message = "is not supported: use a workflow whose step is this crew, and let a step require an approval."
-        roster.add_error(f"{path}.human_input", message)
     return CrewTask(
         key=key,
         path=path,
@@ -49,6 +49,7 @@ def _build_yaml_task(roster: CrewRoster, key: str, yaml_task: YamlTask) -> CrewT
         async_execution=yaml_task.async_execution,
         markdown=yaml_task.markdown,
         output_file=yaml_task.output_file,
+        fields=yaml_task,
     )
 
 
@@ -111,6 +112,9 @@ async def _resolve_agent(tx: Tx, roster: CrewRoster, task: CrewTask) -> None:
         message = f"is for model agents; {member.agent.name!r} runs uploaded code."
         for name in ("tools", "output_file"):
             if getattr(task, name):
+                roster.add_error(f"{task.path}.{name}", message)
+        for name in _MODEL_AGENT_FIELDS:
+            if getattr(task.fields, name, None):
                 roster.add_error(f"{task.path}.{name}", message)
 
 

@@ -26,7 +26,7 @@ class UnusedField(msgspec.Struct, frozen=True):
 
 # Nothing is written in these; the same holds in all three.
 _EMPTY_VALUES: Final[tuple[Any, ...]] = (None, [], {}, "")
-_PYTHON_REASON: Final = "names Python code, which crews have none of; upload code as an agent of its own."
+PYTHON_REASON: Final = "names Python code, which crews have none of; upload code as an agent of its own."
 _PROCESS_REASON: Final = "belongs to a running process of CrewAI, not to a definition."
 _EMBEDDER_REASON: Final = "is not a choice here: texts are compared by the model that every installation has."
 _CHECKPOINT_REASON: Final = (
@@ -48,20 +48,15 @@ _UNUSED_FIELDS: Final[dict[CrewFieldKind, dict[str, UnusedField]]] = {
     "agent": {
         "cache": UnusedField((True, False)),
         "use_system_prompt": UnusedField((True,)),
-        **_repeat("max_rpm", reason="is a setting of the whole crew: set the crew's max_rpm."),
         **_repeat("human_input", (False,), "is not a field of an agent; let a task ask a person."),
-        **_repeat("inject_date reasoning planning memory", (False,), _LATER_REASON),
+        **_repeat("memory", (False,), _LATER_REASON),
         **_repeat(
             "mcps max_reasoning_attempts planning_config guardrail knowledge_sources knowledge_config",
             reason=_LATER_REASON,
         ),
-        **_repeat("guardrail_max_retries", (3,)),
-        **_repeat("max_retry_limit", (2,)),
-        **_repeat("respect_context_window", (True,)),
-        **_repeat("date_format", ("%Y-%m-%d",)),
         **_repeat("multimodal allow_code_execution", (False,), _CODE_REASON),
         **_repeat("code_execution_mode", ("safe",), _CODE_REASON),
-        **_repeat("callbacks step_callback executor_class agent_executor i18n type config", reason=_PYTHON_REASON),
+        **_repeat("callbacks step_callback executor_class agent_executor i18n type config", reason=PYTHON_REASON),
         **_repeat("embedder", reason=_EMBEDDER_REASON),
         **_repeat("checkpoint", (None, False), _CHECKPOINT_REASON),
         **_repeat("skills", reason=_SKILLS_REASON),
@@ -83,9 +78,8 @@ _UNUSED_FIELDS: Final[dict[CrewFieldKind, dict[str, UnusedField]]] = {
     },
     "task": {
         "create_directory": UnusedField((True,)),
-        **_repeat("guardrail guardrails output_json output_pydantic response_model input_files", reason=_LATER_REASON),
-        **_repeat("guardrail_max_retries max_retries", (3,)),
-        **_repeat("callback converter_cls condition type config", reason=_PYTHON_REASON),
+        **_repeat("output_json output_pydantic response_model input_files", reason=_LATER_REASON),
+        **_repeat("callback converter_cls condition type config", reason=PYTHON_REASON),
         **_repeat("tool_failure_policy", (None, "warn"), _FAILURES_REASON),
         "allow_crewai_trigger_context": UnusedField(
             (None, False), "is CrewAI's own platform; name the input in the description."
@@ -103,7 +97,7 @@ _UNUSED_FIELDS: Final[dict[CrewFieldKind, dict[str, UnusedField]]] = {
         **_repeat("memory", (False,), _LATER_REASON),
         **_repeat("knowledge_sources", reason=_LATER_REASON),
         **_repeat(
-            "step_callback task_callback before_kickoff_callbacks after_kickoff_callbacks config", reason=_PYTHON_REASON
+            "step_callback task_callback before_kickoff_callbacks after_kickoff_callbacks config", reason=PYTHON_REASON
         ),
         **_repeat("function_calling_llm", reason=_OTHER_MODEL_REASON),
         **_repeat("embedder", reason=_EMBEDDER_REASON),

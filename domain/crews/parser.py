@@ -2,61 +2,22 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
-from msgspec import Meta
 
-from domain.agents import AgentText, MaxSteps, MaxTokens, ModelReference, Temperature, TimeoutSeconds, ToolReferences
-from domain.crews.crewai_fields import CrewFieldKind, explain_unknown_field, is_default
-from domain.crews.schema import MAX_CREW_AGENTS, MAX_CREW_TASKS, CrewProblem, CrewSettings, Reference
+from domain.crews.crewai_fields import PYTHON_REASON, CrewFieldKind, explain_unknown_field, is_default
+from domain.crews.schema import MAX_CREW_AGENTS, MAX_CREW_TASKS, CrewProblem, CrewSettings
+from domain.crews.yaml_schema import YamlAgent, YamlTask
 from domain.shared import names, yaml_reader
 from domain.shared.errors import DomainError
 from domain.shared.field_errors import convert_field, find_line
-from domain.tasks import ContextNames, OutputPath
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-TaskTitle = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00]*$")]
 # Longer keys are cut in the place of an error.
 _MAX_KEY_LENGTH: Final = 200
 _MODEL_FIELDS: Final = ("model", "provider", "temperature", "max_tokens")
-
-
-class YamlAgent(msgspec.Struct, kw_only=True):
-    """Hold an agent of `agents_yaml`. `llm` and `model` mean the same; `max_iter` limits the model calls per task,
-    `max_execution_time` is in seconds.
-    """
-
-    role: AgentText | None = None
-    goal: AgentText | None = None
-    backstory: AgentText | None = None
-    instructions: AgentText | None = None
-    llm: ModelReference | None = None
-    model: ModelReference | None = None
-    fallback_model: ModelReference | None = None
-    tools: ToolReferences = []
-    allow_delegation: bool | None = None
-    verbose: bool | None = None
-    max_iter: MaxSteps | None = None
-    max_execution_time: TimeoutSeconds | None = None
-    temperature: Temperature | None = None
-    max_tokens: MaxTokens | None = None
-
-
-class YamlTask(msgspec.Struct, kw_only=True):
-    """Hold a task of `tasks_yaml`. `name` is its title; without one its key is used."""
-
-    name: TaskTitle | None = None
-    description: AgentText | None = None
-    expected_output: AgentText | None = None
-    agent: Reference | None = None
-    context: ContextNames | None = None
-    tools: ToolReferences = []
-    async_execution: bool = False
-    markdown: bool = False
-    output_file: OutputPath | None = None
-    human_input: bool = False
 
 
 class CrewDocument(msgspec.Struct, Generic[T], kw_only=True):
@@ -185,6 +146,9 @@ def _parse_fields(document: CrewDocument[T], key: str, value: dict[str, Any], ki
         if stripped is None or stripped == "":
             continue
         document.present_fields.add(path)
+        if isinstance(stripped, dict) and set(stripped) == {"python"}:
+            document.add_problem(path, PYTHON_REASON)
+            continue
         try:
             valid_fields[name] = convert_field(stripped, fields[name].type, path)
         except DomainError as error:

@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
-from domain.agents import Agent
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.schema import CrewYaml
+from domain.crews.yaml_schema import list_task_fields
 from domain.shared import yaml_reader
 
 _TEXT_FIELDS: Final = ("role", "goal", "backstory")
@@ -20,7 +20,7 @@ def render_crew(roster: CrewRoster) -> CrewYaml:
         for member in roster.members.values()
         if member.agent.kind == "llm" and not _is_only_manager(roster, member)
     ]
-    agents = {member.key: _render_agent(member.agent) for member in members}
+    agents = {member.key: _render_agent(member) for member in members}
     tasks = {task.key: _render_task(roster, task) for task in roster.tasks}
     return CrewYaml(agents_yaml=yaml_reader.dump_yaml(agents), tasks_yaml=yaml_reader.dump_yaml(tasks))
 
@@ -30,7 +30,8 @@ def _is_only_manager(roster: CrewRoster, member: CrewMember) -> bool:
     return member is roster.manager and not member.is_from_yaml
 
 
-def _render_agent(agent: Agent) -> dict[str, Any]:
+def _render_agent(member: CrewMember) -> dict[str, Any]:
+    agent, tools = member.agent, member.agent.tools if member.fields is None else member.fields.tools
     model = agent.model if agent.provider is None else f"{agent.provider}/{agent.model}"
     instructions = "\n\n".join(text for text in (agent.template_text, agent.instructions) if text)
     fields = {
@@ -38,7 +39,7 @@ def _render_agent(agent: Agent) -> dict[str, Any]:
         "instructions": instructions or None,
         "llm": model if agent.model is not None else None,
         "fallback_model": agent.fallback_model,
-        "tools": agent.tools or None,
+        "tools": tools or None,
         "allow_delegation": agent.allow_delegation,
         "verbose": agent.verbose,
         "max_iter": agent.max_steps,
@@ -46,7 +47,8 @@ def _render_agent(agent: Agent) -> dict[str, Any]:
         "temperature": agent.temperature,
         "max_tokens": agent.max_tokens,
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    more = {} if member.fields is None else list_task_fields(member.fields, {**fields, "model": None})
+    return {name: value for name, value in {**fields, **more}.items() if value is not None}
 
 
 def _render_task(roster: CrewRoster, task: CrewTask) -> dict[str, Any]:
@@ -63,4 +65,5 @@ def _render_task(roster: CrewRoster, task: CrewTask) -> dict[str, Any]:
         "markdown": task.markdown or None,
         "output_file": task.output_file,
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    more = {} if task.fields is None else list_task_fields(task.fields, fields)
+    return {name: value for name, value in {**fields, **more}.items() if value is not None}

@@ -5,9 +5,10 @@ from typing import Final
 import msgspec
 
 from domain import agents
-from domain.agents import Agent, build_unlisted_agent
-from domain.crews.parser import CrewDocuments, YamlAgent
+from domain.agents import Agent, AgentOptions, build_unlisted_agent
+from domain.crews.parser import CrewDocuments
 from domain.crews.schema import CrewProblem, CrewSettings
+from domain.crews.yaml_schema import YamlAgent, YamlTask
 from domain.ports import Tx
 from domain.shared import names, placeholders
 from domain.shared.access import Caller
@@ -18,16 +19,28 @@ _MAX_PLACEHOLDER_WARNINGS: Final = 5
 
 
 class CrewMember(msgspec.Struct, kw_only=True):
-    """Hold an agent of the crew with everything it inherits. `path` is the place that names it."""
+    """Hold an agent of the crew with everything it inherits. `path` is the place that names it.
+
+    `fields` are those of its document, if it is not one of the tenant's agents.
+    """
 
     key: str
     path: str
     agent: Agent
-    is_from_yaml: bool = False
+    fields: YamlAgent | None = None
+    options: AgentOptions | None = None
+
+    @property
+    def is_from_yaml(self) -> bool:
+        """Whether the crew's own documents define the agent."""
+        return self.fields is not None
 
 
 class CrewTask(msgspec.Struct, kw_only=True):
-    """Hold a task of the crew: `agent` and `context` are keys. `context` is None if the task does not set it."""
+    """Hold a task of the crew: `agent` and `context` are keys. `context` is None if the task does not set it.
+
+    `fields` are those of its document, if it is not one of the catalogue.
+    """
 
     key: str
     path: str
@@ -42,6 +55,7 @@ class CrewTask(msgspec.Struct, kw_only=True):
     output_file: str | None
     task_id: str | None = None
     context: list[str] | None = None
+    fields: YamlTask | None = None
 
 
 class CrewRoster(msgspec.Struct, kw_only=True):
@@ -125,11 +139,16 @@ def _build_yaml_member(tx: Tx, caller: Caller, roster: CrewRoster, key: str, yam
         max_tokens=yaml_agent.max_tokens,
         max_steps=yaml_agent.max_iter,
         timeout=yaml_agent.max_execution_time,
-        tools=yaml_agent.tools,
+        tools=yaml_agent.named_tools,
         allow_delegation=yaml_agent.allow_delegation,
         verbose=yaml_agent.verbose,
     )
-    return CrewMember(key=key, path=path, agent=agent, is_from_yaml=True)
+    options = None
+    try:
+        options = yaml_agent.options
+    except DomainError as error:
+        roster.add_error(f"{path}.{error.errors[0].field}", error.errors[0].message)
+    return CrewMember(key=key, path=path, agent=agent, fields=yaml_agent, options=options)
 
 
 async def resolve_member(tx: Tx, roster: CrewRoster, reference: str, field: str) -> CrewMember | None:

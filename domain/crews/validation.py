@@ -57,9 +57,9 @@ async def resolve_model_name(tx: Tx, reference: str) -> tuple[str, str | None]:
 
 async def _check_tools(tx: Tx, roster: CrewRoster) -> None:
     uses = [
-        (f"{member.path}.tools[{number}]", tool)
+        (f"{member.path}.tools[{number}]" if tool in member.fields.tools else f"{member.path}.mcps", tool)
         for member in roster.members.values()
-        if member.is_from_yaml
+        if member.fields is not None
         for number, tool in enumerate(member.agent.tools)
     ]
     uses += [(f"{task.path}.tools[{number}]", tool) for task in roster.tasks for number, tool in enumerate(task.tools)]

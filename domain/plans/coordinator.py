@@ -112,7 +112,7 @@ class _Advance:
     ) -> None:
         self._tx, self._execution, self._plan, self._state = tx, execution, cache.plan, state
         self._is_time_up = is_time_up
-        self._scope = PlanScope(cache.plan, execution.input_data, state.runs, cache.references)
+        self._scope = PlanScope(cache.plan, execution.input_data, state.runs, cache.references, tx.now)
         self._loaded_bytes = 0
         self._existing_agents: set[str] = set()
         self.saved_count = 0

@@ -1,6 +1,7 @@
 """Render what a step receives when it starts: its filled templates, and its agent as this run has it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -32,7 +33,9 @@ class PlanScope:
         inputs: Any,
         runs: Mapping[tuple[str, int], StepRun],
         references: dict[str, ExpressionReferences] | None = None,
+        now: datetime | None = None,
     ) -> None:
+        self._now = now or datetime.now(UTC)
         is_object = isinstance(inputs, dict)
         self._plan, self._inputs, self._runs = plan, {**plan.default_inputs, **inputs} if is_object else inputs, runs
         self._references = {} if references is None else references
@@ -104,7 +107,10 @@ class PlanScope:
         try:
             team = [fill_texts(agent) for agent in work.spec.team]
             output_file = fill_path(step.output_file, self._input_values) if step.output_file is not None else None
-            return msgspec.structs.replace(fill_texts(work.spec), team=team, output_file=output_file)
+            rules = work.spec.rules
+            if rules is not None:
+                rules = msgspec.structs.replace(rules, guardrails=[fill(text) for text in rules.guardrails])
+            return msgspec.structs.replace(fill_texts(work.spec), team=team, output_file=output_file, rules=rules)
         except ToolFailed as error:
             raise StepFailed("output_file", str(error)) from error
         except DomainError as error:
@@ -168,6 +174,8 @@ class PlanScope:
             parts.append(f"This is how to go about it:\n{plan}")
         if text.expected_output:
             parts.append(f"What is expected of you: {fill(text.expected_output)}")
+        if text.date_format is not None:
+            parts.append(f"Current date: {self._now.astimezone(UTC).strftime(text.date_format)}")
         if text.markdown:
             parts.append("Answer in Markdown.")
         answers = [(step_id, self.outputs.get(step_id)) for step_id in text.context if self._is_completed(step_id)]

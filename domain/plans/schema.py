@@ -82,7 +82,8 @@ StepWork = AgentWork | ToolWork | PlanWork
 class TaskText(msgspec.Struct, kw_only=True, frozen=True):
     """Describe what a crew's task asks for. `{name}` in it stands for the plan's input of that name.
 
-    `context` lists the steps whose answers are added; `planned_by` is the step whose answer plans this task.
+    `context` lists the steps whose answers are added; `planned_by` is the step whose answer plans this task. With a
+    `date_format` the day of the start is added, in UTC.
     """
 
     description: str
@@ -90,6 +91,7 @@ class TaskText(msgspec.Struct, kw_only=True, frozen=True):
     context: list[str] = []
     planned_by: str | None = None
     markdown: bool = False
+    date_format: str | None = None
 
 
 class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
@@ -250,6 +252,9 @@ class Plans(Protocol):
         """Return how many model calls per minute the plan allows."""
         ...
 
-    async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
-        """Reserve the next model call within `max_rpm` calls per minute. Return its time."""
+    async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime, agent: str = "") -> datetime:
+        """Reserve the next model call of a plan, or of an `agent` in it, within `max_rpm` calls per minute.
+
+        Return its time.
+        """
         ...

@@ -40,6 +40,7 @@ class PlanCallsRow(Base):
 
     __tablename__ = "plan_calls"
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
+    agent: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     calls: Mapped[list[datetime]] = mapped_column(ARRAY(create_timestamp()))
 
@@ -277,21 +278,23 @@ class PostgresPlans:
         result: int | None = await self._connection.fetch_value(query, ids.decode_id("exec", execution_id))
         return result
 
-    async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime) -> datetime:
+    async def reserve_model_call(self, execution_id: str, max_rpm: int, now: datetime, agent: str = "") -> datetime:
         row_id = ids.decode_id("exec", execution_id)
         await self._connection.execute_sql(
-            "INSERT INTO plan_calls (execution_id, tenant_id, calls) "
-            "VALUES ($1, current_setting('paddock.tenant_id'), '{}') ON CONFLICT DO NOTHING",
+            "INSERT INTO plan_calls (execution_id, agent, tenant_id, calls) "
+            "VALUES ($1, $2, current_setting('paddock.tenant_id'), '{}') ON CONFLICT DO NOTHING",
             row_id,
+            agent,
         )
         calls = await self._connection.fetch_value(
-            "SELECT calls FROM plan_calls WHERE execution_id = $1 FOR UPDATE", row_id
+            "SELECT calls FROM plan_calls WHERE execution_id = $1 AND agent = $2 FOR UPDATE", row_id, agent
         )
         minute = timedelta(minutes=1)
         slot = now if len(calls) < max_rpm else max(now, calls[-max_rpm] + minute)
         await self._connection.execute_sql(
-            "UPDATE plan_calls SET calls = $2 WHERE execution_id = $1",
+            "UPDATE plan_calls SET calls = $3 WHERE execution_id = $1 AND agent = $2",
             row_id,
+            agent,
             # Clocks differ: the last one is not always the latest.
             sorted([*calls, slot])[-max_rpm:],
         )

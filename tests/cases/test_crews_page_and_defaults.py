@@ -96,8 +96,9 @@ async def test_crewai_defaults_are_accepted(acme: TenantClient) -> None:
     [
         ("memory", True, "context"),
         ("allow_code_execution", True, "python"),
-        ("max_retry_limit", 5, "only CrewAI's default is accepted, 2"),
-        ("max_retry_limit", True, "only CrewAI's default is accepted, 2"),
+        ("max_retry_limit", 11, "<= 10"),
+        ("max_retry_limit", True, "Expected `int`"),
+        ("step_callback", {"python": "a.b"}, "Python code"),
         ("cache", 1, "only CrewAI's default is accepted, true"),
         ("code_execution_mode", "unsafe", "python"),
         ("use_system_prompt", False, "only CrewAI's default is accepted, true"),

@@ -101,7 +101,7 @@ def test_every_field_of_both_documents_is_parsed() -> None:
             3,
             "is not a field here; the fields are role",
         ),
-        ("agents", "a:\n  role: R\n\n  max_rpm: 3\n", "agents_yaml.a.max_rpm", 4, "set the crew's max_rpm"),
+        ("agents", "a:\n  role: R\n\n  max_rpm: fast\n", "agents_yaml.a.max_rpm", 4, "Expected `int`"),
         ("agents", "a:\n  role: [R]\n", "agents_yaml.a.role", 2, "Expected `str`, got `array`"),
         ("agents", "a:\n  role: R\n  max_iter: 0\n", "agents_yaml.a.max_iter", 3, ">= 1"),
         ("agents", "a:\n  role: R\n  verbose: 'yes'\n", "agents_yaml.a.verbose", 3, "Expected `bool"),

@@ -1,5 +1,6 @@
 """Offer a model agent the `delegate` tool, by which other agents do tasks for it."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -69,5 +70,5 @@ def _has_slug(agent: Agent, name: str) -> bool:
     return make_slug(agent.name) == make_slug(name) != ""
 
 
-def _list_team(agent: Agent) -> list[Agent]:
+def _list_team(agent: Agent) -> Sequence[Agent]:
     return agent.team if isinstance(agent, AgentSpec) else []

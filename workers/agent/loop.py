@@ -9,12 +9,13 @@ from typing import Any, Final
 import msgspec
 
 from domain import agents
-from domain.agents import Agent, AgentSpec, build_messages
+from domain.agents import Agent, AgentSpec, CrewAgent, build_messages
 from domain.executions import steps
 from domain.llms import ChatMessage, ModelError, ModelToolCall, ToolFailed, ToolSpec
 from domain.ports import SandboxOutcome, Store, Tx
 from domain.shared.errors import DomainError
 from domain.threads import NO_CONVERSATION, Conversation
+from workers.agent.answer_checks import AnswerChecks
 from workers.agent.attempt import AgentAttempt
 from workers.agent.client_tools import list_client_tools, render_client_calls, select_client_calls
 from workers.agent.conversation import AgentConversation
@@ -23,6 +24,7 @@ from workers.agent.json_answers import SchemaAnswers, read_json_answer
 from workers.agent.messages import render_tool_result
 from workers.agent.model_steps import ModelSteps
 from workers.agent.schema import AgentFailed, AgentParked, BoundTool, ModelPrompt
+from workers.agent.task_plans import TaskPlans
 from workers.agent.tool_steps import ToolSteps
 from workers.agent.tools import Toolbox
 from workers.model_calls import ModelCalls
@@ -39,6 +41,7 @@ class AgentLoop:
         self._store, self._toolbox, self._attempt = store, toolbox, attempt
         self._model_steps, self._tool_steps = ModelSteps(calls, attempt), ToolSteps(toolbox, attempt)
         self.turn: list[ChatMessage] = []
+        self._task_plans = TaskPlans(self._model_steps)
 
     async def run_agent(self, agent: AgentSpec, conversation: Conversation = NO_CONVERSATION) -> SandboxOutcome | None:
         """Return the outcome, None if the run waits for a decision. Errors: `LostLease`, `HandoverRequested`.
@@ -52,7 +55,7 @@ class AgentLoop:
             )
         try:
             messages = AgentConversation(agent, build_messages(agent, attempt.execution.input_data), conversation)
-            answer = await self._do_task(agent, messages)
+            answer = await self._do_checked_task(agent, messages)
             self.turn = [*messages.turn, answer]
             if answer.tool_calls:
                 return SandboxOutcome(output=render_client_calls(answer))
@@ -86,6 +89,17 @@ class AgentLoop:
             return SandboxOutcome(error_type="tool_failed", error_message=str(answer["error"]))
         return SandboxOutcome(output=msgspec.json.encode(answer["result"]))
 
+    async def _do_checked_task(self, agent: AgentSpec, messages: AgentConversation) -> ChatMessage:
+        """Return an answer that the rules of the task accept. The agent receives what is wrong, and tries again."""
+        task = messages.turn[-1].content if messages.turn else ""
+        checks = AnswerChecks(agent, task, self._model_steps, self._attempt)
+        number, answer = 0, await self._do_task(agent, messages)
+        while not answer.tool_calls and (feedback := await checks.check_answer(answer.content, number)) is not None:
+            number += 1
+            messages.add_messages([answer, ChatMessage(role="user", content=feedback)])
+            answer = await self._do_task(agent, messages, f"again{number}/")
+        return answer
+
     async def _do_task(
         self, agent: Agent, messages: AgentConversation, prefix: str = "", depth: int = 0
     ) -> ChatMessage:
@@ -96,6 +110,7 @@ class AgentLoop:
         tools, specs = await self._list_tools(agent, depth)
         max_steps = agent.max_steps or DEFAULT_MAX_STEPS
         answers_in_schema = SchemaAnswers(agent if depth == 0 else None, self._attempt, has_tools=bool(specs))
+        await self._task_plans.add_plan(agent, messages, [spec.name for spec in specs], prefix)
         number = 0
         while number < max_steps + answers_in_schema.corrections:
             number += 1
@@ -136,7 +151,11 @@ class AgentLoop:
         may_delegate = _may_delegate(agent, depth)
         client_tools = list_client_tools(agent)
         reserved = {tool.name for tool in client_tools} | ({DELEGATE_TOOL.name} if may_delegate else set())
-        tools = await self._toolbox.bind_tools(agent.tools, self._attempt.warn, reserved) if agent.tools else {}
+        crew_options = agent.crew_options if isinstance(agent, CrewAgent) else None
+        servers = crew_options.servers if crew_options is not None else ()
+        tools: dict[str, BoundTool] = {}
+        if agent.tools or servers:
+            tools = await self._toolbox.bind_tools(agent.tools, self._attempt.warn, reserved, servers)
         specs = [tool.spec for tool in tools.values()]
         if may_delegate:
             specs.append(describe_delegate_tool(agent))

@@ -4,11 +4,12 @@ Each call is a step. Its answer is put on record in the transaction that bills i
 """
 
 import asyncio
+import itertools
 from datetime import datetime
 
 import msgspec
 
-from domain.agents import Agent, AgentSpec
+from domain.agents import Agent, AgentSpec, CrewAgent
 from domain.llms import (
     ChatMessage,
     ModelError,
@@ -24,10 +25,11 @@ from domain.llms import (
 from domain.ports import Tx
 from workers.agent.attempt import AgentAttempt
 from workers.agent.client_tools import merge_options
+from workers.agent.context_window import MAX_SHORTENINGS, can_shorten, shorten_messages
 from workers.agent.delegation import DELEGATE_TOOL
 from workers.agent.messages import render_transcript
 from workers.agent.schema import MAX_SHOWN_CHARACTERS, AgentFailed, ModelPrompt
-from workers.model_calls import ModelCalls, ModelRequest, choose_retry_pause, clean_text
+from workers.model_calls import AgentRateLimit, ModelCalls, ModelRequest, choose_retry_pause, clean_text
 
 
 class ModelSteps:
@@ -50,7 +52,7 @@ class ModelSteps:
             return msgspec.convert(output["message"], ChatMessage)
         self._attempt.stop_if_draining()
         self._attempt.warn_of_lost_worker(prompt.path)
-        reply = await self._ask_with_fallback(prompt)
+        reply = await self._ask_within_context(prompt)
         if reply.finish == "length" and not reply.message.tool_calls:
             if not reply.message.content.strip():
                 raise AgentFailed("refused", "The model used all tokens of its answer (max_tokens) for its thoughts.")
@@ -64,6 +66,20 @@ class ModelSteps:
                 "The answer is a refusal, or the provider's filter cut it.", step=prompt.path, finish=reply.finish
             )
         return reply.message
+
+    async def _ask_within_context(self, prompt: ModelPrompt) -> ModelReply:
+        """Ask, and ask again with shorter messages if the model has no room for all of them."""
+        for number in itertools.count(1):
+            try:
+                return await self._ask_with_fallback(prompt)
+            except ModelError as error:
+                shorter = shorten_messages(prompt.messages) if can_shorten(prompt.agent, error) else None
+                if shorter is None or number > MAX_SHORTENINGS:
+                    raise
+                message = f"The messages are longer than the model's context, and are shortened. {error.message}"
+                self._attempt.warn(message, step=prompt.path, discards=prompt.path)
+                prompt = msgspec.structs.replace(prompt, messages=shorter)
+        raise AssertionError("unreachable")
 
     async def _ask_with_fallback(self, prompt: ModelPrompt) -> ModelReply:
         agent = prompt.agent
@@ -100,7 +116,13 @@ class ModelSteps:
             text = clean_text(f"Step {path}: asks {target.name} with {size}.\n{render_transcript(prompt.messages)}")
             attempt.add_event("log", level="DEBUG", stream="paddock", message=text[:MAX_SHOWN_CHARACTERS])
         options = _choose_options(prompt.agent, path, tools)
-        request = ModelRequest(target=target, messages=prompt.messages, tools=tools, options=options)
+        request = ModelRequest(
+            target=target,
+            messages=prompt.messages,
+            tools=tools,
+            options=options,
+            rate_limit=_find_rate_limit(prompt.agent),
+        )
         self._has_logged_pieces = False
         try:
             while True:
@@ -146,6 +168,11 @@ class ModelSteps:
         if isinstance(part, TextDelta | ReasoningDelta) and part.text:
             self._has_logged_pieces = True
             await self._attempt.add_piece("token" if isinstance(part, TextDelta) else "thinking", part.text, path)
+
+
+def _find_rate_limit(agent: Agent) -> AgentRateLimit | None:
+    max_rpm = agent.crew_options.max_rpm if isinstance(agent, CrewAgent) and agent.crew_options else None
+    return None if max_rpm is None else AgentRateLimit(agent=agent.name, max_rpm=max_rpm)
 
 
 def _choose_options(agent: Agent, path: str, tools: tuple[ToolSpec, ...]) -> ModelOptions:

@@ -2,17 +2,21 @@
 
 import asyncio
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
 from domain import provider_keys, tools
+from domain.agents import McpServer
 from domain.executions import ExecutionMode
 from domain.llms import ToolFailed, ToolSpec
 from domain.ports import Tx
 from domain.shared.errors import OUTAGE_CODES, DomainError
+from domain.shared.names import make_slug
 from domain.shared.wire_names import assign_wire_names
 from domain.tools import McpServerTool, Tool
 from infra.tools.custom import call_custom_tool
@@ -36,14 +40,21 @@ class Toolbox:
         self._builtin = BuiltinTools(dependencies, tenant_id, workspace)
 
     async def bind_tools(
-        self, names: list[str], warn: Callable[[str], None], reserved: Collection[str] = ()
+        self,
+        names: list[str],
+        warn: Callable[[str], None],
+        reserved: Collection[str] = (),
+        servers: Collection[McpServer] = (),
     ) -> dict[str, BoundTool]:
         """Return the named tools by the names under which a model calls them, none of which is in `reserved`.
+
+        The tools of `servers` are added, which are not among the tenant's tools.
 
         Tools that are deleted, switched off, not allowed in this mode or unreachable are left out with a warning.
         """
         by_identity: dict[tuple[str, str | None], BoundTool] = {}
-        for tool in await self._list_named_tools(names, warn):
+        named_tools = await self._list_named_tools(names, warn) if names else []
+        for tool in (*named_tools, *map(self._build_server_tool, servers)):
             if self._mode == "sandbox" and not tool.fenced:
                 warn(f"The tool {tool.name!r} works outside the sandbox and is left out in this mode.")
                 continue
@@ -104,6 +115,27 @@ class Toolbox:
                 return await tools.resolve_tools(tx, good_names)
 
         return await self._dependencies.store.run(self._tenant_id, find, retry=True)
+
+    def _build_server_tool(self, server: McpServer) -> Tool:
+        """Return an MCP server as a tool of this run. Its calls count as changing something, as those of others do."""
+        host, at = urlsplit(server.url).hostname or "mcp", datetime.now(UTC)
+        configuration = {"url": server.url, "headers": server.headers, "secrets": server.secrets}
+        fields: dict[str, Any] = {
+            "id": f"{server.url} {sorted(server.headers.items())}",
+            "name": server.url,
+            "slug": make_slug(host) or "mcp",
+            "description": "",
+            "category": "mcp",
+            "tool_type": "mcp",
+            "configuration": tools.check_mcp_configuration(configuration),
+            "parameters": {},
+            "enabled": True,
+            "effects": True,
+            "tenant_id": self._tenant_id,
+            "created_at": at,
+            "updated_at": at,
+        }
+        return Tool(**fields) if server.tool is None else McpServerTool(**fields, tool_name=server.tool)
 
     async def _bind_remote_tools(self, tool: Tool, warn: Callable[[str], None]) -> list[BoundTool]:
         only = tool.tool_name if isinstance(tool, McpServerTool) else None

@@ -17,6 +17,13 @@ PRIORITY_PRICE_FACTOR: Final = 2.0
 WriteAnswer = Callable[[Tx, ModelReply], Awaitable[None]]
 
 
+class AgentRateLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """Limit the model calls per minute of one agent in the plan that its run belongs to."""
+
+    agent: str
+    max_rpm: int
+
+
 class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what one call asks of a model."""
 
@@ -24,6 +31,7 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True):
     messages: tuple[ChatMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
     options: ModelOptions = ModelOptions()
+    rate_limit: AgentRateLimit | None = None
 
 
 class ModelAccess(msgspec.Struct, frozen=True, kw_only=True):

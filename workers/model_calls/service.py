@@ -22,7 +22,7 @@ from domain.ports import Tx
 from domain.shared.errors import DATABASE_OUTAGE_CODES, DomainError
 from domain.shared.secrets import Secret
 from workers.model_calls.call import ModelCallTry
-from workers.model_calls.schema import ModelAccess, ModelRequest
+from workers.model_calls.schema import AgentRateLimit, ModelAccess, ModelRequest
 from workers.model_calls.usage import UsageMeter
 
 _log = structlog.get_logger("paddock.models")
@@ -145,7 +145,7 @@ class ModelCalls:
         `LostLease`.
         """
         meter = UsageMeter(request.messages, request.tools)
-        await self._wait_for_rate_limit()
+        await self._wait_for_rate_limit(request.rate_limit)
         reservation_id, options = await self._reserve_budget(request, meter)
         request = msgspec.structs.replace(request, options=options)
         call = ModelCallTry(self._access, self._execution, self._attribution, request, meter, reservation_id)
@@ -154,18 +154,22 @@ class ModelCalls:
         finally:
             await call.close()
 
-    async def _wait_for_rate_limit(self) -> None:
-        """Wait until the plan of this run may make another call."""
+    async def _wait_for_rate_limit(self, agent_limit: AgentRateLimit | None) -> None:
+        """Wait until the plan of this run, and the agent in it, may make another call."""
         plan_id = self._execution.parent_id
-        if self._max_rpm is None or plan_id is None:
+        if (self._max_rpm is None and agent_limit is None) or plan_id is None:
             return
 
         async def take_slot(tx: Tx) -> float:
             if self._max_rpm is UNSET:
                 self._max_rpm = await tx.plans.get_max_rpm(plan_id)
-            if self._max_rpm is None:
-                return 0.0
-            return (await tx.plans.reserve_model_call(plan_id, self._max_rpm, tx.now) - tx.now).total_seconds()
+            slots = [tx.now]
+            if self._max_rpm is not None:
+                slots.append(await tx.plans.reserve_model_call(plan_id, self._max_rpm, tx.now))
+            if agent_limit is not None:
+                slot = await tx.plans.reserve_model_call(plan_id, agent_limit.max_rpm, tx.now, agent_limit.agent)
+                slots.append(slot)
+            return (max(slots) - tx.now).total_seconds()
 
         seconds = await self._access.store.run(self._execution.tenant_id, take_slot, retry=True)
         if seconds > 0:

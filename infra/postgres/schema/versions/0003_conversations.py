@@ -138,6 +138,10 @@ ALTER TABLE schedules ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN m
 _CREWS_SQL = """
 -- `inputs` are values that a run of the crew need not give.
 ALTER TABLE crews ADD COLUMN inputs json NOT NULL DEFAULT '{}';
+
+-- Calls of one agent in a plan; of all of them for an empty `agent`.
+ALTER TABLE plan_calls ADD COLUMN agent text NOT NULL DEFAULT '';
+ALTER TABLE plan_calls DROP CONSTRAINT plan_calls_pkey, ADD PRIMARY KEY (execution_id, agent);
 """
 
 _FINDING_SQL = """

@@ -1,0 +1,39 @@
+"""Define how an agent does the tasks of a crew, beside what every model agent has."""
+
+from typing import Final
+
+import msgspec
+
+DEFAULT_GUARDRAIL_RETRIES: Final = 3
+# Times that a plan is written, for an agent that may refine it until it is ready.
+DEFAULT_PLAN_ATTEMPTS: Final = 3
+
+
+class McpServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Name an MCP server by its URL, with all its tools or only `tool`. `secrets` name provider keys by header."""
+
+    url: str
+    headers: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    tool: str | None = None
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold how a crew's agent works in every task of its own.
+
+    With `plan_attempts` it first writes a plan, at most that many times. `max_rpm` limits its model calls per minute.
+    With `fits_context` messages that the model's context has no room for are shortened.
+    """
+
+    servers: list[McpServer] = []
+    max_rpm: int | None = None
+    plan_attempts: int | None = None
+    fits_context: bool = True
+
+
+class TaskRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold what an answer has to pass: a judge for each of the `guardrails`, and with `human_input` a person."""
+
+    guardrails: list[str] = []
+    guardrail_retries: int = DEFAULT_GUARDRAIL_RETRIES
+    human_input: bool = False
