@@ -39,8 +39,8 @@ from domain.agents.service import (
 from domain.agents.task_rules import (
     DEFAULT_GUARDRAIL_RETRIES,
     DEFAULT_PLAN_ATTEMPTS,
+    AgentMcpServer,
     AgentOptions,
-    McpServer,
     TaskRules,
 )
 
@@ -52,6 +52,7 @@ __all__ = [
     "Agent",
     "AgentFilter",
     "AgentKind",
+    "AgentMcpServer",
     "AgentOptions",
     "AgentSpec",
     "AgentStatus",
@@ -63,7 +64,6 @@ __all__ = [
     "MaxConcurrency",
     "MaxSteps",
     "MaxTokens",
-    "McpServer",
     "ModelReference",
     "NewAgent",
     "PatchAgent",

@@ -9,7 +9,7 @@ DEFAULT_GUARDRAIL_RETRIES: Final = 3
 DEFAULT_PLAN_ATTEMPTS: Final = 3
 
 
-class McpServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AgentMcpServer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Name an MCP server by its URL, with all its tools or only `tool`. `secrets` name provider keys by header."""
 
     url: str
@@ -25,7 +25,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     With `fits_context` messages that the model's context has no room for are shortened.
     """
 
-    servers: list[McpServer] = []
+    servers: list[AgentMcpServer] = []
     max_rpm: int | None = None
     plan_attempts: int | None = None
     fits_context: bool = True

@@ -8,11 +8,11 @@ from msgspec import Meta
 
 from domain.agents import (
     DEFAULT_PLAN_ATTEMPTS,
+    AgentMcpServer,
     AgentOptions,
     AgentText,
     MaxSteps,
     MaxTokens,
-    McpServer,
     ModelReference,
     Temperature,
     TimeoutSeconds,
@@ -139,7 +139,7 @@ def _is_url(text: str) -> bool:
     return _URL_PATTERN.match(text) is not None
 
 
-def _read_server(reference: str | McpReference) -> McpServer | None:
+def _read_server(reference: str | McpReference) -> AgentMcpServer | None:
     """Return the server of a URL, None for one that is named. Errors: `invalid_field`."""
     tool = None
     if isinstance(reference, str):
@@ -154,7 +154,7 @@ def _read_server(reference: str | McpReference) -> McpServer | None:
     except DomainError as error:
         place = error.errors[0].field.removeprefix("configuration.")
         raise InvalidField("mcps", f"{reference.url[:200]}: {place} {error.errors[0].message}") from None
-    return McpServer(url=reference.url, headers=reference.headers, secrets=reference.secrets, tool=tool or None)
+    return AgentMcpServer(url=reference.url, headers=reference.headers, secrets=reference.secrets, tool=tool or None)
 
 
 def list_task_fields(item: Any, written: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from domain import provider_keys, tools
-from domain.agents import McpServer
+from domain.agents import AgentMcpServer
 from domain.executions import ExecutionMode
 from domain.llms import ToolFailed, ToolSpec
 from domain.ports import Tx
@@ -44,7 +44,7 @@ class Toolbox:
         names: list[str],
         warn: Callable[[str], None],
         reserved: Collection[str] = (),
-        servers: Collection[McpServer] = (),
+        servers: Collection[AgentMcpServer] = (),
     ) -> dict[str, BoundTool]:
         """Return the named tools by the names under which a model calls them, none of which is in `reserved`.
 
@@ -116,7 +116,7 @@ class Toolbox:
 
         return await self._dependencies.store.run(self._tenant_id, find, retry=True)
 
-    def _build_server_tool(self, server: McpServer) -> Tool:
+    def _build_server_tool(self, server: AgentMcpServer) -> Tool:
         """Return an MCP server as a tool of this run. Its calls count as changing something, as those of others do."""
         host, at = urlsplit(server.url).hostname or "mcp", datetime.now(UTC)
         configuration = {"url": server.url, "headers": server.headers, "secrets": server.secrets}
