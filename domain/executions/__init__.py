@@ -70,7 +70,7 @@ from domain.executions.service import (
     start_execution,
     start_tool_call,
 )
-from domain.executions.steering import GateKind
+from domain.executions.steering import ConcurrencyKey, ConcurrencyLimit, ExpirySeconds, GateKind, Priority
 from domain.executions.steps import (
     MAX_CALLS_PER_ANSWER,
     RunStep,
@@ -101,6 +101,8 @@ __all__ = [
     "AnswerStart",
     "ApprovalDecision",
     "AttemptOutcome",
+    "ConcurrencyKey",
+    "ConcurrencyLimit",
     "CostLimitUsd",
     "Execution",
     "ExecutionFilter",
@@ -111,12 +113,14 @@ __all__ = [
     "ExecutionTerms",
     "Executions",
     "ExpiredRun",
+    "ExpirySeconds",
     "FreedRun",
     "Gate",
     "GateKind",
     "Gates",
     "LaneShare",
     "MaxAttempts",
+    "Priority",
     "RunFiles",
     "RunLane",
     "RunName",

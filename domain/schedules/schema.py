@@ -6,7 +6,17 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.executions import CostLimitUsd, ExecutionMode, RunFiles, StateName, TargetedExecutionStart
+from domain.executions import (
+    ConcurrencyKey,
+    ConcurrencyLimit,
+    CostLimitUsd,
+    ExecutionMode,
+    ExpirySeconds,
+    Priority,
+    RunFiles,
+    StateName,
+    TargetedExecutionStart,
+)
 from domain.schedules.cron import MAX_CRON_LENGTH
 from domain.shared.names import Name
 from domain.shared.pages import Listing, Page
@@ -50,7 +60,8 @@ class Schedule(msgspec.Struct, kw_only=True):
     minute is on time and always fires. `next_run_at` is null while the schedule is disabled. `last_run_at`,
     `last_execution_id` and `last_status` describe its last execution, `last_error` the failure of a later start.
     `run_count` counts its executions, manual ones included; the other counts are of due times. A due time whose `files`
-    are not there any more is `failed`. Each execution gets the schedule's `tags` and `metadata`.
+    are not there any more is `failed`. Each execution gets the schedule's `tags`, `metadata`,
+    `priority` and `concurrency_key`; `expires_in` counts from its start.
     """
 
     id: str
@@ -68,6 +79,10 @@ class Schedule(msgspec.Struct, kw_only=True):
     state: str | None
     tags: list[str] = []
     metadata: dict[str, Any] | None = None
+    expires_in: float | None = None
+    priority: int = 0
+    concurrency_key: str | None = None
+    concurrency_limit: int | None = None
     enabled: bool
     overlap: OverlapPolicy
     catch_up: int
@@ -105,6 +120,10 @@ class Schedule(msgspec.Struct, kw_only=True):
             state=self.state,
             tags=self.tags,
             metadata=self.metadata,
+            expires_in=self.expires_in,
+            priority=self.priority,
+            concurrency_key=self.concurrency_key,
+            concurrency_limit=self.concurrency_limit,
         )
 
 
@@ -131,6 +150,10 @@ class NewSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     state: StateName | None = None
     tags: Tags = []
     metadata: Metadata | None = None
+    expires_in: ExpirySeconds | None = None
+    priority: Priority = 0
+    concurrency_key: ConcurrencyKey | None = None
+    concurrency_limit: ConcurrencyLimit | None = None
     enabled: bool = True
     overlap: OverlapPolicy = "skip"
     catch_up: CatchUp = 1
@@ -156,6 +179,10 @@ class PatchSchedule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     state: StateName | None | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
     metadata: Metadata | None | UnsetType = UNSET
+    expires_in: ExpirySeconds | None | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    concurrency_key: ConcurrencyKey | None | UnsetType = UNSET
+    concurrency_limit: ConcurrencyLimit | None | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
     overlap: OverlapPolicy | UnsetType = UNSET
     catch_up: CatchUp | UnsetType = UNSET

@@ -23,6 +23,8 @@ SentMessages = Annotated[
     ),
 ]
 
+ThreadLock = bool | Literal["share", "turn"]
+
 
 class Thread(msgspec.Struct, kw_only=True):
     """Show a thread. `last_seq` is the number of its last message, and how many it has.
@@ -102,7 +104,10 @@ class Threads(Protocol):
     """Store the threads of the bound tenant."""
 
     async def add(self, thread: Thread) -> None: ...
-    async def find(self, thread_id: str, lock: bool | Literal["share"] = False) -> Thread | None: ...
+    async def find(self, thread_id: str, lock: ThreadLock = False) -> Thread | None:
+        """Return a thread: kept from deletion with `share`, for a new turn with `turn`, for any change with True."""
+        ...
+
     async def list_page(self, page: Page, tag: str | None) -> Listing[Thread]: ...
     async def save(self, thread: Thread) -> None: ...
     async def delete(self, thread_id: str) -> None:

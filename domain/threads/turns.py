@@ -70,7 +70,7 @@ async def append_turn(tx: Tx, execution: Execution, conversation: Conversation, 
     """
     if execution.thread_id is None:
         return
-    thread = await tx.threads.find(execution.thread_id, True)
+    thread = await tx.threads.find(execution.thread_id, "turn")
     if thread is None or conversation.last_seq not in (None, thread.last_seq):
         change = "was deleted" if thread is None else "has other messages"
         reason = "so this run cannot be completed. Run it again."

@@ -39,6 +39,10 @@ class ScheduleRow(Base):
     tags: Mapped[list[str]] = mapped_column(ARRAY(Text))
     # The attribute `metadata` is SQLAlchemy's own.
     run_metadata: Mapped[Any | None] = mapped_column("metadata", create_json_column())
+    expires_in: Mapped[float | None]
+    priority: Mapped[int]
+    concurrency_key: Mapped[str | None] = mapped_column(Text)
+    concurrency_limit: Mapped[int | None]
     enabled: Mapped[bool]
     overlap: Mapped[str] = mapped_column(Text)
     catch_up: Mapped[int]

@@ -1,7 +1,7 @@
 """Store threads and their messages in Postgres."""
 
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import ARRAY, BigInteger, Integer, Text, Uuid, select, update
@@ -11,12 +11,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.llms import ChatMessage, estimate_tokens
 from domain.shared import ids
 from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
-from domain.threads import StoredMessage, Thread
-from infra.postgres.catalog import LOCK_CLAUSES
+from domain.threads import StoredMessage, Thread, ThreadLock
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
 from infra.postgres.executions import OPEN_STATUSES, cancel_executions
 from infra.postgres.pages import fetch_page
+
+# A start does not hinder the turn of a run that is settled, which locks itself before its thread.
+_LOCK_CLAUSES: Final = {False: "", True: " FOR UPDATE", "share": " FOR KEY SHARE", "turn": " FOR NO KEY UPDATE"}
 
 
 class ThreadRow(Base):
@@ -90,11 +92,11 @@ class PostgresThreads:
     async def add(self, thread: Thread) -> None:
         await self._connection.execute(insert(ThreadRow).values(_collect_values(thread)))
 
-    async def find(self, thread_id: str, lock: bool | Literal["share"] = False) -> Thread | None:
+    async def find(self, thread_id: str, lock: ThreadLock = False) -> Thread | None:
         row_id = ids.decode_id("thread", thread_id)
         if row_id is None:
             return None
-        record = await self._connection.fetch_row(f"{_FIND_SQL}{LOCK_CLAUSES[lock]}", row_id)
+        record = await self._connection.fetch_row(f"{_FIND_SQL}{_LOCK_CLAUSES[lock]}", row_id)
         return None if record is None else _ROW_MAPPER.to_struct(record)
 
     async def list_page(self, page: Page, tag: str | None) -> Listing[Thread]:

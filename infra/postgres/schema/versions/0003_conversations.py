@@ -132,7 +132,9 @@ ALTER TABLE workflows ADD COLUMN expose text[] NOT NULL DEFAULT '{}', ADD COLUMN
 ALTER TABLE tasks ADD COLUMN output_json json;
 ALTER TABLE crews ADD COLUMN expose text[] NOT NULL DEFAULT '{}';
 -- What a schedule's executions start with.
-ALTER TABLE schedules ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json;
+ALTER TABLE schedules ADD COLUMN tags text[] NOT NULL DEFAULT '{}', ADD COLUMN metadata json,
+    ADD COLUMN expires_in double precision, ADD COLUMN priority smallint NOT NULL DEFAULT 0,
+    ADD COLUMN concurrency_key text, ADD COLUMN concurrency_limit integer;
 """
 
 _CREWS_SQL = """
