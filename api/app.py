@@ -249,10 +249,11 @@ def _configure_cors(settings: Settings) -> CORSConfig:
         allow_headers=[
             *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
             *("X-API-Key", "X-Request-ID"),
+            *("Mcp-Session-Id", "Mcp-Protocol-Version", "Mcp-Method", "Mcp-Name"),
         ],
         expose_headers=[
             *("X-Request-ID", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
-            *("Retry-After", "Idempotency-Replayed", "Preference-Applied"),
+            *("Retry-After", "Idempotency-Replayed", "Preference-Applied", "Mcp-Session-Id"),
         ],
     )
 

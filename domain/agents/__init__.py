@@ -1,6 +1,6 @@
 """Manage agents. A `code` agent gets its versions from uploaded archives; an `llm` agent calls a model."""
 
-from domain.agents.inheritance import apply_version_schemas, merge_ancestors, resolve_agent
+from domain.agents.inheritance import MAX_ANCESTRY_DEPTH, apply_version_schemas, merge_ancestors, resolve_agent
 from domain.agents.prompts import build_messages
 from domain.agents.resolution import find_agent, get_runnable_version, refuse_archived, resolve_spec
 from domain.agents.schema import (
@@ -47,6 +47,7 @@ from domain.agents.task_rules import (
 __all__ = [
     "DEFAULT_GUARDRAIL_RETRIES",
     "DEFAULT_PLAN_ATTEMPTS",
+    "MAX_ANCESTRY_DEPTH",
     "MAX_SLUG_MATCHES",
     "MAX_TIMEOUT_SECONDS",
     "Agent",

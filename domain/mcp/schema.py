@@ -1,12 +1,12 @@
 """Define the tools of the MCP server: each stands for an agent, a crew or a workflow that is exposed there."""
 
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from domain.shared.errors import NotFound
+from domain.targets import TargetKind
 
-TargetKind = Literal["agent", "crew", "workflow"]
 # The metadata of a run under this key name the request that started it, so that any process can cancel it.
 REQUEST_METADATA_KEY: Final = "mcp_request"
 
@@ -27,7 +27,8 @@ class ExposedTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what the schema of a tool is made of. `inputs` are a workflow's, `texts` those of a crew with placeholders.
+    """Hold what the schema of a tool is made of. `inputs` are a workflow's declarations or a crew's values,
+    and `texts` those of a crew with placeholders.
 
     `runs_model` tells a model agent, which needs a task, from uploaded code.
     """

@@ -12,7 +12,7 @@ from domain.mcp.tool_schemas import build_tool
 from domain.ports import Tx
 from domain.shared import access, ids
 from domain.shared.access import Caller
-from domain.shared.errors import FieldError, InvalidField, InvalidFields
+from domain.shared.errors import DomainError, FieldError, InvalidField, InvalidFields
 from domain.shared.field_errors import list_field_errors
 
 TOOLS_PER_PAGE: Final = 100
@@ -71,7 +71,18 @@ async def start_tool(tx: Tx, caller: Caller, tool: McpTool, arguments: dict[str,
         start = msgspec.convert(fields, TargetedExecutionStart)
     except msgspec.ValidationError as error:
         raise InvalidFields(list_field_errors(fields, TargetedExecutionStart, error)) from None
-    return await launch.start_target(tx, caller, start)
+    try:
+        return await launch.start_target(tx, caller, start)
+    except DomainError as error:
+        if error.code != "invalid_field" or not tool.takes_payload:
+            raise
+        # Callers know the parts of the payload as arguments.
+        raise InvalidFields([_name_argument(field_error) for field_error in error.errors]) from None
+
+
+def _name_argument(error: FieldError) -> FieldError:
+    name = error.field.removeprefix("payload.").removeprefix("inputs.")
+    return FieldError(field=name, message=error.message)
 
 
 async def cancel_call(tx: Tx, caller: Caller, request_key: str) -> None:

@@ -42,8 +42,14 @@ def _find_own_schema(target: ExposedTarget, definition: McpDefinition) -> dict[s
         return None if definition.inputs is None else _schema_from_inputs(definition.inputs)
     if target.kind == "crew":
         names = dict.fromkeys(name for name in placeholders.find_placeholders(definition.texts) if name != "task")
-        fields = {name: {"description": f"Stands for {{{name}}} in the texts of the crew."} for name in names}
-        return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": True}
+        defaults = definition.inputs or {}
+        fields = {
+            name: {"description": f"Stands for {{{name}}} in the texts of the crew."}
+            | ({"default": defaults[name]} if name in defaults else {})
+            for name in names
+        }
+        required = [name for name in fields if name not in defaults]
+        return {"type": "object", "properties": fields, "required": required, "additionalProperties": True}
     return None
 
 

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import msgspec
 
+from domain.agents import MAX_ANCESTRY_DEPTH
 from domain.mcp import REQUEST_METADATA_KEY, ExposedTarget, McpDefinition
 from domain.shared import ids
 from infra.postgres.connection import TxConnection
@@ -19,14 +20,25 @@ _LIST_SQL: Final = """
     UNION ALL SELECT 'workflow', id, name FROM workflows WHERE expose @> '{mcp}' AND status = 'active'
     ORDER BY id
 """
-_DEFINE_SQL: Final = """
+_DEFINE_SQL: Final = f"""
     SELECT 'agent' AS kind, a.id, a.description, a.kind = 'llm' AS runs_model,
-           coalesce(a.input_schema, v.input_schema)::text AS input_schema,
-           coalesce(a.output_schema, v.output_schema)::text AS output_schema,
+           coalesce(own.input_schema, v.input_schema)::text AS input_schema,
+           coalesce(own.output_schema, v.output_schema)::text AS output_schema,
            NULL AS inputs, '' AS texts
     FROM agents a LEFT JOIN agent_versions v ON v.id = a.current_version_id
+    CROSS JOIN LATERAL (
+        -- Its own schemas, or those of the nearest ancestor that has them.
+        WITH RECURSIVE ancestors AS (
+            SELECT a.parent_id, a.input_schema, a.output_schema, 1 AS depth
+            UNION ALL SELECT p.parent_id, p.input_schema, p.output_schema, depth + 1
+            FROM ancestors c JOIN agents p ON p.id = c.parent_id AND p.deleted_at IS NULL
+            WHERE depth <= {MAX_ANCESTRY_DEPTH}
+        ) SELECT (array_agg(input_schema ORDER BY depth) FILTER (WHERE input_schema IS NOT NULL))[1] AS input_schema,
+                 (array_agg(output_schema ORDER BY depth) FILTER (WHERE output_schema IS NOT NULL))[1] AS output_schema
+        FROM ancestors
+    ) AS own
     WHERE a.id = ANY ($1::uuid[]) AND a.deleted_at IS NULL
-    UNION ALL SELECT 'crew', id, description, false, NULL, NULL, NULL,
+    UNION ALL SELECT 'crew', id, description, false, NULL, NULL, inputs::text,
            concat(agents_yaml, E'\\n', tasks_yaml)
     FROM crews WHERE id = ANY ($1::uuid[])
     UNION ALL SELECT 'workflow', id, description, false, NULL, NULL, inputs::text, ''
