@@ -18,6 +18,9 @@ MAX_LINKED_FILES: Final = 100
 def render_result(execution: Execution, files: list[WorkspaceFile]) -> CallToolResult:
     """Return the result of a run that has ended, or that waits for a person."""
     content: list[ContentBlock] = [TextContent(text=_describe_outcome(execution))]
+    if execution.thread_id is not None:
+        # For the model: it does not see `_meta`.
+        content.append(TextContent(text=f"thread_id: {execution.thread_id}"))
     if execution.status != "completed":
         content.append(_link_execution(execution))
     content += [link_file(execution.id, file) for file in files[:MAX_LINKED_FILES]]

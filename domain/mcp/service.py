@@ -8,7 +8,7 @@ from domain import executions, launch
 from domain.executions import Execution, TargetedExecutionStart
 from domain.mcp.schema import REQUEST_METADATA_KEY, McpTool, ToolPage, UnknownTool
 from domain.mcp.tool_names import assign_tool_names
-from domain.mcp.tool_schemas import build_tool
+from domain.mcp.tool_schemas import NEW_THREAD, build_tool
 from domain.ports import Tx
 from domain.shared import access, ids
 from domain.shared.access import Caller
@@ -62,6 +62,8 @@ async def start_tool(tx: Tx, caller: Caller, tool: McpTool, arguments: dict[str,
                 [FieldError(field=name, message="is not an argument of this tool.") for name in unknown]
             )
         fields = {name: value for name, value in own.items() if value is not None}
+    if options.get("thread_id") == NEW_THREAD:
+        options = {**options, "thread_id": None, "thread": True}
     fields |= {
         **options,
         _TARGET_FIELDS[tool.target.kind]: tool.target.id,

@@ -9,7 +9,15 @@ MAX_TOOL_DESCRIPTION: Final = 4000
 _TASK_SCHEMA: Final = {"type": "string", "description": "What to do, in words.", "maxLength": 100_000}
 _INPUTS_SCHEMA: Final = {"type": "object", "description": "Further input, by name.", "additionalProperties": True}
 # Options of a start that every tool takes, besides its own arguments.
-OPTION_SCHEMAS: Final[dict[str, dict[str, Any]]] = {}
+OPTION_SCHEMAS: Final[dict[str, dict[str, Any]]] = {
+    "thread_id": {
+        "type": "string",
+        "description": "Go on with a conversation: the id of its thread from an earlier answer, or `new` to begin one.",
+        "maxLength": 64,
+    }
+}
+# Asks for a thread of its own.
+NEW_THREAD: Final = "new"
 _KIND_WORDS: Final = {"agent": "the agent", "crew": "the crew", "workflow": "the workflow"}
 
 

@@ -45,13 +45,13 @@ async def test_callers_without_a_valid_key_are_refused(system: System, acme: Ten
 @pytest.mark.parametrize("mode", PROTOCOL_MODES)
 async def test_each_method_takes_its_scope(system: System, acme: TenantClient, mode: str) -> None:
     await create_exposed_workflow(acme, "scoped")
-    scopes = ["read:agents", "run:agents", "read:executions", "read:artifacts"]
+    all_scopes = ["read:agents", "run:agents", "read:executions", "read:artifacts"]
 
     call_scoped = CallToolRequest(params=CallToolRequestParams(name="scoped", arguments={}))
 
-    async def find_refused(*held: str) -> set[str]:
+    async def find_refused(*scopes: str) -> set[str]:
         refused = set()
-        async with connect_client(system, await acme.create_key(scopes=list(held)), mode) as client:
+        async with connect_client(system, await acme.create_key(scopes=list(scopes)), mode) as client:
             calls = {
                 "list": lambda: client.list_tools(),
                 # The client itself would list the tools after the call.
@@ -74,7 +74,7 @@ async def test_each_method_takes_its_scope(system: System, acme: TenantClient, m
     assert await find_refused("run:agents") == {"list", "resources", "execution", "artifact"}
     assert await find_refused("read:executions") == {"list", "call", "artifact"}
     assert await find_refused("read:artifacts") == {"list", "call", "execution"}
-    assert await find_refused(*scopes) == set()
+    assert await find_refused(*all_scopes) == set()
 
 
 async def test_tenants_see_their_own_tools_and_runs_alone(

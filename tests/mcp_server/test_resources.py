@@ -53,8 +53,12 @@ async def test_runs_and_what_they_left_are_read(system: System, acme: TenantClie
             "paddock://executions/{execution_id}/files/{+path}",
             "paddock://artifacts/{artifact_id}",
         }
-        shown = json.loads(await read_text(base))
-        assert (shown["id"], shown["status"], shown["output_data"]) == (execution["id"], "completed", {"n": 1})
+        described = json.loads(await read_text(base))
+        assert (described["id"], described["status"], described["output_data"]) == (
+            execution["id"],
+            "completed",
+            {"n": 1},
+        )
         assert "wrote everything" in await read_text(f"{base}/logs")
         uris = {file["path"]: file["uri"] for file in json.loads(await read_text(f"{base}/files"))}
         assert set(uris) == {"a b/plan & più.txt", "picture.png", "broken.txt", "large.bin"}
