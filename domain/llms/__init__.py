@@ -14,6 +14,7 @@ from domain.llms.content import (
     join_text,
 )
 from domain.llms.conversation import (
+    BYTES_PER_TOKEN,
     MAX_SENT_BYTES,
     MAX_SENT_MESSAGES,
     ConversationMessage,
@@ -90,6 +91,7 @@ from domain.llms.service import (
 __all__ = [
     "ALL_PROVIDERS",
     "AZURE_V1_VERSIONS",
+    "BYTES_PER_TOKEN",
     "CONNECTION_PARAMETERS",
     "COUNTED_IMAGE_BYTES",
     "IMAGE_MEDIA_TYPES",

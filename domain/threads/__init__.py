@@ -31,13 +31,21 @@ from domain.threads.turns import (
     Conversation,
     append_turn,
     build_plain_turn,
+    choose_context_tokens,
     load_conversation,
     render_messages,
 )
-from domain.threads.window import DEFAULT_CONTEXT_TOKENS, close_open_calls, fit_window, split_units
+from domain.threads.window import (
+    DEFAULT_CONTEXT_TOKENS,
+    LOCAL_CONTEXT_TOKENS,
+    choose_window,
+    close_open_calls,
+    split_units,
+)
 
 __all__ = [
     "DEFAULT_CONTEXT_TOKENS",
+    "LOCAL_CONTEXT_TOKENS",
     "MAX_HISTORY_TOKENS",
     "MAX_THREAD_MESSAGES",
     "NO_CONVERSATION",
@@ -55,10 +63,11 @@ __all__ = [
     "add_messages_by_hand",
     "append_turn",
     "build_plain_turn",
+    "choose_context_tokens",
+    "choose_window",
     "close_open_calls",
     "create_thread",
     "delete_thread",
-    "fit_window",
     "fork_thread",
     "get_thread",
     "list_messages",

@@ -4,15 +4,17 @@ from typing import Any, Final
 
 import msgspec
 
+from domain import llms
+from domain.agents import Agent
 from domain.executions import Execution
 from domain.llms import ChatMessage, ConversationMessage, message_to_json, read_conversation, show_message
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from domain.threads.schema import StoredMessage
 from domain.threads.service import add_messages
-from domain.threads.window import split_units
+from domain.threads.window import DEFAULT_CONTEXT_TOKENS, LOCAL_CONTEXT_TOKENS, split_units
 
-# Tokens of a thread that one run reads at most.
+# Tokens of a thread that one run with a summary reads at most: what comes before is lost to it.
 MAX_HISTORY_TOKENS: Final = 1_000_000
 
 
@@ -35,10 +37,22 @@ THREAD_ERRORS: Final = ("thread_changed", "quota_exceeded")
 NO_CONVERSATION: Final = Conversation()
 
 
+async def choose_context_tokens(tx: Tx, agent: Agent) -> int:
+    """Return how much of a conversation a model reads whose agent does not say."""
+    try:
+        resolved = await llms.resolve_model(tx, agent.model or "", agent.provider)
+    except DomainError as error:
+        if error.code != "invalid_field":
+            raise
+        return DEFAULT_CONTEXT_TOKENS
+    return LOCAL_CONTEXT_TOKENS if resolved.model.provider == "local" else DEFAULT_CONTEXT_TOKENS
+
+
 async def load_conversation(tx: Tx, execution: Execution, max_tokens: int, has_summary: bool = False) -> Conversation:
     """Return the conversation of a run, with at most so many tokens of its thread, the newest.
 
-    With `has_summary`, what the thread's summary stands for is left out. Errors: `thread_changed` if it was deleted.
+    With `has_summary`, it is all that the thread's summary does not stand for. Errors: `thread_changed` if the thread
+    was deleted.
     """
     conversation = Conversation(sent=read_sent_messages(execution))
     if execution.thread_id is None:
@@ -49,6 +63,7 @@ async def load_conversation(tx: Tx, execution: Execution, max_tokens: int, has_s
     conversation.last_seq = thread.last_seq
     if has_summary:
         conversation.summary, conversation.summarized_seq = thread.summary, thread.summarized_seq
+        max_tokens = MAX_HISTORY_TOKENS
     conversation.history = await tx.threads.list_newest(thread.id, conversation.summarized_seq, max_tokens)
     return conversation
 

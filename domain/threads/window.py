@@ -7,17 +7,19 @@ with the results of its tool calls. The oldest units go first. The question alwa
 from collections.abc import Sequence
 from typing import Final
 
-from domain.llms import ChatMessage, estimate_tokens
+from domain.llms import ChatMessage, ModelToolCall, estimate_tokens
 
 # Tokens of a prompt where the agent sets no `context_tokens`.
 DEFAULT_CONTEXT_TOKENS: Final = 64_000
+# The local model has a context of 4096 tokens, with the answer; its tokens are shorter than four bytes.
+LOCAL_CONTEXT_TOKENS: Final = 2_400
 _NO_RESULT: Final = '{"error":"This call has no result."}'
 
 
-def fit_window(messages: Sequence[ChatMessage], question: int, max_tokens: int) -> list[ChatMessage]:
-    """Return the messages that fit into so many tokens, with the one at the place `question`.
+def choose_window(messages: Sequence[ChatMessage], question: int, max_tokens: int) -> list[int]:
+    """Return the places of the messages that fit into so many tokens, with the one at the place `question`.
 
-    The newest are kept. What belongs to the question, and the newest unit, are kept even if they do not fit.
+    The newest are chosen. What belongs to the question, and the newest unit, are chosen even if they do not fit.
     """
     units = split_units(messages, question)
     sizes = [sum(estimate_tokens(message) for message in messages[start:end]) for start, end in units]
@@ -32,7 +34,7 @@ def fit_window(messages: Sequence[ChatMessage], question: int, max_tokens: int) 
         if room < 0:
             break
         chosen_units.add(place)
-    return [message for place in sorted(chosen_units) for message in messages[units[place][0] : units[place][1]]]
+    return [place for unit in sorted(chosen_units) for place in range(*units[unit])]
 
 
 def split_units(messages: Sequence[ChatMessage], question: int) -> list[tuple[int, int]]:
@@ -52,21 +54,23 @@ def close_open_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     A result whose call is not there is left out.
     """
     closed: list[ChatMessage] = []
-    waiting: dict[str, str] = {}
+    # Several calls of one answer may have the same id.
+    waiting: list[ModelToolCall] = []
     for message in messages:
         if message.role == "tool":
-            if message.tool_call_id in waiting:
-                del waiting[message.tool_call_id]
+            call = next((call for call in waiting if call.id == message.tool_call_id), None)
+            if call is not None:
+                waiting.remove(call)
                 closed.append(message)
             continue
         closed += _build_missing_results(waiting)
-        waiting = {call.id: call.name for call in message.tool_calls}
+        waiting = list(message.tool_calls)
         closed.append(message)
     return closed + _build_missing_results(waiting)
 
 
-def _build_missing_results(waiting: dict[str, str]) -> list[ChatMessage]:
+def _build_missing_results(calls: Sequence[ModelToolCall]) -> list[ChatMessage]:
     return [
-        ChatMessage(role="tool", content=_NO_RESULT, tool_call_id=call_id, name=name, is_error=True)
-        for call_id, name in waiting.items()
+        ChatMessage(role="tool", content=_NO_RESULT, tool_call_id=call.id, name=call.name, is_error=True)
+        for call in calls
     ]

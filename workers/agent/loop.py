@@ -24,6 +24,7 @@ from workers.agent.json_answers import SchemaAnswers, read_json_answer
 from workers.agent.messages import render_tool_result
 from workers.agent.model_steps import ModelSteps
 from workers.agent.schema import AgentFailed, AgentParked, BoundTool, ModelPrompt
+from workers.agent.summaries import SummaryWriter
 from workers.agent.task_plans import TaskPlans
 from workers.agent.tool_steps import ToolSteps
 from workers.agent.tools import Toolbox
@@ -40,6 +41,7 @@ class AgentLoop:
     def __init__(self, store: Store, calls: ModelCalls, toolbox: Toolbox, attempt: AgentAttempt) -> None:
         self._store, self._toolbox, self._attempt = store, toolbox, attempt
         self._model_steps, self._tool_steps = ModelSteps(calls, attempt), ToolSteps(toolbox, attempt)
+        self._summary_writer = SummaryWriter(self._model_steps, attempt)
         self.turn: list[ChatMessage] = []
         self._task_plans = TaskPlans(self._model_steps)
 
@@ -55,6 +57,8 @@ class AgentLoop:
             )
         try:
             messages = AgentConversation(agent, build_messages(agent, attempt.execution.input_data), conversation)
+            if agent.summary:
+                await self._summary_writer.fold_left_out(agent, messages)
             answer = await self._do_checked_task(agent, messages)
             self.turn = [*messages.turn, answer]
             if answer.tool_calls:
@@ -115,7 +119,7 @@ class AgentLoop:
         while number < max_steps + answers_in_schema.corrections:
             number += 1
             path = f"{prefix}{number}"
-            asked = answers_in_schema.extend_messages(list(messages.list_messages()))
+            asked = answers_in_schema.extend_messages(messages.list_messages(specs))
             prompt = ModelPrompt(path=path, agent=agent, messages=asked, tools=specs)
             message = await self._model_steps.ask_model(prompt)
             if not message.tool_calls:

@@ -6,6 +6,7 @@ Each call is a step. Its answer is put on record in the transaction that bills i
 import asyncio
 import itertools
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
@@ -30,6 +31,9 @@ from workers.agent.delegation import DELEGATE_TOOL
 from workers.agent.messages import render_transcript
 from workers.agent.schema import MAX_SHOWN_CHARACTERS, AgentFailed, ModelPrompt
 from workers.model_calls import AgentRateLimit, ModelCalls, ModelRequest, choose_retry_pause, clean_text
+
+# Begins the paths of the steps that write a thread's summary.
+SUMMARY_PATH: Final = "summary"
 
 
 class ModelSteps:
@@ -165,6 +169,9 @@ class ModelSteps:
     async def _log_part(self, part: ReplyPart, path: str) -> None:
         if isinstance(part, ReplyNotice):
             self._attempt.warn(part.message, step=path)
+        if path.startswith(SUMMARY_PATH):
+            # Those who follow the run read its answer, and not what its model notes for itself.
+            return
         if isinstance(part, TextDelta | ReasoningDelta) and part.text:
             self._has_logged_pieces = True
             await self._attempt.add_piece("token" if isinstance(part, TextDelta) else "thinking", part.text, path)

@@ -96,8 +96,10 @@ class AgentRunner(LaneRunner):
             agent = await tx.executions.get_spec(execution.id)
             if agent is None:
                 raise RuntimeError("an execution of a model agent has no agent")
+            if agent.context_tokens is None and (execution.thread_id or execution.messages):
+                agent.context_tokens = await threads.choose_context_tokens(tx, agent)
             max_tokens = agent.context_tokens or DEFAULT_CONTEXT_TOKENS
-            conversation = await threads.load_conversation(tx, execution, max_tokens)
+            conversation = await threads.load_conversation(tx, execution, max_tokens, bool(agent.summary))
             # The first attempt finds no steps.
             return agent, await tx.steps.list_steps(execution.id) if execution.attempt > 1 else [], conversation
 

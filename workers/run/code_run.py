@@ -152,7 +152,7 @@ class CodeRun:
             return outcome
         outcome = executions.enforce_result_limits(outcome)
         if outcome.error_type is None:
-            turn = threads.build_plain_turn(execution, msgspec.json.decode(outcome.output or b"null"))
+            turn = threads.build_plain_turn(execution, _decode_output(outcome.output or b"null"))
             self._write_turn = lambda tx: threads.append_turn(tx, execution, conversation, turn)
         return outcome
 
@@ -213,6 +213,14 @@ class CodeRun:
             "deadline": deadline,
             "files": paths,
         }
+
+
+def _decode_output(output: bytes) -> Any:
+    """Return a result; as text if it holds what JSON of the standard cannot."""
+    try:
+        return msgspec.json.decode(output)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return output.decode("utf-8", "replace")
 
 
 class _ProgressMessage(msgspec.Struct):
