@@ -48,7 +48,7 @@ class ConversationToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=T
     function: ConversationFunction
 
 
-class ImageLink(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ImageLink(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Name an image: an https URL, or a data: URL with the image itself."""
 
     url: str

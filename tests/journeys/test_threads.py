@@ -4,10 +4,19 @@ from typing import Any
 
 import pytest
 
+from domain.llms import ChatMessage
 from infra.wiring import Resources
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
-from tests.support.model_agents import create_model, create_model_agent, generate_name, run_execution
+from tests.support.model_agents import (
+    create_model,
+    create_model_agent,
+    generate_name,
+    run_execution,
+    start_execution,
+    stream_events,
+    wait_for_status,
+)
 
 REMEMBERING = """
 def handle(payload, context):
@@ -142,3 +151,223 @@ async def test_a_fork_keeps_the_messages_up_to_a_number(
     assert len(await list_messages(acme, first["thread_id"])) == 4
     refused = await acme.http.post(f"/threads/{first['thread_id']}/fork", json={"at": 5})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "at")
+
+
+async def test_what_a_model_can_no_longer_read_is_summed_up_and_billed(
+    shared_tenant: TenantClient, provider: FakeProvider
+) -> None:
+    acme = shared_tenant
+    name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
+    agent = await create_model_agent(acme, name, instructions="Be brief.", context_tokens=256, summary=True)
+    thread_id = await open_thread(acme)
+    for turn in range(3):
+        provider.queue_text(f"Noted {turn}.", to=name)
+        task = f"Fact {turn}: " + "many words of little use " * 11
+        assert (await run_execution(acme, agent["id"], task=task, thread_id=thread_id))["status"] == "completed"
+    provider.queue_text("The user told facts 0 and 1.", to=name)
+    provider.queue_text("I remember.", to=name)
+    last = await run_execution(acme, agent["id"], task="What do you remember of what I have told you?", thread_id=thread_id)
+    assert last["result"] == {"content": "I remember."}, last
+    requests = [request for request in provider.requests if request.model == name]
+    summing, answering = requests[-2], requests[-1]
+    assert "Fact 0" in summing.get_last_text()
+    assert "The user told facts 0 and 1." in answering.messages[0]["content"]
+    assert all("Fact 0" not in str(message["content"]) for message in answering.messages)
+    costs = (await acme.http.get(f"/costs?execution_id={last['id']}")).json()["items"]
+    assert len(costs) == 2
+    assert last["total_cost"] == pytest.approx(sum(cost["cost_usd"] for cost in costs))
+    thread = (await acme.http.get(f"/threads/{thread_id}")).json()
+    assert thread["summary"] == "The user told facts 0 and 1."
+    assert 0 < thread["summarized_seq"] < thread["last_seq"] == 8
+    events = await stream_events(acme, last["id"])
+    assert "".join(event["content"] for event in events if event["type"] == "token") == "I remember."
+    # The next run reads the summary and what came after it, and asks for no other one.
+    provider.queue_text("Still.", to=name)
+    await run_execution(acme, agent["id"], task="And now?", thread_id=thread_id)
+    assert sum(request.model == name for request in provider.requests) == len(requests) + 1
+    assert "The user told facts 0 and 1." in provider.requests[-1].messages[0]["content"]
+
+
+async def test_a_context_limit_leaves_out_the_oldest_turns(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model, context_tokens=256)
+    thread_id = await open_thread(acme)
+    for turn in range(4):
+        await run_execution(acme, agent["id"], task=f"{turn} " + "word " * 60, thread_id=thread_id)
+    asked = provider.requests[-1].messages
+    assert [str(message["content"])[0] for message in asked] == ["2", "2", "3"]
+    child = await create_model_agent(acme, None, parent=agent["id"])
+    resolved = (await acme.http.get(f"/agents/{child['id']}?resolved=true")).json()
+    assert resolved["context_tokens"] == 256
+    refused = await acme.http.post("/agents", json={"name": "tiny", "model": model, "context_tokens": 10})
+    assert refused.json()["errors"][0]["field"] == "context_tokens"
+
+
+async def test_a_thread_that_was_changed_meanwhile_fails_the_run(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str, resources: Resources
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model)
+    thread_id = await open_thread(acme)
+    provider.queue_slow(40, 0.05, to=model)
+    execution_id = await start_execution(acme, agent["id"], task="Slowly", thread_id=thread_id)
+    await wait_for_status(acme, execution_id, "running")
+    body = {"messages": [{"role": "user", "content": "By hand"}]}
+    refused = await acme.http.post(f"/threads/{thread_id}/messages", json=body)
+    assert (refused.status_code, refused.json()["error"]) == (409, "thread_busy")
+    async with resources.store.tenant_transaction(acme.tenant_id) as tx:
+        thread = await tx.threads.find(thread_id, True)
+        assert thread is not None
+        await tx.threads.add_messages(thread, [ChatMessage(role="user", content="Past the door")], None, tx.now)
+        thread.last_seq += 1
+        await tx.threads.save(thread)
+    ended = await acme.wait_for_end(execution_id)
+    assert (ended["status"], ended["error_type"], ended["result"]) == ("failed", "thread_changed", None)
+    assert [message["content"] for message in await list_messages(acme, thread_id)] == ["Past the door"]
+    added = await acme.http.post(f"/threads/{thread_id}/messages", json=body)
+    assert (added.status_code, added.json()["last_seq"]) == (201, 2)
+    # The question is in the thread: no task is needed.
+    answered = await run_execution(acme, agent["id"], thread_id=thread_id)
+    assert answered["status"] == "completed", answered
+    assert (await list_messages(acme, thread_id))[-1]["role"] == "assistant"
+    again = await acme.http.post(f"/agents/{agent['id']}/execute", json={"thread_id": thread_id})
+    assert again.json()["errors"][0]["field"] == "task"
+
+
+async def test_cancelling_a_run_and_deleting_its_thread_leave_nothing(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model)
+    thread_id = await open_thread(acme)
+    provider.queue_hang(to=model)
+    execution_id = await start_execution(acme, agent["id"], task="Never", thread_id=thread_id)
+    await wait_for_status(acme, execution_id, "running")
+    cancelled = (await acme.http.post(f"/executions/{execution_id}/cancel")).json()
+    assert cancelled["error_message"] == "Cancelled on request. The thread is as it was before this run."
+    assert await list_messages(acme, thread_id) == []
+    provider.queue_hang(to=model)
+    execution_id = await start_execution(acme, agent["id"], task="Never", thread_id=thread_id)
+    await wait_for_status(acme, execution_id, "running")
+    assert (await acme.http.delete(f"/threads/{thread_id}")).status_code == 204
+    ended = await acme.wait_for_end(execution_id)
+    assert (ended["status"], ended["error_message"][:23]) == ("cancelled", "The thread was deleted.")
+
+
+async def test_reasoning_goes_back_to_its_own_provider_alone(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    claude = generate_name("claude")
+    registration = {"name": claude, "provider": "anthropic", "model": claude, "base_url": provider.root}
+    assert (await acme.http.post("/models", json=registration)).status_code == 201
+    thinker, other = await create_model_agent(acme, claude), await create_model_agent(acme, model)
+    provider.queue_text("Four.", thinking="Two and two.", to=claude)
+    first = await run_execution(acme, thinker["id"], task="2 + 2?", thread=True)
+    thread_id = first["thread_id"]
+    await run_execution(acme, other["id"], task="Sure?", thread_id=thread_id)
+    asked = provider.requests[-1].messages
+    assert "Two and two" not in str(asked)
+    provider.queue_text("Yes.", to=claude)
+    await run_execution(acme, thinker["id"], task="Why?", thread_id=thread_id)
+    answer = provider.requests[-1].messages[1]
+    assert {"type": "thinking", "thinking": "Two and two.", "signature": "c2lnbmVk"} in answer["content"]
+    assert "Two and two" not in str(await list_messages(acme, thread_id))
+
+
+async def test_messages_without_a_thread_come_before_the_task(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model, instructions="Be brief.")
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}
+    sent = [
+        {"role": "user", "content": [{"type": "text", "text": "Look"}, image]},
+        {"role": "assistant", "content": "A letter."},
+    ]
+    ended = await run_execution(acme, agent["id"], task="Which?", messages=sent)
+    assert (ended["status"], ended["thread_id"]) == ("completed", None), ended
+    assert ended["messages"] == sent
+    asked = provider.requests[-1].messages
+    assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
+    assert asked[1]["content"][1]["type"] == "image_url"
+    ended = await run_execution(acme, agent["id"], messages=[{"role": "user", "content": "Alone"}])
+    assert ended["result"] == {"content": "Alone"}
+    refused = await acme.http.post(f"/agents/{agent['id']}/execute", json={"messages": sent})
+    assert refused.json()["errors"][0]["field"] == "task"
+
+
+async def test_bad_input_names_its_field(shared_tenant: TenantClient, model: str) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model)
+    path, thread_id = f"/agents/{agent['id']}/execute", await open_thread(acme)
+    user = {"role": "user", "content": "Hi"}
+    for body, field in (
+        ({"thread": True, "thread_id": thread_id}, "thread"),
+        ({"messages": []}, "messages"),
+        ({"messages": [user, user, user, {"role": "robot", "content": "Hi"}]}, "messages[3].role"),
+        ({"messages": [user, {**user, "mood": "good"}]}, "messages[1].mood"),
+        ({"messages": [user, {"role": "tool", "tool_call_id": "c1", "content": "42"}]}, "messages[1].tool_call_id"),
+        ({"messages": [user] * 2001}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"thread": "yes"}, "thread"),
+    ):
+        refused = await acme.http.post(path, json={"task": "Go", **body})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, field), refused.text
+    for unknown in ("thread_01k3v9rt0hf7btqeqn5j8x2a4c", "mine", agent["id"], "", "\0"):
+        missing = await acme.http.post(path, json={"task": "Go", "thread_id": unknown})
+        assert (missing.status_code, missing.json()["error"]) == (404, "not_found"), unknown
+    for body, field in (
+        ({"tags": ["x"] * 40 + [str(number) for number in range(40)]}, "tags[71]"),
+        ({"tags": ["x" * 65]}, "tags[0]"),
+        ({"title": "x" * 201}, "title"),
+        ({"metadata": {"x": "y" * 20_000}}, "metadata"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ):
+        refused = await acme.http.post("/threads", json=body)
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, field), refused.text
+
+
+async def test_threads_are_found_by_tag_and_changed(shared_tenant: TenantClient) -> None:
+    acme, tag = shared_tenant, generate_name("tag")
+    thread_id = await open_thread(acme, tags=[tag, "b"], metadata={"customer": 7})
+    await open_thread(acme, tags=["b"])
+    found = (await acme.http.get(f"/threads?tag={tag}")).json()
+    assert ([thread["id"] for thread in found["items"]], found["total"]) == ([thread_id], 1)
+    assert found["items"][0]["metadata"] == {"customer": 7}
+    changed = await acme.http.patch(f"/threads/{thread_id}", json={"title": "Named", "tags": [], "metadata": None})
+    assert (changed.json()["title"], changed.json()["tags"], changed.json()["metadata"]) == ("Named", [], None)
+    assert (await acme.http.get(f"/threads?tag={tag}")).json()["items"] == []
+
+
+async def test_a_workflow_adds_its_input_and_its_result(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model)
+    steps = [{"id": "say", "agent": agent["id"], "prompt": "Say {{ inputs.word }}."}]
+    body = {"name": generate_name("flow"), "steps": steps, "outputs": {"said": "{{ steps.say.outputs.content }}"}}
+    workflow = await acme.http.post("/workflows", json=body)
+    assert workflow.status_code == 201, workflow.text
+    path = f"/workflows/{workflow.json()['id']}/execute"
+    started = (await acme.http.post(path, json={"inputs": {"word": "yes"}, "thread": True})).json()
+    ended = await acme.wait_for_end(started["id"])
+    assert ended["status"] == "completed", ended
+    messages = await list_messages(acme, ended["thread_id"])
+    assert [message["content"] for message in messages] == ['{"word":"yes"}', '{"said":"Say yes."}']
+    provider.queue_failure(400, to=model)
+    failed = (await acme.http.post(path, json={"inputs": {"word": "no"}, "thread_id": ended["thread_id"]})).json()
+    failed = await acme.wait_for_end(failed["id"])
+    assert failed["error_message"].endswith("The thread is as it was before this run.")
+    assert await list_messages(acme, ended["thread_id"]) == messages
+
+
+async def test_paging_goes_through_all_messages(shared_tenant: TenantClient) -> None:
+    acme = shared_tenant
+    thread_id = await open_thread(acme, messages=[{"role": "user", "content": str(number)} for number in range(7)])
+    page = (await acme.http.get(f"/threads/{thread_id}/messages?limit=3&offset=3")).json()
+    assert ([message["seq"] for message in page["items"]], page["total"], page["has_more"]) == ([4, 5, 6], 7, True)
+    newest = (await acme.http.get(f"/threads/{thread_id}/messages?limit=2&order=desc")).json()
+    assert [message["content"] for message in newest["items"]] == ["6", "5"]
