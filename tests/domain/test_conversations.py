@@ -25,7 +25,7 @@ TEXTS = st.text(alphabet="ab ", max_size=120)
 
 
 @st.composite
-def conversations(draw: st.DrawFn, max_turns: int = 6) -> list[ChatMessage]:
+def draw_conversations(draw: st.DrawFn, max_turns: int = 6) -> list[ChatMessage]:
     """Return turns: a question, maybe tool calls with all their results, and an answer."""
     messages: list[ChatMessage] = []
     for turn in range(draw(st.integers(1, max_turns))):
@@ -42,7 +42,7 @@ def conversations(draw: st.DrawFn, max_turns: int = 6) -> list[ChatMessage]:
     return messages
 
 
-@given(conversations(), st.integers(0, 400), st.data())
+@given(draw_conversations(), st.integers(0, 400), st.data())
 def test_a_window_is_bounded_and_never_splits_a_pair(
     messages: list[ChatMessage], limit: int, data: st.DataObject
 ) -> None:
@@ -70,7 +70,7 @@ def test_a_window_is_bounded_and_never_splits_a_pair(
         assert places == list(range(len(messages)))
 
 
-@given(conversations(), st.data())
+@given(draw_conversations(), st.data())
 def test_calls_without_results_are_closed_at_any_place(messages: list[ChatMessage], data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(messages)))
     end = data.draw(st.integers(start, len(messages)))
@@ -89,7 +89,7 @@ def test_calls_without_results_are_closed_at_any_place(messages: list[ChatMessag
     ]
 
 
-@given(conversations())
+@given(draw_conversations())
 def test_what_is_shown_can_be_sent(messages: list[ChatMessage]) -> None:
     rendered = msgspec.json.encode([message_to_json(show_message(message)) for message in messages])
     assert read_conversation(msgspec.json.decode(rendered, type=list[ConversationMessage])) == messages

@@ -166,7 +166,9 @@ async def test_what_a_model_can_no_longer_read_is_summed_up_and_billed(
         assert (await run_execution(acme, agent["id"], task=task, thread_id=thread_id))["status"] == "completed"
     provider.queue_text("The user told facts 0 and 1.", to=name)
     provider.queue_text("I remember.", to=name)
-    last = await run_execution(acme, agent["id"], task="What do you remember of what I have told you?", thread_id=thread_id)
+    last = await run_execution(
+        acme, agent["id"], task="What do you remember of what I have told you?", thread_id=thread_id
+    )
     assert last["result"] == {"content": "I remember."}, last
     requests = [request for request in provider.requests if request.model == name]
     summing, answering = requests[-2], requests[-1]
@@ -334,9 +336,9 @@ async def test_threads_are_found_by_tag_and_changed(shared_tenant: TenantClient)
     acme, tag = shared_tenant, generate_name("tag")
     thread_id = await open_thread(acme, tags=[tag, "b"], metadata={"customer": 7})
     await open_thread(acme, tags=["b"])
-    found = (await acme.http.get(f"/threads?tag={tag}")).json()
-    assert ([thread["id"] for thread in found["items"]], found["total"]) == ([thread_id], 1)
-    assert found["items"][0]["metadata"] == {"customer": 7}
+    listing = (await acme.http.get(f"/threads?tag={tag}")).json()
+    assert ([thread["id"] for thread in listing["items"]], listing["total"]) == ([thread_id], 1)
+    assert listing["items"][0]["metadata"] == {"customer": 7}
     changed = await acme.http.patch(f"/threads/{thread_id}", json={"title": "Named", "tags": [], "metadata": None})
     assert (changed.json()["title"], changed.json()["tags"], changed.json()["metadata"]) == ("Named", [], None)
     assert (await acme.http.get(f"/threads?tag={tag}")).json()["items"] == []

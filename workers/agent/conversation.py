@@ -61,7 +61,7 @@ class AgentConversation:
         return self._history[:first_place]
 
     def use_summary(self, summary: str, seq: int) -> None:
-        """Let a summary stand for the messages of the thread up to a number, here and in later runs."""
+        """Put a summary in the place of the messages of the thread up to a number, here and in later runs."""
         self._conversation.summary, self._conversation.summarized_seq = summary, seq
         self._history = [stored for stored in self._history if stored.seq > seq]
 

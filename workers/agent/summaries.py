@@ -18,7 +18,7 @@ from workers.agent.schema import AgentFailed, ModelPrompt
 MAX_SUMMARY_TOKENS: Final = 1024
 # Tokens of one part of a conversation that is folded in at once.
 MIN_PART_TOKENS: Final = 200
-_INSTRUCTIONS: Final = (
+_SUMMARY_INSTRUCTIONS: Final = (
     "You keep the summary of a conversation for an assistant who will not see its beginning any more. Keep names, "
     "numbers, facts, decisions, wishes of the user and open questions. Leave out greetings. Answer with the new "
     "summary alone, in at most {words} words."
@@ -43,7 +43,7 @@ class SummaryWriter:
         for number, part in enumerate(parts, 1):
             before = f"The summary so far:\n{conversation.summary}\n\n" if conversation.summary else ""
             text = f"{before}What was said then:\n{_render_part(part, limit // 2)}\n\nWrite the new summary."
-            instructions = _INSTRUCTIONS.format(words=max_tokens // 2)
+            instructions = _SUMMARY_INSTRUCTIONS.format(words=max_tokens // 2)
             messages = ChatMessage(role="system", content=instructions), ChatMessage(role="user", content=text)
             prompt = ModelPrompt(path=f"{SUMMARY_PATH}/{number}", agent=writer, messages=messages, tools=())
             try:
