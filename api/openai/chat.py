@@ -8,7 +8,7 @@ from litestar.response import Stream
 
 from api.bodies import run_off_loop
 from api.openai.sender import AnswerSender
-from api.openai.settings import read_settings
+from api.openai.settings import load_earlier, read_settings
 from api.openai.starts import AnswerTask, find_target
 from api.operations import require_scope
 from api.requests import HttpRequest, Store
@@ -38,12 +38,15 @@ async def get_answering_model(store: Store, caller: Caller, model_id: str) -> di
 
 
 @post("/chat/completions", opt=RUN_ACCESS, status_code=200)
-async def complete_chat(answer_sender: AnswerSender, request: HttpRequest, caller: Caller) -> Response[Any] | Stream:
+async def complete_chat(
+    answer_sender: AnswerSender, store: Store, request: HttpRequest, caller: Caller
+) -> Response[Any] | Stream:
     """Answer a conversation."""
     body = await request.body()
     fields = await run_off_loop(len(body), functools.partial(decode_body, body))
     settings = read_settings(fields, request)
-    chat = await run_off_loop(len(body), functools.partial(parse_fields, fields))
+    earlier = await load_earlier(store, caller, settings)
+    chat = await run_off_loop(len(body), functools.partial(parse_fields, fields, earlier))
     task = AnswerTask(request=chat, settings=settings, field_names=_FIELD_NAMES, messages_field="messages")
     return await answer_sender.answer_request(request, caller, task, functools.partial(_create_renderer, chat))
 

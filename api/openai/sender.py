@@ -93,8 +93,8 @@ class AnswerSender:
         """
         execution = await self.start_run(request, caller, task)
         is_streamed = task.request.stream
-        reader = RunAnswerReader(await self._has_schema(execution), is_streamed)
-        is_own = read_idempotency_key(request) is None
+        reader = await self._create_reader(execution, is_streamed)
+        is_own = read_idempotency_key(request) is None and not task.settings.is_background
         answer = RunningAnswer(execution, caller, create_renderer(execution), reader, is_own)
         try:
             return await (self._send_stream if is_streamed else self._send_whole)(request, answer)
@@ -106,17 +106,11 @@ class AnswerSender:
             raise
 
     async def _send_whole(self, request: HttpRequest, answer: RunningAnswer) -> Response[Any]:
-        reply: ModelReply | None = None
         async with (
             watch_disconnect(request) as gone,
             contextlib.aclosing(self._read_parts(request, answer, gone)) as parts,
         ):
-            async for part in parts:
-                if isinstance(part, ModelReply):
-                    reply = part
-                else:
-                    answer.renderer.add_part(part)
-        assert reply is not None, "an answer ends with its reply"
+            reply = await _collect_parts(answer.renderer, parts)
         execution = await self._load_execution(answer.caller, answer.execution.id)
         headers = {**answer.headers, "x-paddock-cost": f"{execution.total_cost:.8f}"}
         return Response(answer.renderer.render_whole(reply), headers=headers, status_code=200)
@@ -190,13 +184,32 @@ class AnswerSender:
         for part in answer.reader.end_answer(ended):
             yield part
 
-    async def _has_schema(self, execution: Execution) -> bool:
-        """Return whether the answer of a model agent must be JSON."""
+    async def render_run(
+        self, request: HttpRequest, caller: Caller, execution: Execution, create_renderer: CreateRenderer
+    ) -> dict[str, Any]:
+        """Return the whole answer of a completed run again."""
+        reader = await self._create_reader(execution, is_streamed=False)
+        answer = RunningAnswer(execution, caller, create_renderer(execution), reader, is_own=False)
+        async with contextlib.aclosing(self._read_parts(request, answer, None)) as parts:
+            reply = await _collect_parts(answer.renderer, parts)
+        return answer.renderer.render_whole(reply)
+
+    async def stream_run(
+        self, request: HttpRequest, caller: Caller, execution: Execution, create_renderer: CreateRenderer
+    ) -> Response[Any] | Stream:
+        """Send the answer of a run as a stream from its beginning, which goes on without its reader."""
+        reader = await self._create_reader(execution, is_streamed=True)
+        return await self._send_stream(
+            request, RunningAnswer(execution, caller, create_renderer(execution), reader, is_own=False)
+        )
+
+    async def _create_reader(self, execution: Execution, is_streamed: bool) -> RunAnswerReader:
+        """Return what reads the answer of a run. That of a model agent with a schema is JSON."""
         if execution.lane != "llm":
-            return False
+            return RunAnswerReader(is_streamed=is_streamed)
         async with self._store.tenant_transaction(execution.tenant_id) as tx:
             spec = await tx.executions.get_spec(execution.id)
-        return spec is not None and spec.expected_schema is not None
+        return RunAnswerReader(spec is not None and spec.expected_schema is not None, is_streamed)
 
     async def _load_execution(self, caller: Caller, execution_id: str) -> Execution:
         async with self._store.transaction(caller) as tx:
@@ -227,6 +240,15 @@ async def _yield_from_first(first: bytes, chunks: AsyncIterator[bytes]) -> Async
     yield first
     async for chunk in chunks:
         yield chunk
+
+
+async def _collect_parts(renderer: AnswerRenderer, parts: AsyncGenerator[ReplyPart, None]) -> ModelReply:
+    """Give the parts of an answer to what renders it, and return its last one."""
+    async for part in parts:
+        if isinstance(part, ModelReply):
+            return part
+        renderer.add_part(part)
+    raise AssertionError("an answer ends with its reply")
 
 
 async def _wait_for_first(part: "asyncio.Future[ReplyPart]", gone: asyncio.Event) -> None:

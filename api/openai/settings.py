@@ -4,12 +4,16 @@ from typing import Any, Final
 
 import msgspec
 
-from api.openai.starts import AnswerSettings
+from api.openai.starts import AnswerSettings, find_previous_run
 from api.requests import HttpRequest
+from domain import ports, threads
 from domain.executions import ExecutionMode
+from domain.llms import ChatMessage
+from domain.shared.access import Caller
 from infra.wires.common import WireRefusal
 
 THREAD_HEADER: Final = "x-paddock-thread"
+MAX_ID_CHARACTERS: Final = 256
 _OWN_FIELDS: Final = ("thread_id", "thread", "mode")
 
 
@@ -39,3 +43,14 @@ def read_settings(fields: dict[str, Any], request: HttpRequest) -> AnswerSetting
     return AnswerSettings(
         thread_id=settings.thread_id, thread=settings.thread, mode=settings.mode, metadata=metadata or None
     )
+
+
+async def load_earlier(store: ports.Store, caller: Caller, settings: AnswerSettings) -> tuple[ChatMessage, ...]:
+    """Return the last messages before those of a request, whose tool calls it may answer. Errors: `not_found`."""
+    if settings.thread_id is None and settings.previous_id is None:
+        return ()
+    async with store.transaction(caller) as tx:
+        if settings.previous_id is None:
+            return await threads.list_last_messages(tx, settings.thread_id or "")
+        previous = await find_previous_run(tx, settings.previous_id)
+        return tuple(stored.message for stored in await threads.list_messages_until(tx, previous))

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import crews, launch, workflows
+from domain import crews, executions, launch, threads, workflows
 from domain.executions import AnswerStart, Execution, ExecutionMode
 from domain.llms import ChatMessage, MessageImage, ModelOptions, ToolSpec, show_message
 from domain.ports import Tx
@@ -27,7 +27,10 @@ _NEUTRAL_OPTIONS: Final[dict[str, Any]] = {
 
 
 class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what a request says about its run beside what it asks."""
+    """Hold what a request says about its run beside what it asks.
+
+    `previous_id` is the execution that it goes on from: in a thread, or without one if it is not `is_stored`.
+    """
 
     thread_id: str | None = None
     thread: bool | None = None
@@ -35,6 +38,9 @@ class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] | None = None
     files: dict[str, str] | None = None
     instructions: str | None = None
+    previous_id: str | None = None
+    is_stored: bool = True
+    is_background: bool = False
 
 
 class AnswerTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +55,8 @@ class AnswerTask(msgspec.Struct, frozen=True, kw_only=True):
 async def start_answer(tx: Tx, caller: Caller, task: AnswerTask) -> Execution:
     """Start what a request names as its model. Errors: `WireRefusal`, and those of starting it."""
     target = await find_target(tx, task.request.model)
+    if task.settings.previous_id is not None:
+        task = await _follow_run(tx, caller, target, task)
     start = _build_model_start(task) if target.uses_model else await _build_plain_start(tx, caller, target, task)
     start = msgspec.structs.replace(start, **{f"{target.kind}_id": target.id})
     return await launch.start_target(tx, caller, start)
@@ -61,6 +69,39 @@ async def find_target(tx: Tx, name: str) -> RunTarget:
     except NotFound as error:
         message = f"{error.detail} `model` names an agent, a crew or a workflow: GET /v1/models lists them."
         raise WireRefusal(404, message, "model_not_found", "model") from None
+
+
+async def _follow_run(tx: Tx, caller: Caller, target: RunTarget, task: AnswerTask) -> AnswerTask:
+    """Return a task that goes on from an earlier run. Errors: `WireRefusal`, `conflict`."""
+    settings, request = task.settings, task.request
+    previous = await find_previous_run(tx, settings.previous_id or "")
+    if target.id not in (previous.agent_id, previous.crew_id, previous.workflow_id):
+        raise refuse_previous(f"is an answer of another model than {request.model!r}")
+    if settings.is_stored:
+        thread_id = await threads.choose_thread_after(tx, caller, previous)
+        return msgspec.structs.replace(task, settings=msgspec.structs.replace(settings, thread_id=thread_id))
+    earlier = tuple(stored.message for stored in await threads.list_messages_until(tx, previous))
+    return msgspec.structs.replace(
+        task, request=msgspec.structs.replace(request, messages=(*earlier, *request.messages))
+    )
+
+
+async def find_previous_run(tx: Tx, execution_id: str) -> Execution:
+    """Return the run that a request goes on from. Errors: `WireRefusal` if it cannot."""
+    try:
+        previous = await executions.get_execution(tx, execution_id)
+    except NotFound:
+        raise refuse_previous("is unknown") from None
+    if previous.status != "completed" or previous.thread_id is None:
+        reason = "was not stored" if previous.status == "completed" else f"is {previous.status}, not completed"
+        raise refuse_previous(reason)
+    return previous
+
+
+def refuse_previous(problem: str) -> WireRefusal:
+    """Return the refusal of a `previous_response_id`."""
+    message = f"`previous_response_id` {problem}."
+    return WireRefusal(400, message, "previous_response_not_found", "previous_response_id")
 
 
 def _build_model_start(task: AnswerTask) -> AnswerStart:
@@ -161,7 +202,7 @@ def _refuse_options(target: RunTarget, task: AnswerTask) -> None:
         if name in _IGNORED_OPTIONS or value in (getattr(usual, name), _NEUTRAL_OPTIONS.get(name)):
             continue
         raise _refuse_option(target, task.field_names.get(name, name))
-    if task.settings.instructions and target.kind != "agent":
+    if task.settings.instructions:
         raise _refuse_option(target, "instructions")
 
 

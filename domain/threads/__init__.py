@@ -1,5 +1,6 @@
 """Keep threads: conversations that runs go on with one after another, each adding its turn or nothing."""
 
+from domain.threads.branches import choose_thread_after, list_last_messages, list_messages_until
 from domain.threads.schema import (
     MAX_THREAD_MESSAGES,
     NewThread,
@@ -65,12 +66,15 @@ __all__ = [
     "build_plain_turn",
     "choose_context_tokens",
     "choose_window",
+    "choose_thread_after",
     "close_open_calls",
     "create_thread",
     "delete_thread",
     "fork_thread",
     "get_thread",
+    "list_last_messages",
     "list_messages",
+    "list_messages_until",
     "list_threads",
     "load_conversation",
     "lock_thread_for_retry",

@@ -132,6 +132,10 @@ class Threads(Protocol):
         """Return the role of a thread's last message, None for a thread without any."""
         ...
 
+    async def find_turn_end(self, thread_id: str, execution_id: str) -> int | None:
+        """Return the number of the last message that a run added to a thread, None if it added none."""
+        ...
+
     async def copy_messages(self, thread_id: str, fork_id: str, at: int) -> None: ...
     async def list_open_runs(self, thread_id: str) -> list[str]:
         """Return the ids of the thread's executions that have not ended, oldest first."""

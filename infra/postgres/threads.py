@@ -147,6 +147,12 @@ class PostgresThreads:
         records = await self._connection.fetch(query, ids.decode_id("thread", thread_id))
         return records[0]["role"] if records else None
 
+    async def find_turn_end(self, thread_id: str, execution_id: str) -> int | None:
+        query = "SELECT max(seq) FROM thread_messages WHERE thread_id = $1 AND execution_id = $2"
+        row_ids = ids.decode_id("thread", thread_id), ids.decode_id("exec", execution_id)
+        result: int | None = await self._connection.fetch_value(query, *row_ids)
+        return result
+
     async def copy_messages(self, thread_id: str, fork_id: str, at: int) -> None:
         row_ids = ids.decode_id("thread", thread_id), ids.decode_id("thread", fork_id)
         await self._connection.execute_sql(_COPY_SQL, *row_ids, at)

@@ -7,12 +7,13 @@ the answer is accepted; one that would change it and is not supported is refused
 from typing import Final
 
 from infra.wires.common import ReasoningSeal
+from infra.wires.responses_wire.input_items import InputReader
 from infra.wires.responses_wire.parser import RequestParser
 from infra.wires.responses_wire.renderer import ResponseRenderer
 from infra.wires.responses_wire.response_log import ResponseLog
 from infra.wires.responses_wire.schema import ResponseRequest
 
-__all__ = ["ResponseLog", "ResponsesWire"]
+__all__ = ["InputReader", "RequestParser", "ResponseLog", "ResponseRenderer", "ResponseRequest", "ResponsesWire"]
 
 
 class ResponsesWire:

@@ -32,7 +32,15 @@ class RequestParser:
 
     def parse_request(self, body: bytes) -> ResponseRequest:
         """Return what a request's body asks for. Errors: `WireRefusal`."""
-        raw = decode_body(body)
+        return self.parse_fields(decode_body(body), len(body))
+
+    def parse_fields(
+        self, raw: dict[str, Any], size: int, earlier: tuple[ChatMessage, ...] | None = None
+    ) -> ResponseRequest:
+        """Return what the fields of a body of this size ask for, of which none is null. Errors: `WireRefusal`.
+
+        `earlier` are the messages before the input, where the server keeps them elsewhere than in the log.
+        """
         fields = field_tables.FIELD_RULES.drop_ignored_fields(raw)
         for name in ("text", "reasoning"):
             if isinstance(setting := fields.get(name), dict):
@@ -41,9 +49,9 @@ class RequestParser:
         if request.stream_options is not None and not request.stream:
             message = "`stream_options` is for requests with `stream` alone."
             raise WireRefusal(400, message, param="stream_options")
-        earlier: tuple[ChatMessage, ...] = ()
-        if request.previous_response_id is not None:
-            earlier = self._log.load_conversation(request.previous_response_id)
+        if earlier is None:
+            response_id = request.previous_response_id
+            earlier = () if response_id is None else self._log.load_conversation(response_id)
         new_messages = InputReader(self._seal, earlier).read_input(request.input)
         tools = _parse_tools(request.tools)
         choice = choose_tools(request.tool_choice, tools)
@@ -57,7 +65,7 @@ class RequestParser:
             stream=request.stream,
             echo=_build_echo(request, raw, tools),
             new_messages=new_messages,
-            size=len(body),
+            size=size,
             previous_response_id=request.previous_response_id,
             is_stored=request.store,
         )

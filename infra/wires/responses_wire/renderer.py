@@ -18,12 +18,19 @@ _Event = tuple[str, dict[str, Any]]
 
 
 class ResponseRenderer:
-    """Render one response."""
+    """Render one response. `unique` ends its id, and the ids of its items; `created_at` is in seconds since 1970."""
 
-    def __init__(self, request: ResponseRequest, seal: ReasoningSeal, log: ResponseLog) -> None:
+    def __init__(
+        self,
+        request: ResponseRequest,
+        seal: ReasoningSeal,
+        log: ResponseLog,
+        unique: str | None = None,
+        created_at: int | None = None,
+    ) -> None:
         self._request, self._log = request, log
-        self._unique = uuid.uuid4().hex
-        self._id, self._created_at = f"resp_{self._unique}", int(time.time())
+        self._unique = unique or uuid.uuid4().hex
+        self._id, self._created_at = f"resp_{self._unique}", created_at or int(time.time())
         self._sequence = BlockSequence(seal.seal_reasoning)
         self._event_count = 0
 
@@ -57,12 +64,18 @@ class ResponseRenderer:
 
     def render_failure(self, refusal: WireRefusal) -> bytes:
         """Return the end of a stream that failed: the failed response, and the error, which the library raises."""
-        error = refusal.body["error"]
-        code = "rate_limit_exceeded" if refusal.status == 429 else "server_error"
-        failure = {"code": code, "message": error["message"]}
-        response = {**self._render_response("failed"), "error": failure}
+        error, response = refusal.body["error"], self.render_failed(refusal)
         flat = {name: error[name] for name in ("code", "message", "param")}
         return self._encode([("response.failed", {"response": response}), ("error", {**flat, "error": error})])
+
+    def render_open(self, status: str) -> dict[str, Any]:
+        """Return a response that has no output: one that is `queued`, `in_progress` or `cancelled`."""
+        return self._render_response(status)
+
+    def render_failed(self, refusal: WireRefusal) -> dict[str, Any]:
+        """Return a response that failed."""
+        code = "rate_limit_exceeded" if refusal.status == 429 else "server_error"
+        return {**self._render_response("failed"), "error": {"code": code, "message": refusal.body["error"]["message"]}}
 
     def _end_response(self, reply: ModelReply) -> dict[str, Any]:
         """Return the complete response, and log it for requests that continue from it."""
@@ -80,7 +93,7 @@ class ResponseRenderer:
         return response
 
     def _render_response(self, status: str) -> dict[str, Any]:
-        ended = status != "in_progress"
+        ended = status not in ("in_progress", "queued")
         item_status = "completed" if status == "completed" else "incomplete"
         blocks = self._sequence.blocks
         return {
