@@ -1,4 +1,4 @@
-"""Go on from a run of the past: in its thread if nothing has followed it, else in a fork that ends with it."""
+"""Continue from a run of the past: in its thread if nothing has followed it, else in a fork that ends with it."""
 
 from typing import Final
 
