@@ -197,7 +197,8 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `state` names the state that uploaded code reads and leaves, by default `default`. `tags` and `metadata` find the
     execution again.
     `thread_id` names the thread that the run goes on with, and `thread` opens a new one; the run adds its turn when it
-    is completed. `messages` come before the task, and after those of the thread.
+    is completed. With `fork_at`, it goes on with a copy of the thread up to the message of that number. `messages`
+    come before the task, and after those of the thread.
     Runs of a thread go one after another; with `if_busy`, the start is refused, or the runs that are on the thread
     are cancelled. It begins at `run_at` or after `delay_seconds`, and is cancelled if it has not begun
     within `expires_in` seconds. Among the runs of the tenant, one of a higher `priority` goes first. Of all runs with
@@ -220,6 +221,7 @@ class ExecutionStart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     metadata: Metadata | None = None
     thread_id: ThreadId | None = None
     thread: bool | None = None
+    fork_at: Annotated[int, Meta(ge=0, le=100_000)] | None = None
     messages: StartMessages | None = None
     if_busy: IfBusy | None = None
     run_at: datetime | None = None

@@ -137,10 +137,10 @@ class Threads(Protocol):
         ...
 
     async def copy_messages(self, thread_id: str, fork_id: str, at: int) -> None: ...
-    async def list_open_runs(self, thread_id: str) -> list[str]:
+    async def list_open_runs(self, thread_id: str, with_delayed: bool = True) -> list[str]:
         """Return the ids of the thread's executions that have not ended, oldest first."""
         ...
 
-    async def cancel_runs(self, thread_id: str, reason: str, now: datetime) -> list[str]:
-        """Cancel the executions of a thread that have not ended. Returns their ids."""
+    async def delete_unused(self, before: datetime, limit: int) -> int:
+        """Delete threads without open runs that were not changed since then, and return how many."""
         ...

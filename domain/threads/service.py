@@ -84,9 +84,12 @@ async def delete_thread(tx: Tx, thread_id: str) -> None:
     await get_thread(tx, thread_id)
     # Runs before the thread: a run that is settled locks itself first, then its thread.
     for execution_id in await tx.threads.list_open_runs(thread_id):
-        await executions.cancel_child_executions(tx, execution_id, "The thread was deleted.")
-    for execution_id in await tx.threads.cancel_runs(thread_id, "The thread was deleted.", tx.now):
-        tx.announce_status(execution_id, "cancelled")
+        try:
+            await executions.cancel_execution(tx, execution_id, "The thread was deleted.")
+        except DomainError as error:
+            # It has ended at this moment.
+            if error.code != "conflict":
+                raise
     await get_thread(tx, thread_id, lock=True)
     if await tx.threads.list_open_runs(thread_id):
         raise DomainError("thread_busy", "A run of the thread was started at this moment. Delete the thread again.")
@@ -114,7 +117,7 @@ def _show_stored(stored: StoredMessage) -> ThreadMessage:
 async def add_messages_by_hand(tx: Tx, thread_id: str, data: ThreadMessages) -> Thread:
     """Add messages to a thread. Errors: `not_found`, `thread_busy` while a run of it is open, `invalid_field`."""
     thread = await get_thread(tx, thread_id, lock=True)
-    if open_runs := await tx.threads.list_open_runs(thread.id):
+    if open_runs := await tx.threads.list_open_runs(thread.id, with_delayed=False):
         reason = "Add messages when it has ended, or send them as `messages` of the next start."
         raise DomainError("thread_busy", f"The execution {open_runs[0]} of this thread has not ended. {reason}")
     open_calls = await list_open_calls_of(tx, thread)
@@ -142,7 +145,7 @@ def _derive_title(messages: list[ChatMessage]) -> str | None:
     return line or None
 
 
-async def fork_thread(tx: Tx, caller: Caller, thread_id: str, data: ThreadFork) -> Thread:
+async def fork_thread(tx: Tx, caller: Caller, thread_id: str, data: ThreadFork, field: str = "at") -> Thread:
     """Copy a thread up to a message into a new one, with its tags and metadata. States of agents are not copied.
 
     Errors: `not_found`, `invalid_field`.
@@ -150,7 +153,7 @@ async def fork_thread(tx: Tx, caller: Caller, thread_id: str, data: ThreadFork) 
     source = await get_thread(tx, thread_id)
     at = source.last_seq if data.at is None else data.at
     if at > source.last_seq:
-        raise InvalidField("at", f"must be at most {source.last_seq}, the number of the last message.")
+        raise InvalidField(field, f"must be at most {source.last_seq}, the number of the last message.")
     fork = _build_thread(tx, caller, data.title or source.title)
     keeps_summary = source.summary is not None and source.summarized_seq <= at
     fork = msgspec.structs.replace(
@@ -179,6 +182,11 @@ async def prepare_start(tx: Tx, caller: Caller, data: ExecutionStart) -> Executi
 
     Errors: `not_found`, `thread_busy`, `invalid_field`.
     """
+    if data.fork_at is not None and (data.thread_id is None or data.if_busy is not None):
+        reason = (
+            "copies the thread of thread_id, which must be sent as well, and waits for none of its runs: no if_busy."
+        )
+        raise InvalidField("fork_at", reason)
     thread: Thread | None = None
     # Before the row of the thread is locked: a run that is settled locks itself first, then its thread.
     await executions.reserve_thread(tx, data)
@@ -191,13 +199,15 @@ async def prepare_start(tx: Tx, caller: Caller, data: ExecutionStart) -> Executi
         thread = await tx.threads.find(data.thread_id, "share")
         if thread is None:
             raise NotFound("thread", data.thread_id)
+        if data.fork_at is not None:
+            thread = await fork_thread(tx, caller, thread.id, ThreadFork(at=data.fork_at), "fork_at")
     if thread is not None and data.state is not None:
         raise InvalidField("state", "is for runs without a thread; in a thread, an agent has the state of the thread.")
     if data.messages is not None:
         is_result = bool(data.messages) and data.messages[0].role == "tool"
         open_calls = await list_open_calls_of(tx, thread) if thread is not None and is_result else []
         read_conversation(data.messages, open_calls=open_calls)
-    return msgspec.structs.replace(data, thread=None, thread_id=None if thread is None else thread.id)
+    return msgspec.structs.replace(data, thread=None, fork_at=None, thread_id=None if thread is None else thread.id)
 
 
 async def lock_thread_for_retry(tx: Tx, thread_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from sqlalchemy import BigInteger, Integer, Text, Uuid, select, update
@@ -14,7 +15,7 @@ from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
 from domain.threads import StoredMessage, Thread, ThreadLock
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
-from infra.postgres.executions import OPEN_STATUSES, cancel_executions
+from infra.postgres.executions import OPEN_STATUSES
 from infra.postgres.pages import fetch_page
 
 # A start does not hinder the turn of a run that is settled, which locks itself before its thread.
@@ -80,7 +81,15 @@ _COPY_SQL: Final = """
     SELECT $2, seq, tenant_id, role, content, tokens, execution_id, created_at
     FROM thread_messages WHERE thread_id = $1 AND seq <= $3
 """
-_OPEN_RUNS_SQL: Final = f"SELECT id FROM executions WHERE thread_id = $1 AND status IN {OPEN_STATUSES} ORDER BY id"
+_OPEN_RUNS_SQL: Final = f"""
+    SELECT id FROM executions WHERE thread_id = $1 AND status IN {OPEN_STATUSES}
+    AND ($2 OR blocked IS DISTINCT FROM 'delayed') ORDER BY id
+"""
+_UNUSED_SQL: Final = f"""
+    SELECT id FROM threads AS t WHERE t.updated_at < $1 AND NOT EXISTS (
+        SELECT FROM executions AS e WHERE e.thread_id = t.id AND e.status IN {OPEN_STATUSES}
+    ) ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
 
 
 class PostgresThreads:
@@ -110,10 +119,17 @@ class PostgresThreads:
         await self._connection.execute(update(ThreadRow).where(ThreadRow.id == thread.id).values(values))
 
     async def delete(self, thread_id: str) -> None:
-        row_id = ids.decode_id("thread", thread_id)
-        await self._connection.execute_sql("DELETE FROM agent_states WHERE thread_id = $1", row_id)
-        await self._connection.execute_sql("DELETE FROM thread_messages WHERE thread_id = $1", row_id)
-        await self._connection.execute_sql("DELETE FROM threads WHERE id = $1", row_id)
+        await self._delete_rows([ids.decode_id("thread", thread_id)])
+
+    async def delete_unused(self, before: datetime, limit: int) -> int:
+        records = await self._connection.fetch(_UNUSED_SQL, before, limit)
+        await self._delete_rows([record["id"] for record in records])
+        return len(records)
+
+    async def _delete_rows(self, row_ids: list[UUID | None]) -> None:
+        await self._connection.execute_sql("DELETE FROM agent_states WHERE thread_id = ANY ($1)", row_ids)
+        await self._connection.execute_sql("DELETE FROM thread_messages WHERE thread_id = ANY ($1)", row_ids)
+        await self._connection.execute_sql("DELETE FROM threads WHERE id = ANY ($1)", row_ids)
 
     async def add_messages(
         self, thread: Thread, messages: list[ChatMessage], execution_id: str | None, now: datetime
@@ -157,14 +173,9 @@ class PostgresThreads:
         row_ids = ids.decode_id("thread", thread_id), ids.decode_id("thread", fork_id)
         await self._connection.execute_sql(_COPY_SQL, *row_ids, at)
 
-    async def list_open_runs(self, thread_id: str) -> list[str]:
-        records = await self._connection.fetch(_OPEN_RUNS_SQL, ids.decode_id("thread", thread_id))
+    async def list_open_runs(self, thread_id: str, with_delayed: bool = True) -> list[str]:
+        records = await self._connection.fetch(_OPEN_RUNS_SQL, ids.decode_id("thread", thread_id), with_delayed)
         return [ids.encode_id("exec", record["id"]) for record in records]
-
-    async def cancel_runs(self, thread_id: str, reason: str, now: datetime) -> list[str]:
-        query = f"{_OPEN_RUNS_SQL} FOR NO KEY UPDATE"
-        records = await self._connection.fetch(query, ids.decode_id("thread", thread_id))
-        return await cancel_executions(self._connection, [record["id"] for record in records], reason, now)
 
 
 def _collect_values(thread: Thread) -> dict[Any, Any]:

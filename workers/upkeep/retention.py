@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 from domain.ports import Store, Tx
-from domain.retention import RETENTION_PERIODS, ExpiringKind
+from domain.retention import MAX_REMOVAL_BATCH, RETENTION_PERIODS, ExpiringKind
 from domain.shared.errors import DomainError
 from domain.stats import RECORD_KINDS, RecordKind
 from infra.polling import PollResult, poll
@@ -33,6 +33,7 @@ _ForgetRows = Callable[[Tx, datetime], Awaitable[int]]
 # Deleted in this order: each kind refers to the kinds after it.
 _FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
     "executions": lambda tx, before: tx.retention.delete_executions(before),
+    "threads": lambda tx, before: tx.threads.delete_unused(before, MAX_REMOVAL_BATCH),
     "versions": lambda tx, before: tx.retention.delete_versions(before),
     "agents": lambda tx, before: tx.retention.delete_agents(before),
 }
