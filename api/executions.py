@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from litestar import Response, Router, get, post
+from litestar import Response, Router, delete, get, patch, post
 from litestar.di import Provide
 from litestar.params import Parameter
 
@@ -18,6 +18,7 @@ from domain.executions import (
     ExecutionFilter,
     ExecutionKind,
     ExecutionStart,
+    PatchExecution,
     TargetedExecutionStart,
 )
 from domain.shared.access import Caller
@@ -104,6 +105,13 @@ async def get_execution(
     return Response(row, headers=headers)
 
 
+@patch("/executions/{execution_id:str}", opt=require_scope("write:executions"))
+async def update_execution(store: Store, caller: Caller, execution_id: str, data: PatchExecution) -> Execution:
+    """Change the name, the tags and the metadata of an execution. Fields that are not sent stay."""
+    async with store.transaction(caller) as tx:
+        return await executions.patch_execution(tx, execution_id, data)
+
+
 @post(
     ["/executions/{execution_id:str}/cancel", "/runtime/executions/{execution_id:str}/cancel"],
     opt=require_scope("run:agents"),
@@ -156,6 +164,16 @@ async def retry_execution(
     )
 
 
+@delete("/executions/{execution_id:str}", opt=require_scope("write:executions"))
+async def delete_execution(store: Store, caller: Caller, execution_id: str) -> None:
+    """Delete an ended execution with its steps: events, files, artifacts, evaluations and traces.
+
+    Its costs stay in all sums, and no longer name it.
+    """
+    async with store.transaction(caller) as tx:
+        await executions.delete_execution(tx, execution_id)
+
+
 router = Router(
     "/",
     route_handlers=[
@@ -163,6 +181,8 @@ router = Router(
         execute_agent,
         list_executions,
         get_execution,
+        update_execution,
+        delete_execution,
         cancel_execution,
         approve_execution,
         reject_execution,

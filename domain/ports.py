@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from domain.agents import Agents
     from domain.artifacts import Artifacts
     from domain.builds import Builds
+    from domain.bulk_operations import BulkOperations
     from domain.costs import Budgets, Costs
     from domain.crews import Crews
     from domain.egress import EgressPolicy
@@ -99,6 +100,7 @@ class Tx(Protocol):
     traces: Traces
     workflows: Workflows
     retention: RetentionRepository
+    bulk_operations: BulkOperations
     # The hosts that the installation lets uploaded code reach.
     installation_egress: EgressPolicy
 

@@ -7,7 +7,10 @@ nothing after some time is removed automatically.
 from datetime import datetime, timedelta
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from domain.shared.idempotency import IDEMPOTENCY_LIFETIME
+from domain.shared.status import ExecutionStatus
 from domain.stats import RecordKind
 
 ExpiringKind = Literal[
@@ -32,8 +35,35 @@ MAX_REMOVAL_BATCH: Final = 200
 MAX_REMOVED_EVENTS: Final = 20_000
 
 
+class ExecutionMember(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe an execution or one of its steps. `is_billed` tells whether a call of a model is not billed yet."""
+
+    id: str
+    status: ExecutionStatus
+    is_billed: bool
+
+
+class ExecutionRecords(msgspec.Struct, frozen=True, kw_only=True):
+    """Name the records of executions."""
+
+    artifact_ids: list[str]
+    evaluation_ids: list[str]
+
+
 class RetentionRepository(Protocol):
     """Removes what is too old. Each call removes one batch, and returns how many rows that were."""
+
+    async def lock_members(self, execution_id: str) -> list[ExecutionMember]:
+        """Lock an execution and its steps, and those of plans within it."""
+        ...
+
+    async def list_records(self, execution_ids: list[str]) -> ExecutionRecords:
+        """Return the records of executions, and the evaluations of their artifacts."""
+        ...
+
+    async def erase_executions(self, execution_ids: list[str], now: datetime) -> None:
+        """Delete ended executions with everything but records; their costs no longer name them."""
+        ...
 
     async def list_tenants(self, default_days: int) -> list[tuple[str, int]]:
         """Return the tenants that keep what they made for so many days only. `default_days` of 0 keeps it for good."""
@@ -41,6 +71,17 @@ class RetentionRepository(Protocol):
 
     async def delete_expired(self, kind: ExpiringKind, before: datetime) -> int:
         """Remove rows of all tenants whose time was over then."""
+        ...
+
+    async def list_event_tenants(self, default_days: int) -> list[tuple[str, int]]:
+        """Return the tenants that keep events for so many days only, as `list_tenants` does."""
+        ...
+
+    async def delete_events(self, before: datetime) -> int:
+        """Remove events of the bound tenant's executions that ended before, but the last of each.
+
+        Returns how many executions that were.
+        """
         ...
 
     async def delete_executions(self, before: datetime) -> int:

@@ -111,6 +111,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     cache_days: float = 14.0
     staging_hours: float = 24.0
     retention_days: int = 0
+    event_retention_days: int = 0
     upkeep_seconds: float = 2.0
 
     # Logs, error reports and traces.

@@ -324,7 +324,7 @@ async def serve_upkeep(settings: Settings, drain: Drain) -> None:
         loops = [
             Upkeep(settings, parts.store, parts.queue, parts.blobs, parts.clock, drain).run(),
             # A loop of its own: deleting what is too old may take long, and leases run out meanwhile.
-            RetentionSweeper(parts.store, drain, settings.retention_days).run(),
+            RetentionSweeper(parts.store, drain, settings.retention_days, settings.event_retention_days).run(),
             ScheduleStarter(parts.store, drain).run(),
             GateKeeper(parts.store, drain).run(),
         ]

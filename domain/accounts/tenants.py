@@ -27,7 +27,8 @@ class Tenant(msgspec.Struct, kw_only=True):
     The installation may set a limit for all tenants (`PADDOCK_TENANT_MAX_CONCURRENCY`); the lower limit applies.
     Data older than `retention_days` is deleted: artifacts, evaluations and costs, with their statistics; executions
     that ended earlier, with their logs, steps and files; and unused versions. null keeps data for as long as the
-    installation does (`PADDOCK_RETENTION_DAYS`).
+    installation does (`PADDOCK_RETENTION_DAYS`). Events of executions that ended more than `event_retention_days` ago
+    are deleted earlier, but the last of each; null keeps them for `PADDOCK_EVENT_RETENTION_DAYS`.
 
     `egress` are the hosts that uploaded code may reach: `declared` for all that its manifests declare, `off` for none,
     or a list, like a manifest's. `PADDOCK_EGRESS` of the installation narrows it further.
@@ -37,6 +38,7 @@ class Tenant(msgspec.Struct, kw_only=True):
     plan: str
     max_concurrency: int | None
     retention_days: int | None
+    event_retention_days: int | None
     egress: EgressWords
     created_at: datetime
 
@@ -46,6 +48,7 @@ class PatchTenant(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     max_concurrency: MaxConcurrency | None | UnsetType = UNSET
     retention_days: RetentionDays | None | UnsetType = UNSET
+    event_retention_days: RetentionDays | None | UnsetType = UNSET
     egress: EgressWords | None | UnsetType = UNSET
 
 
@@ -69,6 +72,8 @@ async def patch_tenant(tx: Tx, caller: Caller, data: PatchTenant) -> Tenant:
         tx.ring_job(Job(lane="run", row_id=tenant.id, tenant_id=tenant.id, attempt=0))
     if data.retention_days is not UNSET:
         tenant.retention_days = data.retention_days
+    if data.event_retention_days is not UNSET:
+        tenant.event_retention_days = data.event_retention_days
     if data.egress is not UNSET:
         tenant.egress = _normalize_egress(data.egress or "off" if data.egress is not None else "declared")
     await tx.tenants.save(tenant)

@@ -97,8 +97,12 @@ def _describe_call(run: Execution, step: RunStep) -> dict[str, Any]:
 
 
 async def store_captured(tx: Tx, artifacts: list[PackedArtifact], executions: list[str]) -> None:
-    """Store the artifacts of ended executions of the bound tenant, and mark the executions as recorded."""
+    """Store the artifacts of ended executions of the bound tenant, and mark the executions as recorded.
+
+    One that was deleted since gets no artifact.
+    """
+    recorded_ids = await tx.artifacts.mark_recorded(executions)
+    artifacts = [artifact for artifact in artifacts if artifact.record.metadata.execution_id in recorded_ids]
     if artifacts:
         await tx.artifacts.add(artifacts)
         tx.ring_job(Job(lane="record", row_id=artifacts[0].record.metadata.id, tenant_id="", attempt=0))
-    await tx.artifacts.mark_recorded(executions)

@@ -10,6 +10,7 @@ from domain.executions.claims import (
     requeue_expired,
     settle_executions,
 )
+from domain.executions.deletion import delete_execution
 from domain.executions.error_types import error_type_from_exception
 from domain.executions.gates import (
     ExpiredRun,
@@ -29,6 +30,8 @@ from domain.executions.queries import (
     cancel_execution,
     get_execution,
     list_executions,
+    patch_execution,
+    resolve_filter,
 )
 from domain.executions.rings import is_expired, job_from_execution, note_end, ring_plan
 from domain.executions.schema import (
@@ -81,6 +84,7 @@ from domain.executions.steps import (
 )
 from domain.executions.terms import (
     ExecutionTerms,
+    PatchExecution,
     SearchedText,
     add_label_terms,
     list_terms,
@@ -120,6 +124,7 @@ __all__ = [
     "Gates",
     "LaneShare",
     "MaxAttempts",
+    "PatchExecution",
     "Priority",
     "RunFiles",
     "RunLane",
@@ -147,6 +152,7 @@ __all__ = [
     "cancel_execution",
     "claim_executions",
     "count_reserved_slots",
+    "delete_execution",
     "enforce_result_limits",
     "error_type_from_exception",
     "get_execution",
@@ -157,10 +163,12 @@ __all__ = [
     "list_terms",
     "note_end",
     "park_for_approval",
+    "patch_execution",
     "release_execution",
     "replace_terms",
     "requeue_expired",
     "reserve_thread",
+    "resolve_filter",
     "retry_execution",
     "ring_freed",
     "ring_plan",

@@ -1,15 +1,17 @@
 """Find executions, and cancel them."""
 
 import msgspec
+from msgspec import UNSET
 
 from domain.executions.rings import note_end, ring_plan
 from domain.executions.schema import Execution, ExecutionFilter
-from domain.executions.terms import build_term_query
+from domain.executions.terms import PatchExecution, build_term_query, replace_terms
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import Conflict, NotFound
 from domain.shared.pages import Listing, Page
 from domain.shared.status import TERMINAL_STATUSES
+from domain.shared.tags import check_metadata, check_tags
 
 
 async def get_execution(tx: Tx, execution_id: str) -> Execution:
@@ -51,6 +53,24 @@ async def resolve_filter(tx: Tx, filters: ExecutionFilter) -> ExecutionFilter:
         if owner is not None:
             filters = msgspec.structs.replace(filters, **{field: owner.id})
     return filters
+
+
+async def patch_execution(tx: Tx, execution_id: str, data: PatchExecution) -> Execution:
+    """Change what an execution is found by. Errors: `not_found`, `invalid_field`; `conflict` for a step."""
+    execution = await tx.executions.lock_execution(execution_id)
+    if execution is None:
+        raise NotFound("execution", execution_id)
+    if execution.parent_id is not None:
+        raise Conflict(f"The execution is a step of {execution.root_id}. Change that one.")
+    if data.run_name is not UNSET:
+        execution.run_name = data.run_name
+    if data.tags is not UNSET:
+        execution.tags = check_tags(data.tags or [])
+    if data.metadata is not UNSET:
+        execution.metadata = check_metadata(data.metadata)
+    await tx.executions.save_labels(execution, tx.now)
+    await replace_terms(tx, execution_id)
+    return await get_execution(tx, execution_id)
 
 
 async def cancel_child_executions(tx: Tx, execution_id: str, reason: str) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from domain.executions.schema import Execution, ExecutionFilter, TermQuery
+from domain.executions.schema import Execution, ExecutionFilter, RunName, TermQuery
 from domain.ports import Tx
 from domain.shared.errors import InvalidField
 from domain.shared.search_text import split_search, split_words
-from domain.shared.tags import check_metadata_filters, check_tags
+from domain.shared.tags import Metadata, Tags, check_metadata_filters, check_tags
 
 # Different words of each text that find an execution: its name, its error, its input and its output.
 MAX_TEXT_WORDS: Final = 200
@@ -23,6 +24,14 @@ MAX_TEXT_CHARACTERS: Final = 100_000
 MAX_SEARCH_CHARACTERS: Final = 1000
 # A longer value of the metadata is found by its hash.
 _MAX_VALUE_CHARACTERS: Final = 256
+
+
+class PatchExecution(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Change what an execution is found by; `tags` and `metadata` are replaced as a whole, null removes them."""
+
+    run_name: RunName | UnsetType = UNSET
+    tags: Tags | None | UnsetType = UNSET
+    metadata: Metadata | None | UnsetType = UNSET
 
 
 class SearchedText(msgspec.Struct, frozen=True, kw_only=True):

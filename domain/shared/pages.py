@@ -14,6 +14,8 @@ MAX_PAGE_OFFSET: Final = 10_000_000
 
 # Counts of record tables stop here, so that a page costs the same at any table size; see docs/api.md.
 MAX_COUNTED_ROWS: Final = 10_000
+# Each match of a search is looked up by itself, which takes longer than counting.
+MAX_COUNTED_MATCHES: Final = 1000
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ class TenantRow(Base):
     plan: Mapped[str] = mapped_column(Text)
     max_concurrency: Mapped[int | None]
     retention_days: Mapped[int | None]
+    event_retention_days: Mapped[int | None]
     egress: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     by_proxy: Mapped[bool]
     created_at: Mapped[datetime] = mapped_column(create_timestamp())

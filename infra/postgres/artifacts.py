@@ -281,6 +281,7 @@ class PostgresArtifacts(RecordRepository[ArtifactMetadata]):
                 calls[step.execution_id].append(step)
         return [_read_ended(record, calls) for record in records]
 
-    async def mark_recorded(self, executions: list[str]) -> None:
-        query = "UPDATE executions SET recorded = true WHERE id = ANY ($1)"
-        await self._connection.execute_sql(query, [ids.decode_id("exec", entry) for entry in executions])
+    async def mark_recorded(self, executions: list[str]) -> set[str]:
+        query = "UPDATE executions SET recorded = true WHERE id = ANY ($1) RETURNING id"
+        records = await self._connection.fetch(query, [ids.decode_id("exec", entry) for entry in executions])
+        return {ids.encode_id("exec", record["id"]) for record in records}

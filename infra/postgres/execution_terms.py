@@ -7,7 +7,7 @@ from sqlalchemy.orm import Mapped, aliased, mapped_column
 
 from domain.executions import Execution, SearchedText, TermQuery
 from domain.shared import ids
-from domain.shared.pages import MAX_COUNTED_ROWS, Listing, Page
+from domain.shared.pages import MAX_COUNTED_MATCHES, Listing, Page
 from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id
 from infra.postgres.execution_rows import ExecutionRow
@@ -109,7 +109,7 @@ async def fetch_found_page(
     counted = matches.join(execution, true()) if has_filters else matches
     selected = matches.with_only_columns(*execution.columns, maintain_column_froms=True).join(execution, true())
     order = leading.execution_id.desc()
-    return await fetch_page(connection, selected, order, page, Execution, counted.limit(MAX_COUNTED_ROWS))
+    return await fetch_page(connection, selected, order, page, Execution, counted.limit(MAX_COUNTED_MATCHES))
 
 
 def _has_term(leading: Any, term: str) -> Any:

@@ -41,10 +41,12 @@ from infra.postgres.db import (
     Id,
     RowMapper,
     create_timestamp,
+    encode_json_text,
     replace_unstorable_text,
     struct_from_row,
 )
 from infra.postgres.events import EventRow
+from infra.postgres.execution_filters import apply_filter
 from infra.postgres.execution_rows import ExecutionRow
 from infra.postgres.execution_terms import fetch_found_page
 from infra.postgres.pages import fetch_page
@@ -93,10 +95,6 @@ def _select_with_events(moved: Update, now: datetime) -> Select[Any]:
     return select(after).add_cte(noted)
 
 
-_REFERENCE_PREFIXES = (
-    *(("agent_id", "agent"), ("agent_version_id", "ver"), ("crew_id", "crew"), ("workflow_id", "wf")),
-    *(("schedule_id", "sched"), ("parent_id", "exec"), ("thread_id", "thread")),
-)
 EXECUTION_MAPPER = RowMapper(ExecutionRow, Execution)
 _STORED_AS = [(name, *_describe_parameter(ExecutionRow.__table__.columns[name].type)) for name in _STORED_COLUMNS]
 # Runs in the order of ids, as leases are extended; then plans from the innermost out, as costs are counted and as
@@ -138,6 +136,7 @@ _GET_WITH_LOGS = f"""
     ) AS logs
     FROM executions WHERE id = $1
 """
+_LABEL_SQL = "UPDATE executions SET run_name = $2, tags = $3, metadata = $4::text::json, updated_at = $5 WHERE id = $1"
 _SPEC_SQL = "SELECT spec FROM executions WHERE id = $1"
 _ADD_SQL = (
     f"WITH added AS (INSERT INTO executions ({', '.join(_STORED_COLUMNS)}, last_seq) "
@@ -180,25 +179,21 @@ class PostgresExecutions:
         execution.logs = record["logs"]
         return execution
 
+    async def save_labels(self, execution: Execution, now: datetime) -> None:
+        await self._connection.execute_sql(
+            _LABEL_SQL,
+            ids.decode_id("exec", execution.id),
+            execution.run_name,
+            execution.tags,
+            encode_json_text(execution.metadata),
+            now,
+        )
+
     async def list_page(self, narrowed: ExecutionFilter, page: Page) -> Listing[Execution]:
         heavy = ("input_data", "output_data", "waiting_for", "env", "messages", "output_schema")
         columns = [column for column in _ALL_COLUMNS if column.name not in heavy]
         query = select(*columns, *(_trim_column(getattr(ExecutionRow, name), name) for name in heavy))
-        for name, prefix in _REFERENCE_PREFIXES:
-            criterion = getattr(narrowed, name)
-            if criterion is not None:
-                row_id = ids.decode_id(prefix, criterion) is not None
-                query = query.where(getattr(ExecutionRow, name) == criterion) if row_id else query.where(literal(False))
-        if narrowed.status is not None:
-            query = query.where(ExecutionRow.status == narrowed.status)
-        if narrowed.kind is not None:
-            query = query.where(ExecutionRow.kind == narrowed.kind)
-        if narrowed.agent_id is None and narrowed.agent_version_id is None and narrowed.parent_id is None:
-            query = query.where(ExecutionRow.parent_id.is_(None))
-        if narrowed.since is not None:
-            query = query.where(ExecutionRow.created_at >= narrowed.since)
-        if narrowed.until is not None:
-            query = query.where(ExecutionRow.created_at < narrowed.until)
+        query = apply_filter(query, narrowed)
         if narrowed.terms is not None:
             has_filters = narrowed != ExecutionFilter(
                 **{name: getattr(narrowed, name) for name in ("tag", "metadata", "search", "terms")}

@@ -16,6 +16,7 @@ from domain.accounts import Accounts, ApiKeys, Tenants
 from domain.agents import Agents
 from domain.artifacts import Artifacts
 from domain.builds import Builds
+from domain.bulk_operations import BulkOperations
 from domain.costs import Budgets, Costs
 from domain.crews import Crews
 from domain.egress import DECLARED_EGRESS, EgressPolicy
@@ -54,6 +55,7 @@ from infra.postgres.agents import PostgresAgents
 from infra.postgres.artifacts import PostgresArtifacts
 from infra.postgres.budgets import PostgresBudgets
 from infra.postgres.builds import PostgresBuilds
+from infra.postgres.bulk_operations import PostgresBulkOperations
 from infra.postgres.connection import AsyncpgConnection, TxConnection
 from infra.postgres.costs import PostgresCosts
 from infra.postgres.crews import PostgresCrews
@@ -152,6 +154,7 @@ class PostgresTx:
         self.traces: Traces = PostgresTraces(connection)
         self.workflows: Workflows = PostgresWorkflows(connection)
         self.retention: RetentionRepository = PostgresRetention(connection)
+        self.bulk_operations: BulkOperations = PostgresBulkOperations(connection)
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:

@@ -28,6 +28,6 @@ class PostgresTenants:
 
     async def save(self, tenant: Tenant) -> None:
         changed = update(TenantRow).where(TenantRow.id == tenant.id)
-        values = {name: getattr(tenant, name) for name in ("max_concurrency", "retention_days")}
+        values = {name: getattr(tenant, name) for name in ("max_concurrency", "retention_days", "event_retention_days")}
         values["egress"] = tenant.egress if isinstance(tenant.egress, list) else _COLUMN_VALUES[tenant.egress]
         await self._connection.execute(changed.values(**values))

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from infra.embedded import find_free_ports
-from scripts.bench import egress, outputs, plans, records, streams
+from scripts.bench import egress, outputs, plans, records, search, streams
 from scripts.bench.environment import run_bench_system
 from scripts.bench.figures import BenchRow, measure_rate, print_rows, time_interpreter
 from scripts.bench.load import run_bare_handlers
@@ -212,3 +212,5 @@ async def main() -> None:
     await streams.main()
     print("\nrecords")
     await records.main(records.FULL_SIZES)
+    print("\nsearch")
+    await search.main()

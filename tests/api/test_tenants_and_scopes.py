@@ -45,7 +45,7 @@ CREATING_OPERATIONS |= {
     "create_thread",
 }
 # Refused, because the body names an object of another tenant.
-REFERRING_OPERATIONS = {"create_schedule"}
+REFERRING_OPERATIONS = {"create_schedule", "start_bulk_operation"}
 # These only report on the body.
 OWN_OPERATIONS |= {"check_crew", "generate_agent", "generate_task", "generate_crew", "generate_name"}
 CREW_YAML = {"agents_yaml": "a: {role: Reader}", "tasks_yaml": "t: {description: Read, agent: a}"}
@@ -90,6 +90,8 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
     )
     answer = await acme.http.put(f"/agents/{agent['id']}/states/{SECRET_TEXT}", json={"value": SECRET_TEXT})
     assert answer.status_code == 200, answer.text
+    bulk_operation = await acme.http.post("/executions/bulk", json={"action": "cancel", "ids": [execution["id"]]})
+    assert bulk_operation.status_code == 201, bulk_operation.text
     file = (await acme.http.post("/files", files={"file": (SECRET_TEXT, SECRET_TEXT.encode())})).json()
     messages = [{"role": "user", "content": SECRET_TEXT}]
     thread = (await acme.http.post("/threads", json={"messages": messages})).json()
@@ -97,6 +99,7 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
         "thread_id": thread["id"],
         "state_name": SECRET_TEXT,
         "file_id": file["id"],
+        "operation_id": bulk_operation.json()["id"],
         "agent_id": agent["id"],
         "version": version["id"],
         "execution_id": execution["id"],
@@ -174,6 +177,10 @@ def _build_body(document: dict[str, Any], operation: dict[str, Any], acme_object
         body["value"] = "taken-over"
     elif name == "PatchThread":
         body["title"] = "taken-over"
+    elif name == "PatchExecution":
+        body["run_name"] = "taken-over"
+    elif name == "NewBulkOperation":
+        body |= {"action": "delete", "ids": [acme_objects["execution_id"]]}
     elif name.startswith("Patch") and name not in ("PatchUser",):
         body["name"] = "taken-over"
     return {"json": body}
@@ -228,6 +235,8 @@ async def test_no_route_shows_or_changes_objects_of_another_tenant(
     assert (await acme.http.get(f"/artifacts/{SECRET_TEXT}")).json()["inputs"] == {"is": SECRET_TEXT}
     assert (await acme.http.get(f"/evaluations/{acme_objects['evaluation_id']}")).json()["response"] == SECRET_TEXT
     assert (await acme.http.get(f"/budgets/{acme_objects['budget_id']}")).json()["limit_usd"] == 4321.5
+    operation = (await acme.http.get(f"/executions/bulk/{acme_objects['operation_id']}")).json()
+    assert operation["errors"][0]["code"] == "conflict", operation
     for path in ("provider-keys", "models", "tools", "templates", "tasks", "crews", "workflows", "scheduler/schedules"):
         assert (await acme.http.get(f"/{path}/{SECRET_TEXT}")).json()["name"] == SECRET_TEXT
     assert (await acme.http.get(f"/tools/{SECRET_TEXT}")).json()["enabled"] is True

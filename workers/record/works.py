@@ -3,6 +3,7 @@
 from domain.ports import Blobs, Store
 from infra.embeddings import WordLlamaSimilarity
 from workers.record.artifacts import ArtifactCapturer, BodyUploader, ObjectRemover
+from workers.record.bulk_operations import BulkProcessor
 from workers.record.evaluations import EvaluationScorer
 from workers.record.execution_terms import TermWriter
 from workers.record.loops import RecordWork
@@ -17,6 +18,7 @@ def list_record_works(store: Store, blobs: Blobs, environment: str) -> list[Reco
         RecordWork("remove", ObjectRemover(store, blobs).remove_objects, 0.2),
         RecordWork("judge", EvaluationScorer(store, WordLlamaSimilarity()).score_evaluations, 0.05),
         RecordWork("capture", ArtifactCapturer(store, environment).capture_artifacts, 0.1),
+        RecordWork("bulk", BulkProcessor(store).process_operations, 0.05),
         # A second: most executions have ended by then, and are written once.
         RecordWork("search", TermWriter(store).write_terms, 1.0),
     ]

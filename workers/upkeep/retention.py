@@ -39,14 +39,22 @@ _FORGET_BY_KIND: Final[dict[str, _ForgetRows]] = {
 }
 
 
+async def _forget_events(tx: Tx, before: datetime) -> int:
+    return await tx.retention.delete_events(before)
+
+
 class RetentionSweeper:
     """Create partitions ahead of time, remove what is too old, and drop empty partitions.
 
-    `default_days` is the retention of tenants that did not set one; 0 keeps everything.
+    `default_days` is the retention of tenants that did not set one, `default_event_days` that of their events; 0 keeps
+    everything.
     """
 
-    def __init__(self, store: Store, drain: Drain | None = None, default_days: int = 0) -> None:
-        self._store, self._drain, self._default_days = store, drain or Drain(), default_days
+    def __init__(
+        self, store: Store, drain: Drain | None = None, default_days: int = 0, default_event_days: int = 0
+    ) -> None:
+        self._store, self._drain = store, drain or Drain()
+        self._default_days, self._default_event_days = default_days, default_event_days
         self._is_first_round = True
 
     async def run(self) -> None:
@@ -77,6 +85,7 @@ class RetentionSweeper:
             removed[expiring] += await self._remove_in_batches(expiring, partial(self._forget_expired, expiring, age))
         async with self._store.system_transaction() as tx:
             retained = await tx.retention.list_tenants(self._default_days)
+            event_retained = await tx.retention.list_event_tenants(self._default_event_days)
         for tenant_id, days in retained:
             age = timedelta(days=days)
             for kind in RECORD_KINDS:
@@ -85,6 +94,10 @@ class RetentionSweeper:
             for name, forget in _FORGET_BY_KIND.items():
                 remove = partial(self._forget_rows, tenant_id, age, forget)
                 removed[name] += await self._remove_in_batches(name, remove)
+        # After the executions: the events of those that are gone need no treatment.
+        for tenant_id, days in event_retained:
+            forget_events = partial(self._forget_rows, tenant_id, timedelta(days=days), _forget_events)
+            removed["events"] += await self._remove_in_batches("events", forget_events)
         for kind in RECORD_KINDS:
             removed["partitions"] += await self._remove_in_batches(
                 "partitions", partial(self._drop_empty_partition, kind)

@@ -33,16 +33,7 @@ BEGIN
     IF old IS NULL THEN
         RETURN 0;
     END IF;
-    DELETE FROM execution_events v WHERE v.execution_id = ANY (old);
-    DELETE FROM execution_steps s WHERE s.execution_id = ANY (old);
-    DELETE FROM workspace_files f WHERE f.execution_id = ANY (old);
-    DELETE FROM trace_exports x WHERE x.execution_id = ANY (old);
-    DELETE FROM cost_holds h WHERE h.execution_id = ANY (old);
-    DELETE FROM plan_signals g WHERE g.execution_id = ANY (old);
-    DELETE FROM plan_calls c WHERE c.execution_id = ANY (old);
-    DELETE FROM plan_steps s WHERE s.execution_id = ANY (old);
-    DELETE FROM plans p WHERE p.execution_id = ANY (old);
-    DELETE FROM executions e WHERE e.id = ANY (old);
+    PERFORM forget_execution_rows(old);
     RETURN cardinality(old);
 END $$;
 REVOKE ALL ON FUNCTION forget_executions FROM PUBLIC;

@@ -181,8 +181,60 @@ GRANT SELECT, INSERT, DELETE ON execution_terms, execution_term_queue TO paddock
 GRANT SELECT, INSERT, UPDATE, DELETE ON execution_term_lists TO paddock_app;
 """
 
+_DELETION_SQL = """
+-- Events are kept for `event_retention_days`, if executions are kept longer; those of executions that ended up to
+-- `events_removed_until` are gone.
+ALTER TABLE tenants ADD COLUMN event_retention_days integer, ADD COLUMN events_removed_until timestamptz;
+GRANT UPDATE (event_retention_days) ON tenants TO paddock_app;
+CREATE INDEX executions_retry_of ON executions (retry_of) WHERE retry_of IS NOT NULL;
+
+-- One action on many executions. `scopes` are those that the caller had. `total` are the executions at the start, of
+-- which `done` and `failed` are dealt with.
+CREATE TABLE bulk_operations (
+    id uuid PRIMARY KEY,
+    tenant_id text NOT NULL REFERENCES tenants,
+    user_id uuid NOT NULL REFERENCES users,
+    key_id uuid,
+    scopes text[] NOT NULL,
+    action text NOT NULL CHECK (action IN ('cancel', 'retry', 'delete')),
+    status text NOT NULL CHECK (status IN ('running', 'completed', 'cancelled')),
+    total integer NOT NULL,
+    done integer NOT NULL,
+    failed integer NOT NULL,
+    created_at timestamptz NOT NULL,
+    updated_at timestamptz NOT NULL,
+    completed_at timestamptz
+);
+CREATE INDEX bulk_operations_tenant_id_id ON bulk_operations (tenant_id, id DESC);
+CREATE INDEX bulk_operations_running ON bulk_operations (id) WHERE status = 'running';
+-- The executions that an operation has not dealt with, and those that it failed on, with an `error`.
+CREATE TABLE bulk_items (
+    operation_id uuid NOT NULL REFERENCES bulk_operations,
+    execution_id uuid NOT NULL,
+    tenant_id text NOT NULL,
+    error_code text,
+    error text,
+    PRIMARY KEY (operation_id, execution_id)
+);
+CREATE INDEX bulk_items_execution_id ON bulk_items (execution_id);
+CREATE INDEX bulk_items_pending ON bulk_items (operation_id, execution_id) WHERE error IS NULL;
+
+CREATE POLICY bound ON bulk_operations TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+CREATE POLICY bound ON bulk_items TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+GRANT SELECT, INSERT, UPDATE ON bulk_operations TO paddock_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON bulk_items TO paddock_app;
+"""
+
 
 def upgrade() -> None:
     """Add tables and columns."""
-    for statements in (_THREADS_SQL, _EXECUTIONS_SQL, _GATES_SQL, _CATALOG_SQL, _CREWS_SQL, _FINDING_SQL):
+    for statements in (
+        _THREADS_SQL,
+        _EXECUTIONS_SQL,
+        _GATES_SQL,
+        _CATALOG_SQL,
+        _CREWS_SQL,
+        _FINDING_SQL,
+        _DELETION_SQL,
+    ):
         run_sql(statements)
