@@ -266,14 +266,14 @@ async def cancel_operation(tx: Tx, caller: Caller, operation_id: str) -> BulkOpe
 
 
 async def process_execution(tx: Tx, operation_id: str, execution_id: str) -> None:
-    """Deal with one execution of an operation, unless another worker did. A refusal is recorded."""
+    """Process one execution of an operation, unless another worker did. A refusal is recorded."""
     owner = await tx.bulk_operations.take_execution(operation_id, execution_id)
     if owner is None:
         return
     failure = None
     try:
         async with tx.savepoint():
-            await _act(tx, owner, execution_id)
+            await _apply_action(tx, owner, execution_id)
     except DomainError as error:
         if error.code in DATABASE_OUTAGE_CODES:
             raise
@@ -288,7 +288,7 @@ async def fail_execution(tx: Tx, operation_id: str, execution_id: str) -> None:
         await tx.bulk_operations.settle_execution(operation_id, execution_id, error, tx.now)
 
 
-async def _act(tx: Tx, owner: BulkOwner, execution_id: str) -> None:
+async def _apply_action(tx: Tx, owner: BulkOwner, execution_id: str) -> None:
     caller = await _build_caller(tx, owner)
     if owner.action == "cancel":
         await executions.cancel_execution(tx, execution_id)

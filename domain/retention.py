@@ -14,7 +14,16 @@ from domain.shared.status import ExecutionStatus
 from domain.stats import RecordKind
 
 ExpiringKind = Literal[
-    "answers", "refresh_tokens", "sessions", "invites", "holds", "schedule_runs", "trace_exports", "workers", "files"
+    "answers",
+    "refresh_tokens",
+    "sessions",
+    "invites",
+    "holds",
+    "schedule_runs",
+    "bulk_operations",
+    "trace_exports",
+    "workers",
+    "files",
 ]
 
 # How long each is kept after its time: tokens, sessions, invites and holds after they expired, the others after they
@@ -26,6 +35,7 @@ RETENTION_PERIODS: Final[dict[ExpiringKind, timedelta]] = {
     "invites": timedelta(days=30),
     "holds": timedelta(hours=1),
     "schedule_runs": timedelta(days=90),
+    "bulk_operations": timedelta(days=90),
     "trace_exports": timedelta(days=7),
     "workers": timedelta(minutes=5),
     "files": timedelta(0),

@@ -2,6 +2,7 @@
 
 from domain.ports import Tx
 from domain.shared.errors import Conflict, NotFound
+from domain.shared.jobs import Job
 from domain.shared.status import TERMINAL_STATUSES
 
 
@@ -28,3 +29,4 @@ async def delete_execution(tx: Tx, execution_id: str) -> None:
     await tx.artifacts.delete(records.artifact_ids, tx.now)
     await tx.retention.erase_executions(member_ids, tx.now)
     tx.announce_status(execution_id, "deleted")
+    tx.ring_job(Job(lane="record", row_id=execution_id, tenant_id="", attempt=0))

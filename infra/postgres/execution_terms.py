@@ -37,8 +37,8 @@ _ADD_SQL: Final = """
     ON CONFLICT DO NOTHING
 """
 _DELETE_SQL: Final = """
-    WITH listed AS (DELETE FROM execution_term_lists WHERE execution_id = $1 RETURNING unnest(terms) AS term)
-    DELETE FROM execution_terms t USING listed l
+    WITH listed AS (DELETE FROM execution_term_lists WHERE execution_id = $1 RETURNING terms)
+    DELETE FROM execution_terms t USING (SELECT unnest(terms) AS term FROM listed) AS l
     WHERE t.tenant_id = current_setting('paddock.tenant_id') AND t.term = l.term AND t.execution_id = $1
 """
 _TEXTS_SQL: Final = """

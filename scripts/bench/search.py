@@ -51,7 +51,7 @@ _TERMS_SQL: Final = """
     ) AS t
 """
 # What is found, and the query parameters that find it.
-_SEARCHES: Final[tuple[tuple[str, str], ...]] = (
+_SEARCH_PARAMETERS: Final[tuple[tuple[str, str], ...]] = (
     ("a word that every execution has", "search=everywhere"),
     (f"a word of one in {SOME_EVERY}", "search=some"),
     (f"a word of one in {RARE_EVERY}", "search=rare"),
@@ -83,12 +83,12 @@ async def measure_searches(client: BenchClient) -> list[BenchRow]:
     """Compare a page of each search with a page of the plain list, call by call in turn."""
     rows = list[BenchRow]()
     plain_path = f"executions?limit={PAGE_SIZE}"
-    for what, parameters in _SEARCHES:
-        plain, found = list[float](), list[float]()
+    for what, parameters in _SEARCH_PARAMETERS:
+        plain_times, search_times = list[float](), list[float]()
         for _ in range(TIMED_CALLS):
-            plain.append(await _time_page(client, plain_path))
-            found.append(await _time_page(client, f"{plain_path}&{parameters}"))
-        base, median = statistics.median(plain), statistics.median(found)
+            plain_times.append(await _time_page(client, plain_path))
+            search_times.append(await _time_page(client, f"{plain_path}&{parameters}"))
+        base, median = statistics.median(plain_times), statistics.median(search_times)
         rows.append((what, f"{median / base:.2f}", f"the plain list ({median:.1f} ms to {base:.1f} ms)"))
     return rows
 

@@ -21,8 +21,8 @@ async def complete_operation(tenant: TenantClient, **body: Any) -> dict[str, Any
     operation = await start_operation(tenant, **body)
 
     async def probe() -> dict[str, Any] | None:
-        shown = (await tenant.http.get(f"/executions/bulk/{operation['id']}")).json()
-        return dict(shown) if shown["status"] != "running" else None
+        current = (await tenant.http.get(f"/executions/bulk/{operation['id']}")).json()
+        return dict(current) if current["status"] != "running" else None
 
     return dict(await wait_for_result(probe))
 
@@ -84,7 +84,7 @@ async def test_the_same_request_is_one_operation(acme: TenantClient) -> None:
         ({"action": "cancel", "ids": ["exec_01k3v9rt0hf7btqeqn5j8x2a4c"]}, "ids[0]"),
         ({"action": "cancel", "ids": ["\0"]}, "ids[0]"),
         ({"action": "stop", "ids": ["x"]}, "action"),
-        ({"action": "delete", "filter": {"agent_id": "nobody"}}, "filter.agent_id"),
+        ({"action": "delete", "filter": {"agent_id": "unknown-agent"}}, "filter.agent_id"),
         ({"action": "delete", "filter": {"crew_id": "a\0"}}, "filter.crew_id"),
         ({"action": "delete", "filter": {"tag": ["a\0"]}}, "filter.tag[0]"),
         ({"action": "delete", "filter": {"tag": [f"t{number}" for number in range(100)]}}, "filter.tag[32]"),

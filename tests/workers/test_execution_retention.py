@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,40 +13,18 @@ from domain.shared import ids
 from infra.postgres.db import create_engine
 from infra.postgres.store import PostgresStore
 from infra.wiring import Resources, get_utc_now
-from scripts.system import System
 from tests.support.clients import TenantClient, pack_archive
-from tests.support.fake_provider import FakeProvider, build_call
+from tests.support.ended_work import SLEEPER, connect_as_owner, create_ended_work, wait_until_recorded
+from tests.support.fake_provider import FakeProvider
 from tests.support.isolated_database import IsolatedDatabase, SilentBell, open_isolated_database
-from tests.support.model_agents import create_model, create_model_agent, generate_name
 from workers.upkeep import Upkeep
 from workers.upkeep.retention import RetentionSweeper
 
-SLEEPER = "import time\ndef handle(p):\n    print('said')\n    time.sleep(p.get('for', 0))\n    return p\n"
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 _TABLES = """
     SELECT relname FROM pg_class
     WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1
 """
-
-
-@asynccontextmanager
-async def _connect_as_owner(system: System) -> AsyncIterator[asyncpg.Connection]:
-    owner = await asyncpg.connect(system.settings.database_owner_url.reveal())
-    await owner.execute("SELECT set_config('paddock.every_tenant', 'on', false)")
-    try:
-        yield owner
-    finally:
-        await owner.close()
-
-
-async def _wait_until_recorded(owner: asyncpg.Connection, tenant_id: str) -> None:
-    query = (
-        "SELECT count(*) FROM executions WHERE tenant_id = $1 AND completed_at IS NOT NULL AND NOT recorded "
-        "AND lane <> 'plan'"
-    )
-    async with asyncio.timeout(60):
-        while await owner.fetchval(query, tenant_id):
-            await asyncio.sleep(0.05)
 
 
 async def _move_into_past(owner: asyncpg.Connection, tenant_id: str, days: int) -> None:
@@ -93,41 +69,9 @@ async def _count_rows(owner: asyncpg.Connection, execution_ids: list[str]) -> di
     return {table: count for table, count in count_by_table.items() if count}
 
 
-async def _list_descendants(acme: TenantClient, execution_id: str) -> list[str]:
-    execution_ids = [execution_id]
-    children = (await acme.http.get(f"/executions?parent_id={execution_id}&limit=200")).json()["items"]
-    for child in children:
-        execution_ids += await _list_descendants(acme, child["id"])
-    return execution_ids
-
-
 @pytest.fixture
 async def ended_work(system, acme: TenantClient, provider: FakeProvider) -> dict[str, list[str]]:
-    """Return ended executions of every kind: of code, of a model with a file, of a nested plan."""
-    sleeper = await acme.deploy_agent(SLEEPER)
-    model_name = await create_model(acme, provider, generate_name(), price={"input": 1.0, "output": 1.0})
-    writing_agent = await create_model_agent(acme, model_name, tools=["filesystem_write"])
-    write_call = build_call("filesystem_write", {"path": "notes", "content": "what I noted"})
-    provider.queue_text("I write", [write_call], to=model_name)
-    provider.queue_text("Done", to=model_name)
-    body = {"task": "Go", "mode": "yolo"}
-    model_execution = (await acme.http.post(f"/agents/{writing_agent['id']}/execute", json=body)).json()["id"]
-    steps = [{"id": f"s{n}", "agent": sleeper, "inputs": {"n": n}} for n in range(3)]
-    inner_workflow = (await acme.http.post("/workflows", json={"name": "inner", "steps": steps})).json()
-    outer_body = {"name": "outer", "steps": [{"id": "whole", "workflow": inner_workflow["id"]}]}
-    outer_workflow = await acme.http.post("/workflows", json=outer_body)
-    assert outer_workflow.status_code == 201, outer_workflow.text
-    plan_execution = (await acme.http.post(f"/workflows/{outer_workflow.json()['id']}/execute", json={})).json()["id"]
-    code_execution = (await acme.start_execution(sleeper, {"n": 1}))["id"]
-    for execution_id in (model_execution, plan_execution, code_execution):
-        assert (await acme.wait_for_end(execution_id))["status"] == "completed"
-    execution_ids = [
-        descendant
-        for root in (model_execution, plan_execution, code_execution)
-        for descendant in await _list_descendants(acme, root)
-    ]
-    assert len(execution_ids) == 1 + 1 + 1 + 1 + 3
-    return {"agents": [sleeper, writing_agent["id"]], "executions": execution_ids, "written": [model_execution]}
+    return await create_ended_work(acme, provider)
 
 
 async def test_old_executions_are_removed_completely(
@@ -141,9 +85,9 @@ async def test_old_executions_are_removed_completely(
     cost_count = (await acme.http.get("/costs")).json()["total"]
     # A running execution is not old, whenever it started.
     running_execution = await acme.start_execution(ended_work["agents"][0], {"for": 30})
-    async with _connect_as_owner(system) as owner:
+    async with connect_as_owner(system) as owner:
         for tenant in (acme, other_tenant):
-            await _wait_until_recorded(owner, tenant.tenant_id)
+            await wait_until_recorded(owner, tenant.tenant_id)
         statistics_before[0] = (await acme.http.get("/stats")).json()
         await owner.execute(
             "UPDATE executions SET created_at = created_at - interval '40 days' WHERE id = $1",
@@ -184,8 +128,8 @@ async def test_old_executions_are_removed_completely(
 
 
 async def test_unrecorded_and_running_executions_stay(system, resources, acme: TenantClient, ended_work) -> None:
-    async with _connect_as_owner(system) as owner:
-        await _wait_until_recorded(owner, acme.tenant_id)
+    async with connect_as_owner(system) as owner:
+        await wait_until_recorded(owner, acme.tenant_id)
         await _move_into_past(owner, acme.tenant_id, 40)
         leaf = ids.decode_id("exec", ended_work["executions"][-2])
         root = await owner.fetchval("SELECT root_id FROM executions WHERE id = $1", leaf)
@@ -213,8 +157,8 @@ async def test_versions_in_use_stay(system, resources, acme: TenantClient) -> No
     (deleted_version,) = (await acme.http.get(f"/agents/{deleted_agent}/versions")).json()["items"]
     await acme.http.delete(f"/agents/{deleted_agent}")
     execution_id = (await acme.run_agent(agent["id"], {}, agent_version_id=versions[1]["id"]))["id"]
-    async with _connect_as_owner(system) as owner:
-        await _wait_until_recorded(owner, acme.tenant_id)
+    async with connect_as_owner(system) as owner:
+        await wait_until_recorded(owner, acme.tenant_id)
         await owner.execute(
             "UPDATE agent_versions SET created_at = created_at - interval '40 days', "
             "updated_at = updated_at - interval '40 days' WHERE tenant_id = $1",
@@ -261,7 +205,7 @@ async def test_version_named_by_a_plan_stays(system, resources, acme: TenantClie
     plan_execution = (await acme.http.post(f"/workflows/{workflow.json()['id']}/execute", json={})).json()
     for source in ("second", "third"):
         await acme.build_version(agent["id"], pack_archive({"agent.py": f"def handle(p): return '{source}'\n"}))
-    async with _connect_as_owner(system) as owner:
+    async with connect_as_owner(system) as owner:
         await _move_into_past(owner, acme.tenant_id, 40)
     removed = await _apply_retention(acme, resources)
     # The second version was never used; the plan will start the first.
@@ -351,6 +295,9 @@ async def test_expired_rows_are_removed_and_others_stay(system) -> None:
             "trace_exports": "WITH w AS (INSERT INTO trace_export (wanted_at) VALUES ($3) ON CONFLICT (one) "
             "DO UPDATE SET wanted_at = excluded.wanted_at) INSERT INTO trace_exports (execution_id, tenant_id, due_at) "
             "SELECT gen_random_uuid(), $1, $3 WHERE $2::uuid IS NOT NULL",
+            "bulk_operations": "INSERT INTO bulk_operations (id, tenant_id, user_id, scopes, action, status, total, "
+            "done, failed, created_at, updated_at, completed_at) "
+            "VALUES (gen_random_uuid(), $1, $2, '{}', 'delete', 'completed', 0, 0, 0, $3, $3, $3)",
             "workers": "INSERT INTO workers (id, lane, host, pid, slots, busy, started_at, seen_at) "
             "SELECT gen_random_uuid(), 'run', $1, 1, 1, 1, $3, $3 WHERE $2::uuid IS NOT NULL",
             "files": "INSERT INTO files (id, tenant_id, user_id, name, content_type, size_bytes, sha256, key, created_at, "
@@ -381,7 +328,7 @@ async def test_every_table_s_removal_is_documented(system) -> None:
     rows = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| `")]
     documented_tables = {name.strip("` ") for row in rows for name in row[0].split(",")}
     assert all(len(row) == 3 and all(cell.strip() for cell in row) for row in rows)
-    async with _connect_as_owner(system) as owner:
+    async with connect_as_owner(system) as owner:
         tables = {row["relname"] for row in await owner.fetch(_TABLES)}
     assert tables - documented_tables == set(), "document in docs/operations.md who removes these rows"
     assert documented_tables - tables == set(), "these tables do not exist"

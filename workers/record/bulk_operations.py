@@ -17,7 +17,7 @@ _log = structlog.get_logger("paddock.bulk")
 
 
 class BulkProcessor:
-    """Deal with the executions of operations, each in a transaction of its own.
+    """Process the executions of operations, each in a transaction of its own.
 
     Any number of processes may do so at the same time, and one that is killed leaves nothing half done.
     """

@@ -30,6 +30,11 @@ BEGIN
         DELETE FROM schedule_runs d WHERE d.ctid = ANY (ARRAY (
             SELECT r.ctid FROM schedule_runs r WHERE r.due_at < before AND r.outcome <> 'queued' LIMIT most
             FOR UPDATE SKIP LOCKED));
+    WHEN 'bulk_operations' THEN
+        WITH old AS (
+            SELECT o.id FROM bulk_operations o WHERE o.completed_at < before LIMIT most FOR UPDATE SKIP LOCKED
+        ), items AS (DELETE FROM bulk_items i USING old WHERE i.operation_id = old.id RETURNING i.operation_id)
+        DELETE FROM bulk_operations d WHERE d.id IN (SELECT old.id FROM old) AND (SELECT count(*) FROM items) >= 0;
     WHEN 'trace_exports' THEN
         -- Only if nobody has asked for an export since.
         DELETE FROM trace_exports d WHERE d.execution_id IN (
