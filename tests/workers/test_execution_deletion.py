@@ -151,7 +151,7 @@ async def event_days(acme: TenantClient):
     await acme.http.patch("/tenant", json={"event_retention_days": None})
 
 
-async def test_events_go_before_their_execution_and_streams_say_so(
+async def test_old_events_are_deleted_and_streams_tell_it(
     system, resources, acme: TenantClient, event_days: int
 ) -> None:
     sleeper = await acme.deploy_agent(SLEEPER)
