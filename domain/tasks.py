@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain import agents, templates, tools, workspaces
+from domain import agents, schemas, templates, tools, workspaces
 from domain.llms import ToolFailed
 from domain.ports import Tx
+from domain.schemas import JsonSchema
 from domain.shared import ids, names
 from domain.shared.access import Caller
 from domain.shared.errors import (
@@ -60,7 +61,8 @@ class Task(msgspec.Struct, kw_only=True):
     `context` holds the ids of tasks whose answers it receives: none for an empty list, all tasks before it for null.
     With `async_execution` the crew continues until the next synchronous task. The agent may use `tools` beside its
     own. The answer is also written to `output_file` in the run's workspace. With a `template` the description is the
-    template filled with the `variables`, and follows changes of the template.
+    template filled with the `variables`, and follows changes of the template. With `output_json` the answer is JSON
+    that fits this schema.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Task(msgspec.Struct, kw_only=True):
     async_execution: bool
     markdown: bool
     output_file: str | None
+    output_json: dict[str, Any] | None = None
     tenant_id: str
     created_at: datetime
     updated_at: datetime
@@ -85,7 +88,7 @@ class Task(msgspec.Struct, kw_only=True):
 class NewTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Create a task. The name is unique in the tenant; `agent` and `context` accept ids, names and slugs.
 
-    Send a `description`, or a `template` with its `variables`.
+    Send a `description`, or a `template` with its `variables`. `response_model` is another name for `output_json`.
     """
 
     name: TaskName
@@ -99,6 +102,8 @@ class NewTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     async_execution: bool = False
     markdown: bool = False
     output_file: OutputPath | None = None
+    output_json: JsonSchema | None = None
+    response_model: JsonSchema | None = None
 
 
 class PatchTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +123,8 @@ class PatchTask(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     async_execution: bool | UnsetType = UNSET
     markdown: bool | UnsetType = UNSET
     output_file: OutputPath | None | UnsetType = UNSET
+    output_json: JsonSchema | None | UnsetType = UNSET
+    response_model: JsonSchema | None | UnsetType = UNSET
 
 
 SentFields = dict[str, Any]
@@ -150,7 +157,7 @@ class Tasks(Protocol):
 
 async def create_task(tx: Tx, caller: Caller, data: NewTask) -> Task:
     """Create a task. Errors: `conflict` for a taken name, `invalid_field` for unknown agents, tools and tasks."""
-    sent = {name: getattr(data, name) for name in NewTask.__struct_fields__}
+    sent = _rename_alias({name: getattr(data, name) for name in NewTask.__struct_fields__})
     task = Task(
         id=ids.generate_id("task"), slug="", tenant_id=caller.tenant_id, created_at=tx.now, updated_at=tx.now, **sent
     )
@@ -158,6 +165,16 @@ async def create_task(tx: Tx, caller: Caller, data: NewTask) -> Task:
     if not await tx.tasks.add(task):
         raise names.NameTaken("task", task.name)
     return task
+
+
+def _rename_alias(sent: SentFields) -> SentFields:
+    """Return what was sent with `response_model` as `output_json`. Errors: `invalid_field` if both were sent."""
+    alias = sent.pop("response_model", None)
+    if alias is not None:
+        if sent.get("output_json") is not None:
+            raise InvalidField("response_model", "is another name for output_json. Send one of them.")
+        sent["output_json"] = schemas.parse_schema(alias, "response_model")
+    return sent
 
 
 async def _validate_task(tx: Tx, task: Task, sent: SentFields) -> None:
@@ -178,6 +195,9 @@ async def _validate_task(tx: Tx, task: Task, sent: SentFields) -> None:
     with collect_invalid_fields(errors):
         if sent.get("output_file") is not None:
             task.output_file = validate_output_path(sent["output_file"])
+    with collect_invalid_fields(errors):
+        if sent.get("output_json") is not None:
+            task.output_json = schemas.parse_schema(sent["output_json"], "output_json")
     if sent.get("context"):
         errors += await _resolve_context(tx, task, sent["context"])
     if errors:
@@ -274,12 +294,13 @@ async def list_tasks(tx: Tx, page: Page) -> Listing[Task]:
 
 async def update_task(tx: Tx, reference: str, data: PatchTask) -> Task:
     """Change the fields that were sent. Errors: `not_found`, `conflict` for a taken name, `invalid_field`."""
-    return await _apply_changes(tx, reference, collect_sent_fields(data))
+    return await _apply_changes(tx, reference, _rename_alias(collect_sent_fields(data)))
 
 
 async def replace_task(tx: Tx, reference: str, data: NewTask) -> Task:
     """Replace a task under the same id; fields that were not sent get their defaults. Errors: as for `update_task`."""
-    return await _apply_changes(tx, reference, {name: getattr(data, name) for name in NewTask.__struct_fields__})
+    sent = {name: getattr(data, name) for name in NewTask.__struct_fields__}
+    return await _apply_changes(tx, reference, _rename_alias(sent))
 
 
 async def _apply_changes(tx: Tx, reference: str, sent: SentFields) -> Task:

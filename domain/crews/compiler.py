@@ -198,7 +198,7 @@ async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | Non
         step = PlanStep(
             id=task.key,
             name=task.name,
-            work=await compiler.compile_task(task),
+            work=_expect_json(await compiler.compile_task(task), task),
             depends_on=order[task.key].depends_on or ([PLANNING_STEP] if has_planning else []),
             text=text,
             retry=choose_retries(roster, task),
@@ -206,6 +206,16 @@ async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | Non
         )
         steps.append(step)
     return steps
+
+
+def _expect_json(work: AgentWork, task: CrewTask) -> AgentWork:
+    """Return the work of a task whose answer fits its `output_json`, if it has one."""
+    if task.output_json is None:
+        return work
+    if work.spec is None:
+        return msgspec.structs.replace(work, output_schema=task.output_json)
+    spec = msgspec.structs.replace(work.spec, answer_schema=task.output_json)
+    return msgspec.structs.replace(work, spec=spec)
 
 
 class _WorkCompiler:

@@ -76,6 +76,7 @@ def _add_listed_task(roster: CrewRoster, number: int, task: Task | None) -> None
         async_execution=task.async_execution,
         markdown=task.markdown,
         output_file=task.output_file,
+        output_json=task.output_json,
         task_id=task.id,
     )
     roster.tasks.append(crew_task)

@@ -1,6 +1,6 @@
 """Resolve the agents of a crew, with everything that is wrong with them."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -53,6 +53,7 @@ class CrewTask(msgspec.Struct, kw_only=True):
     async_execution: bool
     markdown: bool
     output_file: str | None
+    output_json: dict[str, Any] | None = None
     task_id: str | None = None
     context: list[str] | None = None
     fields: YamlTask | None = None

@@ -83,7 +83,7 @@ def _check_pattern_properties(validator: Any, patterns: Any, instance: Any, _: A
         for pattern, schema in patterns.items():
             for name, value in instance.items():
                 if match_pattern(pattern, name):
-                    yield from validator.descend(value, schema, path=name, schema_path=pattern)
+                    yield from _check_part(validator, value, schema, name)
 
 
 def _check_additional_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -192,7 +192,7 @@ def _check_unevaluated_properties(validator: Any, others: Any, instance: Any, sc
     evaluated = _list_evaluated_names(validator, instance, rest)
     for name in instance:
         if name not in evaluated:
-            yield from _check_rest(validator, instance[name], others, name)
+            yield from _check_part(validator, instance[name], others, name)
 
 
 def _check_unevaluated_items(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -202,10 +202,24 @@ def _check_unevaluated_items(validator: Any, others: Any, instance: Any, schema:
     evaluated = _count_evaluated_items(validator, instance, rest)
     for place, item in enumerate(instance):
         if place not in evaluated:
-            yield from _check_rest(validator, item, others, place)
+            yield from _check_part(validator, item, others, place)
 
 
-def _check_rest(validator: Any, value: Any, schema: Any, place: str | int) -> Iterator[ValidationError]:
+def _check_properties(validator: Any, properties: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, dict):
+        for name, schema in properties.items():
+            if name in instance:
+                yield from _check_part(validator, instance[name], schema, name)
+
+
+def _check_prefix_items(validator: Any, prefix: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
+    if isinstance(instance, list):
+        for place, (item, schema) in enumerate(zip(instance, prefix, strict=False)):
+            yield from _check_part(validator, item, schema, place)
+
+
+def _check_part(validator: Any, value: Any, schema: Any, place: str | int) -> Iterator[ValidationError]:
+    """Check a part of a value, and name its place, which the library leaves out where the schema is false."""
     if schema is False:
         yield ValidationError("is not allowed.", path=[place])
     else:
@@ -224,6 +238,8 @@ _STRICT_CHECKS: Final[dict[str, Callable[..., Any]]] = {
     "format": _check_format,
     "uniqueItems": _check_unique_items,
     "multipleOf": _check_multiple,
+    "properties": _check_properties,
+    "prefixItems": _check_prefix_items,
     "unevaluatedProperties": _check_unevaluated_properties,
     "unevaluatedItems": _check_unevaluated_items,
 }

@@ -129,6 +129,7 @@ _KEYWORD_RENDERERS: Final[dict[str, Callable[[Any], str]]] = {
     "oneOf": _render_alternatives,
     "contains": lambda _: "holds too few or too many items of the kind that the schema counts.",
     "not": lambda _: "is what the schema excludes.",
+    **dict.fromkeys(("items", "properties", "patternProperties", "prefixItems"), lambda _: "is not allowed."),
     "unevaluatedItems": lambda _: "is not allowed.",
     "unevaluatedProperties": lambda _: "is not a known field.",
     "None": lambda _: "is not allowed.",

@@ -42,6 +42,7 @@ class TaskRow(Base):
     async_execution: Mapped[bool]
     markdown: Mapped[bool]
     output_file: Mapped[str | None] = mapped_column(Text)
+    output_json: Mapped[Any | None] = mapped_column(create_json_column())
     created_at: Mapped[datetime] = mapped_column(create_timestamp())
     updated_at: Mapped[datetime] = mapped_column(create_timestamp())
 

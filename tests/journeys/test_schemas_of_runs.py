@@ -272,3 +272,49 @@ async def test_the_manifest_goes_before_the_hints_and_a_hint_without_schema_is_l
     assert version["input_schema"] == {"properties": {"day": {"type": "string"}}}
     assert version["output_schema"] is None
     assert "No schema from the type hints: the hint complex has no JSON Schema" in version["build_log"]
+
+
+async def test_the_answer_to_a_task_fits_its_output_json(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, name, role="Clerk")
+    task = {"name": generate_name("add"), "description": "Add", "expected_output": "A sum", "agent": agent["id"]}
+    both = await acme.http.post("/tasks", json={**task, "output_json": TOTAL_SCHEMA, "response_model": TOTAL_SCHEMA})
+    assert list(read_field_errors(both)) == ["response_model"]
+    refused = await acme.http.post("/tasks", json={**task, "output_json": {"type": "sum"}})
+    assert list(read_field_errors(refused)) == ["output_json.type"]
+    created = await acme.http.post("/tasks", json={**task, "response_model": TOTAL_SCHEMA})
+    assert created.json()["output_json"] == TOTAL_SCHEMA
+    crew = await acme.http.post("/crews", json={"name": generate_name("crew"), "tasks": [created.json()["id"]]})
+    assert crew.status_code == 201, crew.text
+    for answers, expected in ((["five", '{"total": 5}'], {"total": 5}), (["five"] * 3, None)):
+        for answer in answers:
+            provider.queue_text(answer, to=name)
+        started = await acme.http.post(f"/crews/{crew.json()['id']}/execute", json={})
+        ended = await acme.wait_for_end(started.json()["id"])
+        assert ended["result"] == expected, ended
+    assert ended["error_type"] == "output_invalid"
+
+
+async def test_the_local_model_answers_in_the_schema(acme: TenantClient) -> None:
+    """Show that a small model ends in JSON of the schema, or in `output_invalid`."""
+    schema = {
+        "type": "object",
+        "properties": {"capital": {"type": "string", "maxLength": 40}, "in_europe": {"type": "boolean"}},
+        "required": ["capital", "in_europe"],
+        "additionalProperties": False,
+    }
+    agent = await create_model_agent(acme, "smollm2", output_schema=schema, max_tokens=60, temperature=0)
+    execution = await run_execution(acme, agent["id"], task="What is the capital of France?")
+    if execution["status"] == "completed":
+        assert set(execution["result"]) == {"capital", "in_europe"}
+        assert isinstance(execution["result"]["in_europe"], bool)
+    else:
+        assert execution["error_type"] == "output_invalid", execution
+    # A schema that no grammar holds the model to: it is told what is wrong, and the run ends either way.
+    odd = {"type": "object", "properties": {"n": {"multipleOf": 7, "minimum": 50}}, "required": ["n"]}
+    agent = await create_model_agent(acme, "smollm2", output_schema=odd, max_tokens=40, temperature=0)
+    execution = await run_execution(acme, agent["id"], task="Say a number.")
+    if execution["status"] == "completed":
+        assert execution["result"]["n"] % 7 == 0
+    else:
+        assert execution["error_type"] == "output_invalid", execution
