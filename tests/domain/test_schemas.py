@@ -223,7 +223,7 @@ LEAVES = st.sampled_from(
 )
 
 
-def nest_schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def build_nested_schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Put schemas into every place in which a schema may stand."""
     several = st.lists(inner, min_size=1, max_size=2)
     return st.one_of(
@@ -249,7 +249,7 @@ def nest_schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 @given(
-    st.recursive(LEAVES, nest_schemas, max_leaves=5),
+    st.recursive(LEAVES, build_nested_schemas, max_leaves=5),
     st.sampled_from([{}, {"type": "string"}, {"type": "array"}]),
     VALUES,
 )

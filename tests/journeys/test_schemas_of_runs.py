@@ -310,7 +310,7 @@ async def test_the_local_model_answers_in_the_schema(acme: TenantClient) -> None
         assert isinstance(execution["result"]["in_europe"], bool)
     else:
         assert execution["error_type"] == "output_invalid", execution
-    # A schema that no grammar holds the model to: it is told what is wrong, and the run ends either way.
+    # A schema that no grammar enforces: the model learns what is wrong, and the run ends either way.
     odd = {"type": "object", "properties": {"n": {"multipleOf": 7, "minimum": 50}}, "required": ["n"]}
     agent = await create_model_agent(acme, "smollm2", output_schema=odd, max_tokens=40, temperature=0)
     execution = await run_execution(acme, agent["id"], task="Say a number.")
