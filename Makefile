@@ -75,7 +75,7 @@ bench: setup ## the benchmarks, as ratios measured in one run
 lock: setup ## compile the lock files anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --extra embedded --extra model --extra dev pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header pyproject.toml -o requirements-runtime.lock
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header tests/generated_clients/requirements.in -o tests/generated_clients/requirements.lock
+	@$(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header tests/generated_clients/requirements.in -o tests/generated_clients/requirements.lock
 	@grep -A40 '^uv==' requirements.lock | awk 'NR==1 || /--hash/ {print; next} {exit}' > requirements-uv.lock
 
 clean: ## remove the environment and the data of the demo

@@ -1,13 +1,15 @@
 """Agents, crews and workflows answer OpenAI's clients: the `openai` package calls them unchanged."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from scripts.system import System
-from tests.support.clients import TenantClient
+from tests.support.clients import TenantClient, wait_for_result
 from tests.support.fake_provider import FakeProvider, build_call
 from tests.support.model_agents import create_model, create_model_agent, generate_name
 
@@ -20,6 +22,8 @@ WEATHER_TOOL: dict[str, Any] = {
     },
 }
 
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+
 
 def ask(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
@@ -29,6 +33,17 @@ def ask(text: str) -> list[Any]:
 async def client(acme: TenantClient, system: System) -> AsyncIterator[openai.AsyncOpenAI]:
     key = await acme.create_key(scopes=["run:agents"])
     async with openai.AsyncOpenAI(api_key=key, base_url=f"{system.url}/v1", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def agent_name(acme: TenantClient, provider: FakeProvider) -> str:
+    return str((await create_model_agent(acme, await create_model(acme, provider, generate_name("echo"))))["name"])
+
+
+@pytest.fixture
+async def sync_client(acme: TenantClient, system: System) -> AsyncIterator[openai.OpenAI]:
+    with openai.OpenAI(api_key=await acme.create_key(), base_url=f"{system.url}/v1", max_retries=0) as client:
         yield client
 
 
@@ -177,3 +192,200 @@ async def test_options_without_effect_are_refused(acme: TenantClient, client: op
     accepted_options: dict[str, Any] = {"n": 1, "user": "ada", "temperature": 0.1, "top_p": 1, "presence_penalty": 0}
     answer = await client.chat.completions.create(model=agent_id, messages=ask("Go"), **accepted_options)
     assert answer.choices[0].message.content == '{"task":"Go"}'
+
+
+async def test_a_conversation_on_the_server_takes_new_messages_alone(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    model = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, model)
+    first = await client.chat.completions.with_raw_response.create(
+        model=agent["name"], messages=ask("I am Ada."), extra_body={"thread": True}
+    )
+    thread_id = first.headers["x-paddock-thread-id"]
+    for named in ({"extra_body": {"thread_id": thread_id}}, {"extra_headers": {"x-paddock-thread": thread_id}}):
+        await client.chat.completions.create(model=agent["name"], messages=ask("Who am I?"), **named)  # type: ignore[arg-type]
+    assert [message["role"] for message in provider.requests[-1].messages] == ["user", "assistant"] * 2 + ["user"]
+    call = build_call("get_weather", {"city": "Rome"}, id="call_5")
+    provider.queue_text("", calls=[call], to=model)
+    thread: Any = {"extra_body": {"thread_id": thread_id}, "model": agent["name"], "tools": [WEATHER_TOOL]}
+    answer = await client.chat.completions.create(messages=ask("Weather?"), **thread)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    provider.queue_text("Sunny.", to=model)
+    results: Any = [{"role": "tool", "tool_call_id": "call_5", "content": "sun"}]
+    answer = await client.chat.completions.create(messages=results, **thread)
+    assert answer.choices[0].message.content == "Sunny."
+    with pytest.raises(openai.NotFoundError):
+        await client.chat.completions.create(
+            model=agent["name"], messages=ask("Go"), extra_body={"thread_id": "thread_01k3v9rt0hf7btqeqn5j8x2a4c"}
+        )
+
+
+async def test_text_of_all_steps_is_the_answer_streamed_or_whole(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    model = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, model, tools=["filesystem_list"])
+    texts = []
+    for is_streamed in (True, False):
+        provider.queue_text("I look.", calls=[build_call("filesystem_list", {})], to=model)
+        provider.queue_text("No files.", to=model)
+        if is_streamed:
+            stream = await client.chat.completions.create(model=agent["name"], messages=ask("Go"), stream=True)
+            texts.append("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
+        else:
+            answer = await client.chat.completions.create(model=agent["name"], messages=ask("Go"))
+            texts.append(answer.choices[0].message.content or "")
+    assert texts == ["I look.\n\nNo files."] * 2
+
+
+async def test_an_answer_that_is_begun_again_is_whole_or_fails(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    model = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, model)
+    # The provider breaks off after `w0 w1 w2`; the second try has other words, or the same ones and more.
+    provider.queue_cut(3, to=model)
+    provider.queue_text("Whole.", to=model)
+    answer = await client.chat.completions.create(model=agent["name"], messages=ask("Go"))
+    assert answer.choices[0].message.content == "Whole."
+    provider.queue_cut(3, to=model)
+    provider.queue_text("Something else.", to=model)
+    with pytest.raises(openai.APIError) as failed:
+        stream = await client.chat.completions.create(model=agent["name"], messages=ask("Go"), stream=True)
+        async for _ in stream:
+            pass
+    assert failed.value.code == "answer_changed"
+
+
+async def test_a_client_that_hangs_up_cancels_its_run(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    model = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, model)
+    provider.queue_hang(2, to=model)
+    stream = await client.chat.completions.create(model=agent["name"], messages=ask("Go"), stream=True)
+    await anext(aiter(stream))
+    await stream.close()
+    provider.queue_hang(0, to=model)
+    with pytest.raises(openai.APITimeoutError):
+        await client.chat.completions.create(model=agent["name"], messages=ask("Go"), timeout=3)
+
+    async def list_cancelled() -> bool:
+        runs = (await acme.http.get(f"/executions?agent_id={agent['id']}")).json()["items"]
+        return [run["status"] for run in runs] == ["cancelled"] * 2
+
+    assert await wait_for_result(list_cancelled)
+
+
+async def test_errors_have_the_shape_of_openai(acme: TenantClient, client: openai.AsyncOpenAI, system: System) -> None:
+    url = f"{system.url}/v1"
+    async with openai.AsyncOpenAI(api_key="pdk_nonsense", base_url=url, max_retries=0) as keyless_client:
+        with pytest.raises(openai.AuthenticationError) as refused:
+            await keyless_client.models.list()
+        assert refused.value.code == "invalid_api_key"
+    powerless = await acme.create_key(scopes=["read:agents"])
+    async with openai.AsyncOpenAI(api_key=powerless, base_url=url, max_retries=0) as powerless_client:
+        with pytest.raises(openai.PermissionDeniedError):
+            await powerless_client.models.list()
+    limited = await acme.create_key(scopes=["run:agents"], rate_limit_per_minute=1)
+    async with openai.AsyncOpenAI(api_key=limited, base_url=url, max_retries=0) as limited_client:
+        await limited_client.models.list()
+        with pytest.raises(openai.RateLimitError) as exceeded:
+            await limited_client.models.list()
+        assert int(exceeded.value.response.headers["retry-after"]) > 0
+    agent_id = await acme.deploy_agent("def handle(payload): raise ValueError('no horses')\n")
+    async with openai.AsyncOpenAI(api_key=client.api_key, base_url=url, max_retries=2) as retrying_client:
+        with pytest.raises(openai.InternalServerError, match="no horses") as failed:
+            await retrying_client.chat.completions.create(model=agent_id, messages=ask("Go"))
+    assert failed.value.code == "ValueError"
+    runs = (await acme.http.get(f"/executions?agent_id={agent_id}")).json()["items"]
+    assert len(runs) == 1, "a client must not repeat a failed run by itself"
+    headers = {"Authorization": f"Bearer {client.api_key}"}
+    nonsense: list[tuple[bytes, int]] = [
+        (b"", 400),
+        (b"[]", 400),
+        (b"{", 400),
+        (b"[" * 5000, 400),
+        (b'{"model": 5, "messages": []}', 400),
+        (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}]}', 404),
+        (b'{"model": "x", "messages": [{"role": "wizard", "content": "Go"}]}', 400),
+        (b'{"model": "x", "messages": [{"role": "tool", "tool_call_id": "a", "content": "Go"}]}', 400),
+        (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}], "unknown": 1}', 400),
+        (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}], "mode": "wild"}', 400),
+        (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}], "metadata": []}', 400),
+    ]
+    async with httpx.AsyncClient(headers=headers) as http:
+        for body, status in nonsense:
+            answer = await http.post(f"{url}/chat/completions", content=body)
+            assert (answer.status_code, set(answer.json()["error"])) == (
+                status,
+                {"message", "type", "param", "code"},
+            ), (body, answer.text)
+        for method, path, status in (("GET", "/nothing", 404), ("PUT", "/models", 405), ("POST", "/embeddings", 404)):
+            answer = await http.request(method, f"{url}{path}")
+            assert (answer.status_code, "message" in answer.json()["error"]) == (status, True), answer.text
+
+
+async def test_images_reach_the_model_and_no_code(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    model = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, model)
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+    messages: Any = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}]
+    await client.chat.completions.create(model=agent["name"], messages=messages)
+    assert PIXEL in str(provider.requests[-1].messages)
+    code_agent = await acme.deploy_agent("def handle(payload): return payload\n")
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(model=code_agent, messages=messages)
+    assert refused.value.param == "messages[0].content"
+
+
+async def test_open_webui_accepts_the_connection(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider, system: System
+) -> None:
+    """Send what Open WebUI sends: `GET /models` to verify a connection, then a stream with its usual fields."""
+    agent = await create_model_agent(acme, await create_model(acme, provider, generate_name()))
+    headers = {"Authorization": f"Bearer {client.api_key}", "Content-Type": "application/json"}
+    async with httpx.AsyncClient(headers=headers, timeout=60) as http:
+        verified = await http.get(f"{system.url}/v1/models")
+        assert verified.status_code == 200
+        assert agent["name"] in [model["id"] for model in verified.json()["data"]]
+        body = {
+            "stream": True,
+            "model": agent["name"],
+            "messages": ask("Hello"),
+            "stream_options": {"include_usage": True},
+        }
+        async with http.stream("POST", f"{system.url}/v1/chat/completions", json=body) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            lines = [line async for line in answer.aiter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+
+
+async def test_the_plain_client_works_too(sync_client: openai.OpenAI, agent_name: str) -> None:
+    await asyncio.to_thread(use_plain_client, sync_client, agent_name)
+
+
+def use_plain_client(sync_client: openai.OpenAI, agent_name: str) -> None:
+    answer = sync_client.chat.completions.create(model=agent_name, messages=ask("Hello"))
+    assert answer.choices[0].message.content == "Hello"
+    stream = sync_client.chat.completions.create(model=agent_name, messages=ask("Hello"), stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Hello"
+    assert sync_client.responses.create(model=agent_name, input="Hello").output_text == "Hello"
+
+
+async def test_json_of_a_schema_comes_whole(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    model = await create_model(acme, provider, generate_name())
+    agent = await create_model_agent(acme, model)
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    answer_format: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    provider.queue_text("no json", to=model)
+    provider.queue_text('{"age": 36}', to=model)
+    stream = await client.chat.completions.create(
+        model=agent["name"], messages=ask("Go"), response_format=answer_format, stream=True
+    )
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == '{"age":36}'
