@@ -62,14 +62,19 @@ async def answer_or_refuse(context: McpContext, answer: Callable[[McpExchange], 
 def _to_rpc_error(error: DomainError, protocol_version: str) -> MCPError:
     if error.code in OUTAGE_CODES:
         log_outage(_log, "refused in an outage", error)
-    code = INTERNAL_ERROR
-    if error.code in ("missing_scope", "forbidden", "unauthenticated"):
-        code = _NOT_ALLOWED
-    elif error.code == "not_found" and protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
+    code = find_rpc_code(error.code)
+    if error.code == "not_found" and protocol_version in HANDSHAKE_PROTOCOL_VERSIONS:
         code = _RESOURCE_NOT_FOUND
-    elif error.code in ("not_found", "invalid_field", "malformed_request", "file_too_large"):
-        code = INVALID_PARAMS
     return MCPError(code, error.detail, {"error": error.code, "errors": msgspec.to_builtins(error.errors)})
+
+
+def find_rpc_code(error_code: str) -> int:
+    """Return the code of JSON-RPC for the code of a domain error."""
+    if error_code in ("missing_scope", "forbidden", "unauthenticated", "rate_limit_exceeded"):
+        return _NOT_ALLOWED
+    if error_code in ("not_found", "invalid_field", "malformed_request", "file_too_large", "body_too_large"):
+        return INVALID_PARAMS
+    return INTERNAL_ERROR
 
 
 def encode_json(value: Any) -> str:

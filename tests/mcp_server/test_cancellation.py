@@ -43,7 +43,7 @@ async def find_run(acme: TenantClient, agent_id: str) -> str:
 @pytest.mark.parametrize("mode", PROTOCOL_MODES)
 async def test_cancelled_call_cancels_its_run(system: System, acme: TenantClient, mode: str) -> None:
     agent_id = await deploy_sleeper(acme)
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(client.call_tool, "sleeper", {})
             execution_id = await find_run(acme, agent_id)
@@ -61,14 +61,14 @@ async def test_notification_cancels_the_call_of_its_session_alone(system: System
     def cancel(request_id: Any) -> dict[str, Any]:
         return {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
 
-    sent = asyncio.create_task(post_message(system, key, call, **{"Mcp-Session-Id": "mcps_one"}))
+    sent = asyncio.create_task(post_message(system.url, key, call, **{"Mcp-Session-Id": "mcps_one"}))
     execution_id = await find_run(acme, agent_id)
     other_key = await acme.create_key()
     for request_id, session, used_key in ((7, "mcps_two", key), ("7", "mcps_one", key), (7, "mcps_one", other_key)):
-        answer = await post_message(system, used_key, cancel(request_id), **{"Mcp-Session-Id": session})
+        answer = await post_message(system.url, used_key, cancel(request_id), **{"Mcp-Session-Id": session})
         assert answer.status_code == 202, answer.text
     assert (await acme.http.get(f"/executions/{execution_id}")).json()["status"] != "cancelled"
-    answer = await post_message(system, key, cancel(7), **{"Mcp-Session-Id": "mcps_one"})
+    answer = await post_message(system.url, key, cancel(7), **{"Mcp-Session-Id": "mcps_one"})
     assert answer.status_code == 202, answer.text
     await wait_for_status(acme, execution_id, "cancelled")
     result = json.loads((await sent).text.split("data: ")[-1])["result"]

@@ -37,7 +37,7 @@ async def test_declared_schemas_are_those_of_the_tool(system: System, acme: Tena
     fields = {"name": "order", "expose": "mcp", "input_schema": ORDER_SCHEMA, "output_schema": RECEIPT_SCHEMA}
     answer = await acme.http.patch(f"/agents/{agent_id}", json=fields)
     assert answer.status_code == 200, answer.text
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         (tool,) = (await client.list_tools()).tools
         assert tool.output_schema == RECEIPT_SCHEMA
         assert tool.input_schema["required"] == ["customer"]
@@ -64,7 +64,7 @@ async def test_model_agents_take_the_schema_of_their_parent(
     name = await create_model(acme, provider, generate_name())
     parent = await create_model_agent(acme, name, input_schema=ORDER_SCHEMA)
     await create_model_agent(acme, None, name="child", parent=parent["name"], expose=["mcp"])
-    async with connect_client(system, await acme.create_key()) as client:
+    async with connect_client(system.url, await acme.create_key()) as client:
         (tool,) = (await client.list_tools()).tools
         assert (tool.name, tool.input_schema["required"]) == ("child", ["customer"])
 
@@ -91,7 +91,7 @@ async def test_workflows_take_their_inputs_and_report_their_steps(
     async def note_progress(progress: float, total: float | None, message: str | None) -> None:
         notes.append((progress, total, message))
 
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         (tool,) = (await client.list_tools()).tools
         properties = tool.input_schema["properties"]
         assert properties["topic"] == {"type": "string", "description": "What it is about."}
@@ -115,7 +115,7 @@ async def test_crews_take_what_their_texts_name(system: System, acme: TenantClie
     answer = await acme.http.post("/crews", json={**body, "inputs": {"audience": "children"}})
     assert answer.status_code == 201, answer.text
     provider.queue_text("A tale of tea", to=name)
-    async with connect_client(system, await acme.create_key()) as client:
+    async with connect_client(system.url, await acme.create_key()) as client:
         (tool,) = (await client.list_tools()).tools
         assert tool.input_schema["required"] == ["topic"]
         assert tool.input_schema["properties"]["audience"]["default"] == "children"
@@ -141,7 +141,7 @@ async def test_runs_that_wait_for_a_person_are_answered_with_what_to_do(
     async def ignore_progress(progress: float, total: float | None, message: str | None) -> None:
         assert progress >= 0
 
-    async with connect_client(system, await acme.create_key()) as client:
+    async with connect_client(system.url, await acme.create_key()) as client:
         result = await client.call_tool(
             "careful", {"task": "Write it"}, progress_callback=ignore_progress if has_progress else None
         )
@@ -163,7 +163,7 @@ async def test_conversations_go_on_across_calls(
     await create_model_agent(acme, name, name="talker", expose="mcp")
     provider.queue_text("Hello Ada", to=name)
     provider.queue_text("You are Ada", to=name)
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         first = await client.call_tool("talker", {"task": "I am Ada", "thread_id": "new"})
         assert not first.is_error, first
         thread_id = (first.meta or {})["paddock/thread_id"]

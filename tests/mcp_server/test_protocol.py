@@ -33,13 +33,14 @@ async def create_exposed_workflow(acme: TenantClient, name: str, **more: Any) ->
 
 async def test_callers_without_a_valid_key_are_refused(system: System, acme: TenantClient) -> None:
     for key in (None, "pdk_unknown", "not a key"):
-        answer = await post_message(system, key, LIST_TOOLS)
+        answer = await post_message(system.url, key, LIST_TOOLS)
         assert answer.status_code == 401, answer.text
         assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert answer.json()["error"]["data"]["error"] == "unauthenticated"
     created = (await acme.http.post("/api-keys", json={"name": "revoked"})).json()
-    assert (await post_message(system, created["key"], LIST_TOOLS)).status_code == 200
+    assert (await post_message(system.url, created["key"], LIST_TOOLS)).status_code == 200
     await acme.http.post(f"/api-keys/{created['id']}/revoke")
-    assert (await post_message(system, created["key"], LIST_TOOLS)).status_code == 401
+    assert (await post_message(system.url, created["key"], LIST_TOOLS)).status_code == 401
 
 
 @pytest.mark.parametrize("mode", PROTOCOL_MODES)
@@ -51,7 +52,7 @@ async def test_each_method_takes_its_scope(system: System, acme: TenantClient, m
 
     async def find_refused(*scopes: str) -> set[str]:
         refused = set()
-        async with connect_client(system, await acme.create_key(scopes=list(scopes)), mode) as client:
+        async with connect_client(system.url, await acme.create_key(scopes=list(scopes)), mode) as client:
             calls = {
                 "list": lambda: client.list_tools(),
                 # The client itself would list the tools after the call.
@@ -81,11 +82,11 @@ async def test_tenants_see_their_own_tools_and_runs_alone(
     system: System, acme: TenantClient, other_tenant: TenantClient
 ) -> None:
     await create_exposed_workflow(acme, "private")
-    async with connect_client(system, await acme.create_key()) as client:
+    async with connect_client(system.url, await acme.create_key()) as client:
         result = await client.call_tool("private", {})
         execution_id = (result.meta or {})["paddock/execution_id"]
         assert (await client.read_resource(f"paddock://executions/{execution_id}")).contents
-    async with connect_client(system, await other_tenant.create_key()) as client:
+    async with connect_client(system.url, await other_tenant.create_key()) as client:
         assert (await client.list_tools()).tools == []
         assert (await client.list_resources()).resources == []
         with pytest.raises(MCPError, match="private"):
@@ -109,7 +110,7 @@ async def test_thousands_of_tools_are_listed_in_pages(
             assert workflow is not None
             workflow.id, workflow.name = ids.generate_id("wf"), f"tool {number}"
             assert await tx.workflows.add(workflow)
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         names: list[str] = []
         cursor, pages = None, 0
         while cursor is not None or not pages:
@@ -127,20 +128,20 @@ async def test_thousands_of_tools_are_listed_in_pages(
 
 async def test_requests_need_no_handshake_and_no_session(system: System, acme: TenantClient) -> None:
     key = await acme.create_key()
-    opened = await post_message(system, key, INITIALIZE)
+    opened = await post_message(system.url, key, INITIALIZE)
     assert read_answer(opened)["result"]["protocolVersion"] == "2025-06-18"
     session = opened.headers["mcp-session-id"]
-    other = await post_message(system, key, INITIALIZE)
+    other = await post_message(system.url, key, INITIALIZE)
     assert other.headers["mcp-session-id"] != session
     for headers in ({}, {"Mcp-Session-Id": session}, {"Mcp-Session-Id": "of another server"}):
-        answer = await post_message(system, key, LIST_TOOLS, **headers)
+        answer = await post_message(system.url, key, LIST_TOOLS, **headers)
         assert read_answer(answer)["result"]["tools"] == []
-        answer = await post_message(system, key, {"jsonrpc": "2.0", "id": "a", "method": "ping"}, **headers)
+        answer = await post_message(system.url, key, {"jsonrpc": "2.0", "id": "a", "method": "ping"}, **headers)
         assert read_answer(answer) == {"jsonrpc": "2.0", "id": "a", "result": {}}
     initialized = {"jsonrpc": "2.0", "method": "notifications/initialized"}
-    assert (await post_message(system, key, initialized)).status_code == 202
+    assert (await post_message(system.url, key, initialized)).status_code == 202
     unknown = {**INITIALIZE, "params": {**INITIALIZE["params"], "protocolVersion": "1999-01-01"}}
-    assert read_answer(await post_message(system, key, unknown))["result"]["protocolVersion"] == "2025-11-25"
+    assert read_answer(await post_message(system.url, key, unknown))["result"]["protocolVersion"] == "2025-11-25"
 
 
 INVALID_BODIES: list[tuple[Any, int]] = [
@@ -168,7 +169,7 @@ async def test_bodies_that_are_no_message_are_refused(system: System, acme: Tena
     key = await acme.create_key()
     for headers in ({}, {"MCP-Protocol-Version": "2026-07-28"}):
         for body, code in INVALID_BODIES:
-            answer = await post_message(system, key, body, **headers)
+            answer = await post_message(system.url, key, body, **headers)
             assert answer.status_code == 400, (body, answer.text)
             assert answer.json()["error"]["code"] == code, (body, answer.text)
             assert "pydantic" not in answer.text
@@ -188,7 +189,7 @@ async def test_bodies_that_are_no_message_are_refused(system: System, acme: Tena
         ("initialize", {"protocolVersion": 5}),
     ]
     for method, params in wrong_params:
-        answer = await post_message(system, key, {"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+        answer = await post_message(system.url, key, {"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
         assert answer.status_code == 200, (method, params, answer.text)
         assert "error" in read_answer(answer), (method, params, answer.text)
         assert read_answer(answer)["error"]["code"] != -32603, (method, params, answer.text)
@@ -199,7 +200,7 @@ async def test_bodies_that_are_no_message_are_refused(system: System, acme: Tena
         {"jsonrpc": "2.0", "method": "notifications/unknown", "params": {}},
         {"jsonrpc": "2.0", "id": 5, "result": {}},
     ):
-        assert (await post_message(system, key, message)).status_code == 202, message
+        assert (await post_message(system.url, key, message)).status_code == 202, message
 
 
 async def test_requests_that_are_no_exchange_of_mcp_are_refused(system: System, acme: TenantClient) -> None:
@@ -209,15 +210,15 @@ async def test_requests_that_are_no_exchange_of_mcp_are_refused(system: System, 
             answer = await http.request(method, f"{system.url}/mcp", headers={"Accept": "text/event-stream"})
             assert answer.status_code == 405, method
             assert "POST" in answer.headers["allow"]
-    assert (await post_message(system, key, LIST_TOOLS, Accept="text/html")).status_code == 406
-    assert (await post_message(system, key, LIST_TOOLS, **{"Content-Type": "text/plain"})).status_code == 400
+    assert (await post_message(system.url, key, LIST_TOOLS, Accept="text/html")).status_code == 406
+    assert (await post_message(system.url, key, LIST_TOOLS, **{"Content-Type": "text/plain"})).status_code == 400
     huge = json.dumps({**LIST_TOOLS, "params": {"filler": "x" * (system.settings.body_max_bytes + 10)}}).encode()
-    assert (await post_message(system, key, huge)).status_code == 413
-    assert (await post_message(system, key, LIST_TOOLS, **{"Mcp-Session-Id": "x" * 1000})).status_code == 422
+    assert (await post_message(system.url, key, huge)).status_code == 413
+    assert (await post_message(system.url, key, LIST_TOOLS, **{"Mcp-Session-Id": "x" * 1000})).status_code == 422
     for origin, status in (
         ("https://evil.example", 403),
         (system.url.replace("127.0.0.1", "evil.example"), 403),
         ("http://localhost:6274", 200),
         (system.settings.cors_origins[0], 200),
     ):
-        assert (await post_message(system, key, LIST_TOOLS, Origin=origin)).status_code == status, origin
+        assert (await post_message(system.url, key, LIST_TOOLS, Origin=origin)).status_code == status, origin

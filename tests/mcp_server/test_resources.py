@@ -33,7 +33,7 @@ async def test_runs_and_what_they_left_are_read(system: System, acme: TenantClie
     agent_id = await acme.deploy_agent(SOURCE)
     execution = await acme.run_agent(agent_id)
     base = f"paddock://executions/{execution['id']}"
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
 
         async def read(uri: str) -> TextResourceContents | BlobResourceContents:
             (contents,) = (await client.read_resource(uri)).contents
@@ -87,7 +87,7 @@ async def test_newest_runs_are_listed_in_pages(system: System, acme: TenantClien
     answer = await acme.http.post("/workflows", json={"name": "many", "steps": steps})
     assert answer.status_code == 201, answer.text
     started = [(await acme.http.post("/workflows/many/execute", json={})).json()["id"] for _ in range(60)]
-    async with connect_client(system, await acme.create_key(scopes=["read:executions"])) as client:
+    async with connect_client(system.url, await acme.create_key(scopes=["read:executions"])) as client:
         first = await client.list_resources()
         second = await client.list_resources(cursor=first.next_cursor)
         assert second.next_cursor is None

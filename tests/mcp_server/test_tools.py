@@ -29,7 +29,7 @@ async def test_exposed_agents_are_listed_and_called(system: System, acme: Tenant
     await acme.http.patch(f"/agents/{agent_id}", json={"name": "Überblick: report", "description": "Writes a report."})
     hidden = await acme.create_agent("hidden")
     await expose(acme, f"/agents/{agent_id}")
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         (tool,) = (await client.list_tools()).tools
         assert (tool.name, tool.title, tool.description) == (
             "uberblick_report",
@@ -56,7 +56,7 @@ async def test_failed_runs_and_refused_arguments_are_errors_of_the_tool(
 ) -> None:
     agent_id = await acme.deploy_agent(FAILING_SOURCE)
     await acme.http.patch(f"/agents/{agent_id}", json={"name": "failing", "expose": ["mcp"]})
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         result = await client.call_tool("failing", {})
         assert result.is_error
         assert "no such customer" in read_text(result)
@@ -81,7 +81,7 @@ async def test_model_agents_answer_and_report_progress(
     async def note_progress(progress: float, total: float | None, message: str | None) -> None:
         notes.append((progress, total, message))
 
-    async with connect_client(system, await acme.create_key(), mode) as client:
+    async with connect_client(system.url, await acme.create_key(), mode) as client:
         (tool,) = (await client.list_tools()).tools
         assert tool.input_schema["required"] == ["task"]
         result = await client.call_tool(tool.name, {"task": "What?"}, progress_callback=note_progress)

@@ -11,7 +11,6 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
-from scripts.system import System
 from tests.support.clients import TenantClient
 
 # With the handshake of older versions of the protocol, and without.
@@ -19,24 +18,22 @@ PROTOCOL_MODES: Final = ("legacy", "2026-07-28")
 
 
 @asynccontextmanager
-async def connect_client(
-    system: System, key: str, mode: str = "legacy", url: str | None = None
-) -> AsyncIterator[Client]:
+async def connect_client(url: str, key: str, mode: str = "legacy") -> AsyncIterator[Client]:
     """Connect the client of the package `mcp`."""
     async with httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}, timeout=90) as http:
-        transport = streamable_http_client(f"{url or system.url}/mcp", http_client=http)
+        transport = streamable_http_client(f"{url}/mcp", http_client=http)
         async with Client(transport, mode=mode, cache=None) as client:
             yield client
 
 
-async def post_message(system: System, key: str | None, message: Any, **headers: str) -> httpx.Response:
+async def post_message(url: str, key: str | None, message: Any, **headers: str) -> httpx.Response:
     """Post a body to the server as a client of the protocol's older versions does."""
     sent = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
     if key is not None:
         sent["Authorization"] = f"Bearer {key}"
     content = message if isinstance(message, bytes) else json.dumps(message).encode()
     async with httpx.AsyncClient(timeout=90) as http:
-        return await http.post(f"{system.url}/mcp", content=content, headers={**sent, **headers})
+        return await http.post(f"{url}/mcp", content=content, headers={**sent, **headers})
 
 
 def read_answer(response: httpx.Response) -> dict[str, Any]:
