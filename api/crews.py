@@ -7,7 +7,7 @@ from api.operations import IDEMPOTENCY_KEY, PREFER_WAIT, require_scope
 from api.requests import HttpRequest, Store
 from api.waiting import ExecutionStarter
 from domain import crews, launch
-from domain.crews import Crew, CrewSource, CrewValidation, CrewYaml, NewCrew, PatchCrew
+from domain.crews import Crew, CrewMemory, CrewSource, CrewValidation, CrewYaml, NewCrew, PatchCrew
 from domain.executions import Execution, ExecutionStart
 from domain.shared.access import Caller
 from domain.shared.pages import Listing, Page
@@ -66,6 +66,32 @@ async def delete_crew(store: Store, caller: Caller, crew_id: str) -> None:
         await crews.delete_crew(tx, crew_id)
 
 
+@get("/crews/{crew_id:str}/memories", opt=require_scope("read:catalog"))
+async def list_crew_memories(
+    store: Store, caller: Caller, crew_id: str, pagination: Page, memory_scope: str | None = None
+) -> Listing[CrewMemory]:
+    """List what a crew remembers of earlier runs, newest first; with `memory_scope` of that scope alone."""
+    async with store.transaction(caller) as tx:
+        crew = await crews.get_crew(tx, crew_id)
+        return await crews.list_memories(tx, crew.id, memory_scope, pagination)
+
+
+@delete("/crews/{crew_id:str}/memories", opt=require_scope("write:catalog"))
+async def clear_crew_memories(store: Store, caller: Caller, crew_id: str, memory_scope: str | None = None) -> None:
+    """Delete what a crew remembers; with `memory_scope` of that scope alone."""
+    async with store.transaction(caller) as tx:
+        crew = await crews.get_crew(tx, crew_id)
+        await crews.clear_memories(tx, crew.id, memory_scope)
+
+
+@delete("/crews/{crew_id:str}/memories/{memory_id:str}", opt=require_scope("write:catalog"))
+async def delete_crew_memory(store: Store, caller: Caller, crew_id: str, memory_id: str) -> None:
+    """Delete one memory of a crew."""
+    async with store.transaction(caller) as tx:
+        crew = await crews.get_crew(tx, crew_id)
+        await crews.delete_memory(tx, crew.id, memory_id)
+
+
 @post("/crews/{crew_id:str}/execute", opt=require_scope("run:agents", PREFER_WAIT, IDEMPOTENCY_KEY))
 async def execute_crew(
     starter: ExecutionStarter, request: HttpRequest, caller: Caller, crew_id: str, data: ExecutionStart
@@ -84,6 +110,9 @@ router = Router(
         get_crew_yaml,
         update_crew,
         delete_crew,
+        list_crew_memories,
+        clear_crew_memories,
+        delete_crew_memory,
         execute_crew,
     ],
     tags=["crews"],

@@ -4,6 +4,7 @@ import msgspec
 
 from domain import crews, executions, files, plans, threads, workflows, workspaces
 from domain.executions import Execution, ExecutionStart, TargetedExecutionStart, get_execution
+from domain.plans import Plan
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import InvalidField
@@ -41,6 +42,7 @@ async def start_crew(
     data = await threads.prepare_start(tx, caller, data)
     crew = await crews.get_crew(tx, reference, lock="share")
     plan = await crews.compile_crew(tx, caller, crew, data.model)
+    data = _add_plan_files(caller, plan, data)
     crews.validate_inputs(crew, plan, executions.build_payload(data))
     return await _give_files(tx, await plans.start_plan(tx, caller, plan, data, schedule_id))
 
@@ -53,9 +55,17 @@ async def start_workflow(
     data = await threads.prepare_start(tx, caller, data)
     workflow = await workflows.get_workflow(tx, reference)
     plan = await workflows.compile_workflow(tx, caller, workflow, data.model)
+    data = _add_plan_files(caller, plan, data)
     payload = workflows.resolve_inputs(workflow.inputs, executions.build_payload(data))
     data = msgspec.structs.replace(data, payload=payload, inputs=None, task=None)
     return await _give_files(tx, await plans.start_plan(tx, caller, plan, data, schedule_id))
+
+
+def _add_plan_files(caller: Caller, plan: Plan, data: ExecutionStart) -> ExecutionStart:
+    """Return a start with the files that tasks of the plan name. Errors: `missing_scope`, `invalid_field`."""
+    run_files = crews.collect_run_files(plan, data.files)
+    files.require_file_access(caller, run_files)
+    return msgspec.structs.replace(data, files=run_files) if run_files else data
 
 
 async def retry_execution(tx: Tx, caller: Caller, execution_id: str, from_failed: bool) -> Execution:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from domain.builds import Builds
     from domain.bulk_operations import BulkOperations
     from domain.costs import Budgets, Costs
-    from domain.crews import Crews
+    from domain.crews import CrewMemories, Crews
     from domain.egress import EgressPolicy
     from domain.evaluations import Evaluations
     from domain.events import Events
@@ -94,6 +94,7 @@ class Tx(Protocol):
     templates: Templates
     threads: Threads
     crews: Crews
+    crew_memories: CrewMemories
     targets: Targets
     tasks: Tasks
     tools: Tools

@@ -20,6 +20,7 @@ from domain.shared.jobs import Lane
 from infra import notifications
 from infra.build_cache import BundleCache, EnvironmentCache, FolderCache
 from infra.credentials import Keyring
+from infra.embeddings import WordLlamaSimilarity
 from infra.http import Outbound
 from infra.llm import GenaiPrices, PydanticLlm
 from infra.llm.local_model import LocalModelClient
@@ -202,6 +203,7 @@ async def serve_llms(settings: Settings, drain: Drain) -> None:
             outbound=Outbound(settings.private_hosts),
             keyring=parts.keyring,
             sandbox_slots=asyncio.Semaphore(settings.run_slots),
+            similarity=WordLlamaSimilarity(),
             quota=settings.tenant_max_stored_bytes,
         )
         runner = AgentRunner(lane.create_context("llm"), dependencies, access, events)

@@ -41,6 +41,8 @@ from domain.agents.task_rules import (
     DEFAULT_PLAN_ATTEMPTS,
     AgentMcpServer,
     AgentOptions,
+    KnowledgeText,
+    TaskRecall,
     TaskRules,
 )
 
@@ -62,12 +64,14 @@ __all__ = [
     "ConcurrencyPolicy",
     "CrewAgent",
     "Description",
+    "KnowledgeText",
     "MaxConcurrency",
     "MaxSteps",
     "MaxTokens",
     "ModelReference",
     "NewAgent",
     "PatchAgent",
+    "TaskRecall",
     "TaskRules",
     "Temperature",
     "TimeoutSeconds",

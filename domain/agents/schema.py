@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Protocol, Self
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from domain.agents.task_rules import AgentOptions, TaskRules
+from domain.agents.task_rules import AgentOptions, TaskRecall, TaskRules
 from domain.llms import ModelOptions, ToolSpec
 from domain.schemas import JsonSchema
 from domain.shared.exposure import Door, Exposure
@@ -158,7 +158,8 @@ class AgentSpec(CrewAgent, kw_only=True):
 
     It may also delegate to its `team` by name; a `manager` must do so before it answers. `answer_schema` is the JSON
     Schema of its answer, which is then decoded. `max_rpm` limits the model calls per minute of the run's plan. The
-    answer is also written to `output_file` in the run's workspace, once it has passed the `rules`. `options` are those
+    answer is also written to `output_file` in the run's workspace, once it has passed the `rules`. With `recall` the
+    task is given with what its crew knows. `options` are those
     of this run and come before the agent's own; `caller_instructions` follow the agent's. `client_tools` are shown to
     the model beside the agent's: a call of one of them ends the run, and the caller makes it.
     """
@@ -172,6 +173,7 @@ class AgentSpec(CrewAgent, kw_only=True):
     caller_instructions: str | None = None
     client_tools: list[ToolSpec] = msgspec.field(default_factory=list)
     rules: TaskRules | None = None
+    recall: TaskRecall | None = None
 
     @property
     def expected_schema(self) -> dict[str, Any] | None:

@@ -37,3 +37,33 @@ class TaskRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     guardrails: list[str] = []
     guardrail_retries: int = DEFAULT_GUARDRAIL_RETRIES
     human_input: bool = False
+
+
+class KnowledgeText(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold a text that a crew knows, or an uploaded file with one. `agent` is the only one that reads it, if set.
+
+    It is read in parts of `chunk_size` characters, of which two overlap by `chunk_overlap`.
+    """
+
+    name: str
+    content: str | None = None
+    file_id: str | None = None
+    agent: str | None = None
+    chunk_size: int = 4_000
+    chunk_overlap: int = 200
+
+
+class TaskRecall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hold what is given with a task: parts of the knowledge of its plan, and what the crew remembers.
+
+    At most `results` of each, if they are as similar to the task as the `threshold`. The answer is kept in
+    `memory_scope`; memories of `memory_scopes` are read.
+    """
+
+    agent: str
+    has_knowledge: bool = False
+    results: int = 5
+    threshold: float = 0.3
+    crew_id: str | None = None
+    memory_scope: str | None = None
+    memory_scopes: list[str] = []

@@ -10,7 +10,7 @@ from domain.agents import Agent, AgentSpec, CrewAgent, build_unlisted_agent
 from domain.crews import validation
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.schema import PLANNING_STEP, Crew, CrewStepSummary
-from domain.crews.task_rules import build_rules, choose_date_format, choose_retries
+from domain.crews.task_rules import build_recall, build_rules, choose_date_format, choose_retries, list_knowledge
 from domain.llms import ToolFailed
 from domain.plans import AgentWork, Plan, PlanStep, TaskText
 from domain.ports import Tx
@@ -84,7 +84,7 @@ async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = N
     if roster.errors:
         raise InvalidFields([problem.field_error for problem in roster.errors])
     run_model = None if model is None else await validation.resolve_model_name(tx, model)
-    steps = await _compile_steps(tx, roster, run_model)
+    steps = await _compile_steps(tx, roster, crew.id, run_model)
     plan = Plan(
         kind="crew",
         name=crew.name,
@@ -92,6 +92,7 @@ async def compile_crew(tx: Tx, caller: Caller, crew: Crew, model: str | None = N
         max_rpm=crew.max_rpm,
         steps=steps,
         default_inputs=crew.inputs,
+        knowledge=list_knowledge(roster),
     )
     size = len(msgspec.json.encode(plan))
     if size > MAX_CREW_PLAN_BYTES:
@@ -181,8 +182,10 @@ def _get_manager_key(roster: CrewRoster) -> str:
     return "manager" if roster.manager is None else roster.manager.key
 
 
-async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | None] | None) -> list[PlanStep]:
-    compiler = _WorkCompiler(tx, roster, model)
+async def _compile_steps(
+    tx: Tx, roster: CrewRoster, crew_id: str, model: tuple[str, str | None] | None
+) -> list[PlanStep]:
+    compiler = _WorkCompiler(tx, roster, crew_id, model)
     order = order_tasks(roster.tasks)
     has_planning = roster.settings.planning
     steps = [await compiler.compile_planning()] if has_planning else []
@@ -194,6 +197,7 @@ async def _compile_steps(tx: Tx, roster: CrewRoster, model: tuple[str, str | Non
             planned_by=PLANNING_STEP if has_planning else None,
             markdown=task.markdown,
             date_format=choose_date_format(roster, task),
+            input_files=task.fields.input_files if task.fields is not None else {},
         )
         step = PlanStep(
             id=task.key,
@@ -221,8 +225,8 @@ def _expect_json(work: AgentWork, task: CrewTask) -> AgentWork:
 class _WorkCompiler:
     """Compile the work of steps: agents of the roster on the models of this run."""
 
-    def __init__(self, tx: Tx, roster: CrewRoster, model: tuple[str, str | None] | None) -> None:
-        self._tx, self._roster, self._run_model = tx, roster, model
+    def __init__(self, tx: Tx, roster: CrewRoster, crew_id: str, model: tuple[str, str | None] | None) -> None:
+        self._tx, self._roster, self._crew_id, self._run_model = tx, roster, crew_id, model
         self._models: dict[str, tuple[str, str | None]] = {}
 
     async def compile_task(self, task: CrewTask) -> AgentWork:
@@ -238,7 +242,14 @@ class _WorkCompiler:
         if not team:
             # Without a team of its own it could ask any agent of the tenant.
             agent = msgspec.structs.replace(agent, allow_delegation=False)
-        return _build_work(AgentSpec.from_agent(agent, team=team, rules=build_rules(member, task)))
+        return _build_work(AgentSpec.from_agent(agent, team=team, **self._build_task_fields(member, task)))
+
+    def _build_task_fields(self, member: CrewMember | None, task: CrewTask) -> dict[str, Any]:
+        return {
+            "rules": build_rules(member, task),
+            "recall": build_recall(self._roster, task, self._crew_id),
+            "answer_schema": task.answer_schema,
+        }
 
     async def compile_planning(self) -> PlanStep:
         """Return the step that plans each task."""
@@ -275,7 +286,7 @@ class _WorkCompiler:
             verbose=self._is_verbose(agent),
         )
         return _build_work(
-            AgentSpec.from_agent(agent, manager=True, team=team, rules=build_rules(roster.manager, task))
+            AgentSpec.from_agent(agent, manager=True, team=team, **self._build_task_fields(roster.manager, task))
         )
 
     def _build_agent(self, name: str, **texts: str) -> Agent:
@@ -287,7 +298,9 @@ class _WorkCompiler:
         """Return a member's agent on its model, with the tools of a task beside its own."""
         folded = CrewAgent.from_agent(_fold_template(member.agent), crew_options=member.options)
         agent = await self._assign_model(folded, None, f"The agent {member.key!r}")
-        agent.tools = list(dict.fromkeys([*agent.tools, *(task.tools if task is not None else ())]))
+        if task is not None:
+            has_files = task.fields is not None and task.fields.input_files
+            agent.tools = list(dict.fromkeys([*agent.tools, *task.tools, *(["filesystem_read"] if has_files else [])]))
         agent.verbose = self._is_verbose(agent)
         return agent
 

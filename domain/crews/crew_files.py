@@ -25,9 +25,12 @@ from domain.shared.field_errors import convert_field
 
 _AGENT_FILE_PATTERN: Final = re.compile(r"agents/([^/]{1,64})\.jsonc?")
 _CREW_FILE_NAMES: Final = ("crew.jsonc", "crew.json")
+_SAME_NAMES: Final = (
+    *("process", "verbose", "planning", "manager_agent", "max_rpm", "inputs", "memory", "knowledge_sources"),
+)
 # What crew.jsonc calls the settings of a crew.
 _SETTING_NAMES: Final = {
-    **{name: name for name in ("process", "verbose", "planning", "manager_agent", "max_rpm", "inputs")},
+    **{name: name for name in _SAME_NAMES},
     "manager_llm": "manager_model",
     "planning_llm": "planning_model",
 }

@@ -1,17 +1,17 @@
 """Resolve the tasks of a crew: the agent of each, and the tasks whose answers it receives."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
-from domain import tasks
+from domain import schemas, tasks
 from domain.crews.roster import CrewRoster, CrewTask, resolve_member
 from domain.crews.schema import PLANNING_STEP
-from domain.crews.yaml_schema import YamlTask
+from domain.crews.yaml_schema import ANSWER_SCHEMA_FIELDS, YamlTask
 from domain.ports import Tx
 from domain.shared.errors import DomainError
 from domain.tasks import Task
 
-_MODEL_AGENT_FIELDS: Final = ("human_input", "guardrail", "guardrails")
+_MODEL_AGENT_FIELDS: Final = ("human_input", "guardrail", "guardrails", "input_files", *ANSWER_SCHEMA_FIELDS)
 
 
 async def resolve_tasks(tx: Tx, roster: CrewRoster) -> None:
@@ -50,7 +50,21 @@ def _build_yaml_task(roster: CrewRoster, key: str, yaml_task: YamlTask) -> CrewT
         markdown=yaml_task.markdown,
         output_file=yaml_task.output_file,
         fields=yaml_task,
+        answer_schema=_read_answer_schema(roster, path, yaml_task),
     )
+
+
+def _read_answer_schema(roster: CrewRoster, path: str, yaml_task: YamlTask) -> dict[str, Any] | None:
+    sent = {name: getattr(yaml_task, name) for name in ANSWER_SCHEMA_FIELDS if getattr(yaml_task, name) is not None}
+    if len(sent) > 1:
+        roster.add_error(f"{path}.{list(sent)[1]}", f"means the same as {next(iter(sent))}; send one of them.")
+    for name, schema in sent.items():
+        try:
+            return schemas.parse_schema(schema, f"{path}.{name}")
+        except DomainError as error:
+            for field_error in error.errors:
+                roster.add_error(field_error.field, field_error.message)
+    return None
 
 
 def _add_listed_task(roster: CrewRoster, number: int, task: Task | None) -> None:
@@ -90,6 +104,11 @@ def _check_task(roster: CrewRoster, task: CrewTask) -> None:
             task.output_file = tasks.validate_output_path(task.output_file)
         except DomainError as error:
             roster.add_error(f"{task.path}.output_file", error.errors[0].message)
+    for name, path in (task.fields.input_files if task.fields is not None else {}).items():
+        try:
+            tasks.validate_output_path(path)
+        except DomainError as error:
+            roster.add_error(f"{task.path}.input_files.{name}", error.errors[0].message)
     for name in ("description", "expected_output", "output_file"):
         roster.warn_about_placeholders(f"{task.path}.{name}", getattr(task, name))
 

@@ -37,7 +37,6 @@ _SKILLS_REASON: Final = "is not a field here: put the text of a skill in instruc
 _FAILURES_REASON: Final = "is not a choice here: a failed tool call is logged, and the model sees its error."
 _OTHER_MODEL_REASON: Final = "is not a choice here: the agent's own model also calls its tools."
 _CODE_REASON: Final = "is not a field here: give the agent the tool `python`."
-_LATER_REASON: Final = "is not a field here: agents receive what they need in their tasks and their context."
 
 
 def _repeat(names: str, defaults: tuple[Any, ...] = (None,), reason: str | None = None) -> dict[str, UnusedField]:
@@ -49,11 +48,6 @@ _UNUSED_FIELDS: Final[dict[CrewFieldKind, dict[str, UnusedField]]] = {
         "cache": UnusedField((True, False)),
         "use_system_prompt": UnusedField((True,)),
         **_repeat("human_input", (False,), "is not a field of an agent; let a task ask a person."),
-        **_repeat("memory", (False,), _LATER_REASON),
-        **_repeat(
-            "mcps max_reasoning_attempts planning_config guardrail knowledge_sources knowledge_config",
-            reason=_LATER_REASON,
-        ),
         **_repeat("multimodal allow_code_execution", (False,), _CODE_REASON),
         **_repeat("code_execution_mode", ("safe",), _CODE_REASON),
         **_repeat("callbacks step_callback executor_class agent_executor i18n type config", reason=PYTHON_REASON),
@@ -78,7 +72,6 @@ _UNUSED_FIELDS: Final[dict[CrewFieldKind, dict[str, UnusedField]]] = {
     },
     "task": {
         "create_directory": UnusedField((True,)),
-        **_repeat("output_json output_pydantic response_model input_files", reason=_LATER_REASON),
         **_repeat("callback converter_cls condition type config", reason=PYTHON_REASON),
         **_repeat("tool_failure_policy", (None, "warn"), _FAILURES_REASON),
         "allow_crewai_trigger_context": UnusedField(
@@ -94,8 +87,6 @@ _UNUSED_FIELDS: Final[dict[CrewFieldKind, dict[str, UnusedField]]] = {
     },
     "crew": {
         **_repeat("cache stream share_crew tracing", (False,)),
-        **_repeat("memory", (False,), _LATER_REASON),
-        **_repeat("knowledge_sources", reason=_LATER_REASON),
         **_repeat(
             "step_callback task_callback before_kickoff_callbacks after_kickoff_callbacks config", reason=PYTHON_REASON
         ),

@@ -5,7 +5,8 @@ from typing import Any, Final
 import msgspec
 
 from domain import agents
-from domain.agents import Agent, AgentOptions, build_unlisted_agent
+from domain.agents import Agent, AgentOptions, KnowledgeText, build_unlisted_agent
+from domain.crews.knowledge import read_sources
 from domain.crews.parser import CrewDocuments
 from domain.crews.schema import CrewProblem, CrewSettings
 from domain.crews.yaml_schema import YamlAgent, YamlTask
@@ -29,6 +30,7 @@ class CrewMember(msgspec.Struct, kw_only=True):
     agent: Agent
     fields: YamlAgent | None = None
     options: AgentOptions | None = None
+    knowledge: list[KnowledgeText] = []
 
     @property
     def is_from_yaml(self) -> bool:
@@ -57,6 +59,7 @@ class CrewTask(msgspec.Struct, kw_only=True):
     task_id: str | None = None
     context: list[str] | None = None
     fields: YamlTask | None = None
+    answer_schema: dict[str, Any] | None = None
 
 
 class CrewRoster(msgspec.Struct, kw_only=True):
@@ -144,12 +147,13 @@ def _build_yaml_member(tx: Tx, caller: Caller, roster: CrewRoster, key: str, yam
         allow_delegation=yaml_agent.allow_delegation,
         verbose=yaml_agent.verbose,
     )
-    options = None
+    member = CrewMember(key=key, path=path, agent=agent, fields=yaml_agent)
     try:
-        options = yaml_agent.options
+        member.options = yaml_agent.options
+        member.knowledge = read_sources(yaml_agent.knowledge_sources, "knowledge_sources", key)
     except DomainError as error:
         roster.add_error(f"{path}.{error.errors[0].field}", error.errors[0].message)
-    return CrewMember(key=key, path=path, agent=agent, fields=yaml_agent, options=options)
+    return member
 
 
 async def resolve_member(tx: Tx, roster: CrewRoster, reference: str, field: str) -> CrewMember | None:

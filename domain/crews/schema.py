@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from domain.crews.knowledge import KnowledgeConfig, KnowledgeSources, MemoryScope
 from domain.shared.errors import FieldError
 from domain.shared.exposure import Door, Exposure
 from domain.shared.field_errors import add_line
@@ -50,7 +51,8 @@ class CrewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `model` is for agents that name none. In a `hierarchical` crew a manager receives each task and delegates it:
     `manager_agent`, a key in `agents_yaml` or one of the tenant's agents, or else a generated manager on
     `manager_model` or the crew's model. With `planning` a model first plans each task. `verbose` is the default for
-    agents that do not set it. A run's own inputs come before `inputs`.
+    agents that do not set it. A run's own inputs come before `inputs`. With `memory` a run is given what earlier runs
+    came to, and of `knowledge_sources` what fits its tasks.
     """
 
     agents_yaml: YamlText | None = None
@@ -66,6 +68,9 @@ class CrewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_rpm: Rpm | None = None
     verbose: bool = False
     inputs: CrewInputs = {}
+    memory: bool | MemoryScope = False
+    knowledge_sources: KnowledgeSources = []
+    knowledge_config: KnowledgeConfig | None = None
 
 
 CREW_SETTING_FIELDS: Final = CrewSettings.__struct_fields__
@@ -109,6 +114,9 @@ class PatchCrew(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_rpm: Rpm | None | UnsetType = UNSET
     verbose: bool | UnsetType = UNSET
     inputs: CrewInputs | UnsetType = UNSET
+    memory: bool | MemoryScope | UnsetType = UNSET
+    knowledge_sources: KnowledgeSources | UnsetType = UNSET
+    knowledge_config: KnowledgeConfig | None | UnsetType = UNSET
     files: CrewFiles | UnsetType = UNSET
     expose: Exposure | UnsetType = UNSET
 
@@ -131,6 +139,9 @@ class Crew(msgspec.Struct, kw_only=True):
     max_rpm: int | None
     verbose: bool
     inputs: dict[str, Any]
+    memory: bool | MemoryScope
+    knowledge_sources: KnowledgeSources
+    knowledge_config: KnowledgeConfig | None
     agents_yaml: str | None
     tasks_yaml: str | None
     agents: list[str]

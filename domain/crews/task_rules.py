@@ -1,6 +1,7 @@
 """Derive from the fields of a task and its agent how the task is done: what its answer has to pass, and its retries."""
 
-from domain.agents import DEFAULT_GUARDRAIL_RETRIES, TaskRules
+from domain.agents import DEFAULT_GUARDRAIL_RETRIES, KnowledgeText, TaskRecall, TaskRules
+from domain.crews.knowledge import DEFAULT_MEMORY_SCOPE, KnowledgeConfig, MemoryScope, read_sources
 from domain.crews.roster import CrewMember, CrewRoster, CrewTask
 from domain.crews.yaml_schema import YamlAgent
 from domain.plans import RetryPolicy
@@ -21,6 +22,38 @@ def build_rules(member: CrewMember | None, task: CrewTask) -> TaskRules | None:
     ]
     retries = next((limit for limit in limits if limit is not None), DEFAULT_GUARDRAIL_RETRIES)
     return TaskRules(guardrails=guardrails, guardrail_retries=retries, human_input=human_input)
+
+
+def build_recall(roster: CrewRoster, task: CrewTask, crew_id: str) -> TaskRecall | None:
+    """Return what a task is given of what the crew knows and remembers, None if that is nothing."""
+    fields, settings = _find_fields(roster, task), roster.settings
+    key = roster.manager.key if roster.manager is not None else task.agent or ""
+    knowledge = [text for text in list_knowledge(roster) if text.agent in (None, key)]
+    agent_memory = fields.memory if fields is not None else None
+    scopes: list[str] = []
+    if settings.memory is not False and agent_memory is not False:
+        scope = settings.memory.root_path if isinstance(settings.memory, MemoryScope) else DEFAULT_MEMORY_SCOPE
+        scopes.append(scope)
+    elif agent_memory:
+        scopes.append(f"/agents/{key}")
+    if not knowledge and not scopes:
+        return None
+    config = (fields.knowledge_config if fields is not None else None) or settings.knowledge_config or KnowledgeConfig()
+    return TaskRecall(
+        agent=key,
+        has_knowledge=bool(knowledge),
+        results=config.results_limit,
+        threshold=config.score_threshold,
+        crew_id=crew_id,
+        memory_scope=scopes[0] if scopes else None,
+        memory_scopes=scopes,
+    )
+
+
+def list_knowledge(roster: CrewRoster) -> list[KnowledgeText]:
+    """Return all that the crew and its agents know. Errors: `invalid_field`."""
+    texts = read_sources(roster.settings.knowledge_sources, "knowledge_sources")
+    return texts + [text for member in roster.members.values() for text in member.knowledge]
 
 
 def choose_date_format(roster: CrewRoster, task: CrewTask) -> str | None:

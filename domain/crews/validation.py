@@ -8,6 +8,7 @@ from domain.crews import crew_tasks, parser
 from domain.crews.parser import CrewDocuments
 from domain.crews.roster import CrewRoster, resolve_members
 from domain.crews.schema import CrewProblem, CrewSettings
+from domain.crews.task_rules import list_knowledge
 from domain.ports import Tx
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
@@ -33,6 +34,10 @@ async def validate_crew(
     )
     await resolve_members(tx, caller, roster)
     await crew_tasks.resolve_tasks(tx, roster)
+    try:
+        list_knowledge(roster)
+    except DomainError as error:
+        roster.add_error(error.errors[0].field, error.errors[0].message)
     await _check_tools(tx, roster)
     await _check_models(tx, roster)
     _warn_about_idle_agents(roster)

@@ -18,7 +18,9 @@ from domain.agents import (
     TimeoutSeconds,
     ToolReferences,
 )
+from domain.crews.knowledge import KnowledgeConfig, KnowledgeSources
 from domain.crews.schema import Reference, Rpm
+from domain.schemas import JsonSchema
 from domain.shared.errors import DomainError, InvalidField
 from domain.tasks import ContextNames, OutputPath
 from domain.tools import check_mcp_configuration
@@ -26,6 +28,9 @@ from domain.tools import check_mcp_configuration
 DEFAULT_DATE_FORMAT: Final = "%Y-%m-%d"
 MAX_GUARDRAILS: Final = 10
 MAX_MCP_SERVERS: Final = 16
+MAX_INPUT_FILES: Final = 32
+# The fields that mean a JSON Schema of the answer.
+ANSWER_SCHEMA_FIELDS: Final = ("output_json", "output_pydantic", "response_model")
 # No widths and flags: `%9999999Y` would make a text of ten million characters.
 _DATE_FORMAT_PATTERN: Final = r"^(?:[^%\x00]|%[aAbBdHIjmMpSUwWxXcyYZ%])*$"
 _URL_PATTERN: Final = re.compile(r"https?://", re.IGNORECASE)
@@ -35,6 +40,7 @@ Guardrail = Annotated[str, Meta(min_length=1, max_length=10_000, pattern=r"^[^\x
 Guardrails = Annotated[list[Guardrail], Meta(max_length=MAX_GUARDRAILS)]
 GuardrailRetries = Annotated[int, Meta(ge=0, le=20)]
 DateFormat = Annotated[str, Meta(min_length=1, max_length=100, pattern=_DATE_FORMAT_PATTERN)]
+InputName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00/]*$")]
 PlanAttempts = Annotated[int, Meta(ge=1, le=10)]
 Retries = Annotated[int, Meta(ge=0, le=10)]
 
@@ -86,6 +92,9 @@ class YamlAgent(msgspec.Struct, kw_only=True):
     guardrail: Guardrail | None = None
     guardrail_max_retries: GuardrailRetries | None = None
     respect_context_window: bool = True
+    memory: bool | None = None
+    knowledge_sources: KnowledgeSources = []
+    knowledge_config: KnowledgeConfig | None = None
 
     @property
     def options(self) -> AgentOptions:
@@ -127,6 +136,10 @@ class YamlTask(msgspec.Struct, kw_only=True):
     guardrails: Guardrails | Guardrail = []
     guardrail_max_retries: GuardrailRetries | None = None
     max_retries: GuardrailRetries | None = None
+    output_json: JsonSchema | None = None
+    output_pydantic: JsonSchema | None = None
+    response_model: JsonSchema | None = None
+    input_files: Annotated[dict[InputName, OutputPath], Meta(max_length=MAX_INPUT_FILES)] = {}
 
     @property
     def rules(self) -> list[str]:

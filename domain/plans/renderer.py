@@ -12,6 +12,7 @@ from domain.expressions import BadExpression, ExpressionReferences
 from domain.llms import ToolFailed
 from domain.plans.engine import StepFailed
 from domain.plans.schema import WHOLE_STEP, AgentWork, Plan, PlanStep, StepRun, TaskText
+from domain.shared import ids
 from domain.shared.errors import DomainError
 from domain.shared.placeholders import create_filler, format_value
 from domain.workspaces import fill_path
@@ -107,10 +108,16 @@ class PlanScope:
         try:
             team = [fill_texts(agent) for agent in work.spec.team]
             output_file = fill_path(step.output_file, self._input_values) if step.output_file is not None else None
+            recall = work.spec.recall
+            if recall is not None:
+                scopes = [fill(scope) for scope in recall.memory_scopes]
+                scope = None if recall.memory_scope is None else fill(recall.memory_scope)
+                recall = msgspec.structs.replace(recall, memory_scopes=scopes, memory_scope=scope)
             rules = work.spec.rules
             if rules is not None:
                 rules = msgspec.structs.replace(rules, guardrails=[fill(text) for text in rules.guardrails])
-            return msgspec.structs.replace(fill_texts(work.spec), team=team, output_file=output_file, rules=rules)
+            spec = fill_texts(work.spec)
+            return msgspec.structs.replace(spec, team=team, output_file=output_file, rules=rules, recall=recall)
         except ToolFailed as error:
             raise StepFailed("output_file", str(error)) from error
         except DomainError as error:
@@ -174,6 +181,9 @@ class PlanScope:
             parts.append(f"This is how to go about it:\n{plan}")
         if text.expected_output:
             parts.append(f"What is expected of you: {fill(text.expected_output)}")
+        if text.input_files:
+            listed = "\n".join(f"- {name}: {place}" for name, place in list_input_places(text).items())
+            parts.append(f"Files in your workspace, which you can read:\n{listed}")
         if text.date_format is not None:
             parts.append(f"Current date: {self._now.astimezone(UTC).strftime(text.date_format)}")
         if text.markdown:
@@ -190,6 +200,11 @@ class PlanScope:
         plans = (self.outputs.get(text.planned_by or "") or {}).get("plans") or []
         step_id = next((step.id for step in self._plan.steps if step.text is text), None)
         return next((format_value(plan.get("plan")) for plan in plans if plan.get("task") == step_id), "")
+
+
+def list_input_places(text: TaskText) -> dict[str, str]:
+    """Return where a task's input files are in the workspace: one that was uploaded has its name as its place."""
+    return {name: name if ids.decode_id("file", path) else path for name, path in text.input_files.items()}
 
 
 def find_map_references(step: PlanStep) -> ExpressionReferences:

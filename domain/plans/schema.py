@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import msgspec
 from msgspec import Meta
 
-from domain.agents import AgentSpec
+from domain.agents import AgentSpec, KnowledgeText
 from domain.events import ExecutionEvent
 from domain.executions import Execution
 from domain.shared.status import ExecutionStatus
@@ -83,7 +83,7 @@ class TaskText(msgspec.Struct, kw_only=True, frozen=True):
     """Describe what a crew's task asks for. `{name}` in it stands for the plan's input of that name.
 
     `context` lists the steps whose answers are added; `planned_by` is the step whose answer plans this task. With a
-    `date_format` the day of the start is added, in UTC.
+    `date_format` the day of the start is added, in UTC; `input_files` are files of the run that it names.
     """
 
     description: str
@@ -92,6 +92,7 @@ class TaskText(msgspec.Struct, kw_only=True, frozen=True):
     planned_by: str | None = None
     markdown: bool = False
     date_format: str | None = None
+    input_files: dict[str, str] = {}
 
 
 class PlanStep(msgspec.Struct, kw_only=True, frozen=True):
@@ -124,7 +125,8 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     """Hold the steps of a plan. `outputs` is the template of its result; without one the last step's answer is used.
 
     `crew_id` or `workflow_id` names its source, and the result fits the `output_schema`. `max_rpm` limits the model
-    calls per minute. `default_inputs` are the values of inputs that a run does not have.
+    calls per minute. `default_inputs` are the values of inputs that a run does not have, `knowledge` what its agents
+    may look up.
     """
 
     kind: PlanKind
@@ -136,6 +138,7 @@ class Plan(msgspec.Struct, kw_only=True, frozen=True):
     max_rpm: int | None = None
     output_schema: dict[str, Any] | None = None
     default_inputs: dict[str, Any] = {}
+    knowledge: list[KnowledgeText] = []
 
 
 class StepHistory(msgspec.Struct, kw_only=True):

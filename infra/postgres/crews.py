@@ -36,6 +36,9 @@ class CrewRow(Base):
     max_rpm: Mapped[int | None]
     verbose: Mapped[bool]
     inputs: Mapped[dict[str, Any]] = mapped_column(create_json_column())
+    memory: Mapped[Any] = mapped_column(create_json_column())
+    knowledge_sources: Mapped[list[Any]] = mapped_column(create_json_column())
+    knowledge_config: Mapped[dict[str, Any] | None] = mapped_column(create_json_column())
     agents_yaml: Mapped[str | None] = mapped_column(Text)
     tasks_yaml: Mapped[str | None] = mapped_column(Text)
     agents: Mapped[list[str]] = mapped_column(ARRAY(Text))

@@ -18,7 +18,7 @@ from domain.artifacts import Artifacts
 from domain.builds import Builds
 from domain.bulk_operations import BulkOperations
 from domain.costs import Budgets, Costs
-from domain.crews import Crews
+from domain.crews import CrewMemories, Crews
 from domain.egress import DECLARED_EGRESS, EgressPolicy
 from domain.evaluations import Evaluations
 from domain.events import Events
@@ -58,6 +58,7 @@ from infra.postgres.builds import PostgresBuilds
 from infra.postgres.bulk_operations import PostgresBulkOperations
 from infra.postgres.connection import AsyncpgConnection, TxConnection
 from infra.postgres.costs import PostgresCosts
+from infra.postgres.crew_memories import PostgresCrewMemories
 from infra.postgres.crews import PostgresCrews
 from infra.postgres.evaluations import PostgresEvaluations
 from infra.postgres.events import PostgresEvents
@@ -148,6 +149,7 @@ class PostgresTx:
         self.templates: Templates = PostgresTemplates(connection)
         self.threads: Threads = PostgresThreads(connection)
         self.crews: Crews = PostgresCrews(connection)
+        self.crew_memories: CrewMemories = PostgresCrewMemories(connection)
         self.targets: Targets = PostgresTargets(connection)
         self.tasks: Tasks = PostgresTasks(connection)
         self.tools: Tools = PostgresTools(connection)

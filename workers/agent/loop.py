@@ -23,6 +23,7 @@ from workers.agent.delegation import DELEGATE_TOOL, DelegateArguments, describe_
 from workers.agent.json_answers import SchemaAnswers, read_json_answer
 from workers.agent.messages import render_tool_result
 from workers.agent.model_steps import ModelSteps
+from workers.agent.recall import add_recalled_texts
 from workers.agent.schema import AgentFailed, AgentParked, BoundTool, ModelPrompt
 from workers.agent.summaries import SummaryWriter
 from workers.agent.task_plans import TaskPlans
@@ -59,6 +60,7 @@ class AgentLoop:
             messages = AgentConversation(agent, build_messages(agent, attempt.execution.input_data), conversation)
             if agent.summary:
                 await self._summary_writer.fold_left_out(agent, messages)
+            await add_recalled_texts(self._toolbox.dependencies, attempt, agent, messages)
             answer = await self._do_checked_task(agent, messages)
             self.turn = [*messages.turn, answer]
             if answer.tool_calls:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from domain import threads
+from domain import crews, threads
 from domain.agents import AgentSpec
 from domain.executions import Execution, RunStep
 from domain.llms import ToolFailed
@@ -117,6 +117,11 @@ class AgentRunner(LaneRunner):
             return None
         if agent.output_file is not None and outcome.output is not None:
             outcome = await self._save_output_file(execution, workspace, agent.output_file, outcome)
+        if outcome.error_type is None and (recall := agent.recall) is not None:
+            output = msgspec.json.decode(outcome.output or b"null")
+            return AgentRunResult(
+                outcome=outcome, write_turn=lambda tx: crews.save_task_memory(tx, execution, recall, output)
+            )
         if execution.thread_id is None or outcome.error_type is not None:
             return AgentRunResult(outcome=outcome)
         turn = loop.turn

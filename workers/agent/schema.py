@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from domain.agents import Agent
+from domain.evaluations import TextSimilarity
 from domain.llms import ChatMessage, ToolSpec
 from domain.ports import Blobs, Sandbox, SandboxOutcome, Store
 from domain.tools import Tool
@@ -70,4 +71,5 @@ class ToolDependencies(msgspec.Struct, frozen=True, kw_only=True):
     outbound: Outbound
     keyring: Keyring
     sandbox_slots: asyncio.Semaphore
+    similarity: TextSimilarity
     quota: int = 0

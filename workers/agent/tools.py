@@ -39,6 +39,11 @@ class Toolbox:
         self._dependencies, self._tenant_id, self._mode = dependencies, tenant_id, mode
         self._builtin = BuiltinTools(dependencies, tenant_id, workspace)
 
+    @property
+    def dependencies(self) -> ToolDependencies:
+        """What the tools work with."""
+        return self._dependencies
+
     async def bind_tools(
         self,
         names: list[str],

@@ -144,6 +144,26 @@ ALTER TABLE crews ADD COLUMN inputs json NOT NULL DEFAULT '{}';
 -- Calls of one agent in a plan; of all of them for an empty `agent`.
 ALTER TABLE plan_calls ADD COLUMN agent text NOT NULL DEFAULT '';
 ALTER TABLE plan_calls DROP CONSTRAINT plan_calls_pkey, ADD PRIMARY KEY (execution_id, agent);
+
+-- What a run of a crew may use of what the crew knows, and whether it remembers what it comes to.
+ALTER TABLE crews
+    ADD COLUMN memory json NOT NULL DEFAULT 'false',
+    ADD COLUMN knowledge_sources json NOT NULL DEFAULT '[]',
+    ADD COLUMN knowledge_config json;
+CREATE TABLE crew_memories (
+    id uuid PRIMARY KEY,
+    crew_id uuid NOT NULL REFERENCES crews ON DELETE CASCADE,
+    tenant_id text NOT NULL,
+    scope text NOT NULL,
+    content text NOT NULL,
+    run_id uuid NOT NULL,
+    execution_id uuid NOT NULL,
+    created_at timestamptz NOT NULL,
+    UNIQUE (crew_id, execution_id)
+);
+CREATE INDEX crew_memories_scope ON crew_memories (crew_id, scope, id DESC);
+CREATE POLICY bound ON crew_memories TO paddock_app USING (tenant_id = current_setting('paddock.tenant_id', true));
+GRANT SELECT, INSERT, DELETE ON crew_memories TO paddock_app;
 """
 
 _FINDING_SQL = """
