@@ -97,6 +97,8 @@ async def acme_objects(acme: TenantClient) -> dict[str, str]:
     thread = (await acme.http.post("/threads", json={"messages": messages})).json()
     return {
         "thread_id": thread["id"],
+        # A memory is made by a run of a model; `tests/journeys/test_crew_knowledge.py` has one.
+        "memory_id": generate_id("mem"),
         "state_name": SECRET_TEXT,
         "file_id": file["id"],
         "operation_id": bulk_operation.json()["id"],
