@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from domain.shared.ids import generate_id
 from tests.support.clients import TenantClient, pack_archive
 
 SECRET_TEXT = "belongs-to-acme-alone"
