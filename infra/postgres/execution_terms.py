@@ -49,7 +49,7 @@ _TEXTS_SQL: Final = """
 _COUNT_SQL: Final = f"""
     SELECT g.term, (
         SELECT count(*) FROM (
-            SELECT FROM execution_terms t WHERE t.term = g.term LIMIT {MAX_COMPARED_ROWS}
+            SELECT FROM execution_terms t WHERE t.term = g.term ORDER BY t.execution_id LIMIT {MAX_COMPARED_ROWS}
         ) AS compared
     ) AS executions
     FROM unnest($1::text[]) WITH ORDINALITY AS g(term, place) ORDER BY executions, place
@@ -109,7 +109,9 @@ async def fetch_found_page(
     counted = matches.join(execution, true()) if has_filters else matches
     selected = matches.with_only_columns(*execution.columns, maintain_column_froms=True).join(execution, true())
     order = leading.execution_id.desc()
-    return await fetch_page(connection, selected, order, page, Execution, counted.limit(MAX_COUNTED_MATCHES))
+    # In the order of the key: without one, all tenants' terms may be read for a frequent term.
+    counted = counted.order_by(order).limit(MAX_COUNTED_MATCHES)
+    return await fetch_page(connection, selected, order, page, Execution, counted)
 
 
 def _has_term(leading: Any, term: str) -> Any:
