@@ -98,6 +98,7 @@ def _build_child(tx: Tx, start: ChildStart) -> Execution:
         workflow_id=parent.workflow_id,
         schedule_id=parent.schedule_id,
         cost_limit=parent.cost_limit,
+        priority=parent.priority,
     )
 
 

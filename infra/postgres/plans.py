@@ -121,9 +121,9 @@ _OUTPUTS_SQL: Final = f"""
 _MOVE_SQL: Final = """
     WITH moved AS (
         UPDATE executions SET
-            status = $2, attempt = 1, started_at = coalesce(started_at, $3), updated_at = $3, completed_at = $4,
-            steps_completed = $5, waiting_for = $6::text::json, output_data = $7::text::json, error_type = $8,
-            error_message = $9, last_seq = last_seq + $10::integer
+            status = $2, attempt = 1, started_at = coalesce(started_at, greatest($3, run_at)), updated_at = $3,
+            completed_at = $4, steps_completed = $5, waiting_for = $6::text::json, output_data = $7::text::json,
+            error_type = $8, error_message = $9, last_seq = last_seq + $10::integer
         WHERE id = $1 AND status IN ('pending', 'running', 'waiting') RETURNING tenant_id, last_seq
     ), noted AS (
         INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)

@@ -23,7 +23,8 @@ BEGIN
                 SELECT FROM executions e WHERE e.tenant_id = of_tenant AND e.thread_id = of_name::uuid
                 AND e.status IN ('pending', 'preparing', 'running', 'waiting')
                 AND (e.blocked IS NULL OR e.gate = 'key'));
-            SELECT e.id INTO next FROM executions e WHERE e.tenant_id = of_tenant AND e.thread_id = of_name::uuid AND e.gate = 'thread'
+            SELECT e.id INTO next FROM executions e
+            WHERE e.tenant_id = of_tenant AND e.thread_id = of_name::uuid AND e.gate = 'thread'
                 AND (e.expires_at IS NULL OR e.expires_at > at)
             ORDER BY coalesce(e.run_at, e.created_at), e.id LIMIT 1;
             EXIT WHEN next.id IS NULL;

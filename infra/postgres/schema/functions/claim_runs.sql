@@ -57,14 +57,16 @@ AS $$ BEGIN
         WHERE p.place <= slots AND (p.newcomer OR p.place <= slots - CASE
             WHEN (SELECT count(*) FROM (SELECT FROM tenants LIMIT 2) AS two) > 1 THEN spare ELSE 0 END)
     ), free AS (
-        SELECT e.id FROM executions e WHERE e.id IN (SELECT c.id FROM chosen c) AND e.status = 'pending' AND e.blocked IS NULL
+        SELECT e.id FROM executions e
+        WHERE e.id IN (SELECT c.id FROM chosen c) AND e.status = 'pending' AND e.blocked IS NULL
         FOR UPDATE SKIP LOCKED
     ), moved AS (
         UPDATE executions e SET
             status = CASE WHEN e.lane = 'llm' OR e.agent_version_id = ANY (at_hand) THEN 'running'
                           ELSE 'preparing' END,
             attempt = e.attempt + 1, last_seq = e.last_seq + 1, worker = worker_id,
-            lease_expires_at = until, started_at = coalesce(e.started_at, claimed_at), updated_at = claimed_at
+            lease_expires_at = until, started_at = coalesce(e.started_at, greatest(claimed_at, e.run_at)),
+            updated_at = claimed_at
         FROM free WHERE e.id = free.id RETURNING e.*
     ), noted AS (
         INSERT INTO execution_events (execution_id, seq, tenant_id, at, type, data)
