@@ -182,7 +182,7 @@ class GateMachine:
             assert row["blocked"] is None or row["status"] == "pending"
 
     def _check_order(self, rows: list[asyncpg.Record], passed: list[asyncpg.Record]) -> None:
-        """Whoever passed now was before everybody on the thread who waited before this step and still waits."""
+        """A run that passed now was before all runs of the thread that waited before this step and still wait."""
         for row in passed:
             if row["thread_id"] is None or row["id"] in self._passed_ids:
                 continue
@@ -201,7 +201,7 @@ class GateMachine:
                 assert row["thread_id"] in held_threads or self._is_expired(row), "it waits for a free thread"
             if row["gate"] == "key" and not self._is_expired(row):
                 first[row["concurrency_key"]] = min(
-                    first.get(row["concurrency_key"], row), row, key=lambda one: (one["turn_at"], one["id"])
+                    first.get(row["concurrency_key"], row), row, key=lambda waiting: (waiting["turn_at"], waiting["id"])
                 )
         for key, row in first.items():
             assert admitted[key] >= row["concurrency_limit"], "it waits although its key has room"
@@ -210,7 +210,7 @@ class GateMachine:
         return row["expires_at"] is not None and row["expires_at"] <= self._environment.now
 
     async def _drain(self) -> None:
-        """Let everything end: nobody is forgotten, and nobody ran twice without a reason."""
+        """Let everything end: no run is forgotten."""
         self._environment.now += timedelta(seconds=31)
         for _ in range(200):
             await self._keep(None)
@@ -230,7 +230,7 @@ class GateMachine:
 
 
 async def test_gates_are_kept_in_any_interleaving(system) -> None:
-    """At most as many as allowed, first come first served, nobody forgotten, everybody admitted once."""
+    """Admit at most as many as allowed, first come first served, each once, and forget none."""
 
     def run_in_thread() -> None:
         with asyncio.Runner() as runner:
