@@ -76,15 +76,15 @@ async def test_the_lowest_priority_does_not_starve(environment: GateEnvironment)
 
 
 async def test_a_key_admits_by_priority_and_a_retry_keeps_it(environment: GateEnvironment) -> None:
-    held = await environment.start(concurrency_key="k")
+    holding = await environment.start(concurrency_key="k")
     low, high = [await environment.start(concurrency_key="k", priority=priority) for priority in (-1, 1)]
     (claimed,) = await environment.claim()
-    assert claimed.id == held.id
+    assert claimed.id == holding.id
     await environment.settle(claimed)
     (claimed,) = await environment.claim()
     assert claimed.id == high.id
     async with environment.store.transaction(environment.caller) as tx:
-        retried = await executions.retry_execution(tx, environment.caller, held.id)
+        retried = await executions.retry_execution(tx, environment.caller, holding.id)
     assert (retried.concurrency_key, retried.concurrency_limit, retried.blocked) == ("k", 1, "busy")
     await environment.settle(claimed)
     assert await environment.claim_ids() == [retried.id]
