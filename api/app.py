@@ -128,7 +128,9 @@ GC_THRESHOLDS = (20_000, 10, 10)
 _API_DESCRIPTION = """Upload an agent; Paddock builds it, runs it in a sandbox, and keeps the records of its runs.
 
 Send an API key as `X-API-Key`, or a bearer token from `POST /api/v1/auth/login`. Errors are
-`application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first."""
+`application/problem+json`; lists are `{items, total, limit, offset, has_more}`, newest first.
+
+Below `/v1`, agents, crews and workflows answer as models of OpenAI: its clients need a base URL and a key."""
 
 
 def create_app(settings: Settings, clock: Clock = get_utc_now) -> ASGIApp:
@@ -220,7 +222,7 @@ def create_services(resources: Resources) -> ApiServices:
         waiter=waiter,
         starter=starter,
         event_feed=event_feed,
-        answer_sender=AnswerSender(store, creator, event_feed, authenticator),
+        answer_sender=_create_answer_sender(resources, creator, event_feed, authenticator),
         archive_uploader=ArchiveUploader(store, blobs, settings, creator, waiter),
         file_uploader=FileUploader(blobs, settings, creator),
         generation_runner=GenerationRunner(store, starter, waiter),
@@ -244,13 +246,26 @@ def create_services(resources: Resources) -> ApiServices:
     )
 
 
+def _create_answer_sender(
+    resources: Resources, creator: ResourceCreator, event_feed: EventFeed, authenticator: Authenticator
+) -> AnswerSender:
+    return AnswerSender(
+        store=resources.store,
+        blobs=resources.blobs,
+        creator=creator,
+        event_feed=event_feed,
+        authenticator=authenticator,
+        storage_quota=resources.settings.tenant_max_stored_bytes,
+    )
+
+
 def _configure_cors(settings: Settings) -> CORSConfig:
     return CORSConfig(
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
         allow_headers=[
             *("Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"),
-            *("X-API-Key", "X-Request-ID"),
+            *("X-API-Key", "X-Request-ID", "X-Paddock-Thread"),
             *("Mcp-Session-Id", "Mcp-Protocol-Version", "Mcp-Method", "Mcp-Name"),
         ],
         expose_headers=[

@@ -12,7 +12,7 @@ from api.openai.conversations import (
     get_conversation,
     update_conversation,
 )
-from api.openai.responses import cancel_response, create_response, get_response
+from api.openai.responses import cancel_response, create_response, delete_response, get_response
 from api.openai.sender import AnswerSender
 from api.openai_errors import OPENAI_PREFIX, on_wire_refusal
 from infra.wires.common import WireRefusal
@@ -26,6 +26,7 @@ router = Router(
         create_response,
         get_response,
         cancel_response,
+        delete_response,
         create_conversation,
         get_conversation,
         update_conversation,

@@ -7,6 +7,7 @@ from litestar import Response, get, post
 from litestar.response import Stream
 
 from api.bodies import run_off_loop
+from api.openai.attachments import take_attachments
 from api.openai.sender import AnswerSender
 from api.openai.settings import load_earlier, read_settings
 from api.openai.starts import AnswerTask, find_target
@@ -44,10 +45,16 @@ async def complete_chat(
     """Answer a conversation."""
     body = await request.body()
     fields = await run_off_loop(len(body), functools.partial(decode_body, body))
-    settings = read_settings(fields, request)
+    settings, attachments = read_settings(fields, request), take_attachments(fields, "messages")
     earlier = await load_earlier(store, caller, settings)
     chat = await run_off_loop(len(body), functools.partial(parse_fields, fields, earlier))
-    task = AnswerTask(request=chat, settings=settings, field_names=_FIELD_NAMES, messages_field="messages")
+    task = AnswerTask(
+        request=chat,
+        settings=settings,
+        attachments=attachments,
+        field_names=_FIELD_NAMES,
+        messages_field="messages",
+    )
     return await answer_sender.answer_request(request, caller, task, functools.partial(_create_renderer, chat))
 
 

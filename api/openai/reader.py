@@ -70,8 +70,11 @@ class RunAnswerReader:
         elif event.type == "warning" and data.get("finish") is not None and "/" not in step:
             self._finish = data["finish"]
 
-    def end_answer(self, execution: Execution) -> Iterator[ReplyPart]:
-        """Yield what the result of a completed run adds, its `ModelReply` last. Errors: `AnswerChanged`."""
+    def end_answer(self, execution: Execution, usage: ModelUsage | None = None) -> Iterator[ReplyPart]:
+        """Yield what the result of a completed run adds, its `ModelReply` last. Errors: `AnswerChanged`.
+
+        `usage` is that of a run whose log does not have it.
+        """
         if self._sent_text and self._step_text != self._sent_text:
             raise AnswerChanged
         calls = _read_calls(execution.output_data)
@@ -84,7 +87,7 @@ class RunAnswerReader:
         for index, call in enumerate(calls):
             yield ToolCallDelta(index=index, id=call.id, name=call.name, arguments=call.arguments)
         message = ChatMessage(role="assistant", content="".join(self._pieces), tool_calls=tuple(calls))
-        yield ModelReply(message=message, finish="tool_calls" if calls else self._finish, usage=self._usage)
+        yield ModelReply(message=message, finish="tool_calls" if calls else self._finish, usage=usage or self._usage)
 
     def _begin_again(self) -> None:
         self._finish = "stop"

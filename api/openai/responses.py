@@ -4,10 +4,11 @@ import functools
 from typing import Any, Final
 
 import msgspec
-from litestar import Response, get, post
+from litestar import Response, delete, get, post
 from litestar.response import Stream
 
 from api.bodies import run_off_loop
+from api.openai.attachments import take_attachments
 from api.openai.seal import NO_SEAL
 from api.openai.sender import AnswerSender, name_run
 from api.openai.settings import MAX_ID_CHARACTERS, load_earlier, read_settings
@@ -46,12 +47,14 @@ async def create_response(
     """Answer an input, in a thread unless it is not to be stored."""
     body = await request.body()
     fields = await run_off_loop(len(body), functools.partial(decode_body, body))
-    settings = read_response_settings(fields, request)
+    settings, attachments = read_response_settings(fields, request), take_attachments(fields, "input")
     earlier = await load_earlier(store, caller, settings)
     parser = RequestParser(NO_SEAL, ResponseLog())
     asked = await run_off_loop(len(body), functools.partial(parser.parse_fields, fields, len(body), earlier))
     asked = _complete_request(asked, settings)
-    task = AnswerTask(request=asked, settings=settings, field_names=_FIELD_NAMES, messages_field="input")
+    task = AnswerTask(
+        request=asked, settings=settings, attachments=attachments, field_names=_FIELD_NAMES, messages_field="input"
+    )
     create_renderer = functools.partial(_create_renderer, asked)
     if settings.is_background and not asked.stream:
         execution = await answer_sender.start_run(request, caller, task)
@@ -83,6 +86,15 @@ async def cancel_response(store: Store, caller: Caller, response_id: str) -> Res
         execution, asked = await _load_request(tx, response_id)
         execution = await executions.cancel_execution(tx, execution.id)
     return Response(_render_incomplete(_create_renderer(asked, execution), execution), headers=name_run(execution))
+
+
+@delete(_ITEM_PATH, opt=require_scope("write:executions"), status_code=200)
+async def delete_response(store: Store, caller: Caller, response_id: str) -> dict[str, Any]:
+    """Delete a response: its run with all it left. What its thread holds stays."""
+    async with store.transaction(caller) as tx:
+        execution, _ = await _load_request(tx, response_id)
+        await executions.delete_execution(tx, execution.id)
+    return {"id": response_id, "object": "response", "deleted": True}
 
 
 def read_response_settings(fields: dict[str, Any], request: HttpRequest) -> AnswerSettings:

@@ -14,6 +14,7 @@ from litestar.response import Stream
 from api.auth import Authenticator, StreamAccess
 from api.event_feed import EventFeed
 from api.idempotency import ResourceCreator, read_idempotency_key
+from api.openai.attachments import store_attachments
 from api.openai.disconnects import watch_disconnect
 from api.openai.reader import AnswerChanged, RunAnswerReader
 from api.openai.starts import AnswerTask, start_answer
@@ -22,8 +23,8 @@ from api.requests import HttpRequest
 from domain import executions, traces
 from domain.events import EventQuery
 from domain.executions import Execution
-from domain.llms import ModelReply, ReplyPart
-from domain.ports import Store, Tx
+from domain.llms import ModelReply, ModelUsage, ReplyPart
+from domain.ports import Blobs, Store, Tx
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from infra.wires.common import AnswerRenderer, WireRefusal
@@ -68,14 +69,24 @@ class AnswerSender:
     """Send the answers of runs."""
 
     def __init__(
-        self, store: Store, creator: ResourceCreator, event_feed: EventFeed, authenticator: Authenticator
+        self,
+        *,
+        store: Store,
+        blobs: Blobs,
+        creator: ResourceCreator,
+        event_feed: EventFeed,
+        authenticator: Authenticator,
+        storage_quota: int,
     ) -> None:
         self._store, self._creator, self._event_feed = store, creator, event_feed
-        self._authenticator = authenticator
+        self._authenticator, self._blobs, self._storage_quota = authenticator, blobs, storage_quota
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def start_run(self, request: HttpRequest, caller: Caller, task: AnswerTask) -> Execution:
         """Start what a request asks for, once per Idempotency-Key. Errors: `WireRefusal`, and those of starting it."""
+
+        stored = await store_attachments(self._blobs, caller, task.attachments, self._storage_quota)
+        task = msgspec.structs.replace(task, stored=stored)
 
         async def start(tx: Tx) -> Execution:
             return await start_answer(tx, caller, task)
@@ -181,7 +192,8 @@ class AnswerSender:
         ended = await self._load_execution(answer.caller, execution.id)
         if ended.status != "completed":
             raise refuse_ended_run(ended)
-        for part in answer.reader.end_answer(ended):
+        usage = await self._sum_usage(ended) if ended.lane == "plan" else None
+        for part in answer.reader.end_answer(ended, usage):
             yield part
 
     async def render_run(
@@ -210,6 +222,11 @@ class AnswerSender:
         async with self._store.tenant_transaction(execution.tenant_id) as tx:
             spec = await tx.executions.get_spec(execution.id)
         return RunAnswerReader(spec is not None and spec.expected_schema is not None, is_streamed)
+
+    async def _sum_usage(self, execution: Execution) -> ModelUsage:
+        """Return the tokens of a crew or a workflow, whose steps are runs of their own."""
+        async with self._store.tenant_transaction(execution.tenant_id) as tx:
+            return await tx.costs.sum_usage(execution.id)
 
     async def _load_execution(self, caller: Caller, execution_id: str) -> Execution:
         async with self._store.transaction(caller) as tx:

@@ -4,7 +4,8 @@ from typing import Any, Final
 
 import msgspec
 
-from domain import crews, executions, launch, threads, workflows
+from api.openai.attachments import FileAttachment, StoredAttachments
+from domain import crews, executions, files, launch, threads, workflows
 from domain.executions import AnswerStart, Execution, ExecutionMode
 from domain.llms import ChatMessage, MessageImage, ModelOptions, ToolSpec, show_message
 from domain.ports import Tx
@@ -36,7 +37,6 @@ class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True):
     thread: bool | None = None
     mode: ExecutionMode | None = None
     metadata: dict[str, Any] | None = None
-    files: dict[str, str] | None = None
     instructions: str | None = None
     previous_id: str | None = None
     is_stored: bool = True
@@ -44,10 +44,15 @@ class AnswerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswerTask(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold a parsed request. `field_names` has the request's names of options that it calls otherwise."""
+    """Hold a parsed request. Its `attachments` become `stored` before it starts a run.
+
+    `field_names` has the request's names of options that it calls otherwise.
+    """
 
     request: AnswerRequest
     settings: AnswerSettings
+    attachments: list[FileAttachment] = []
+    stored: StoredAttachments = StoredAttachments()
     field_names: dict[str, str]
     messages_field: str
 
@@ -59,7 +64,15 @@ async def start_answer(tx: Tx, caller: Caller, task: AnswerTask) -> Execution:
         task = await _follow_run(tx, caller, target, task)
     start = _build_model_start(task) if target.uses_model else await _build_plain_start(tx, caller, target, task)
     start = msgspec.structs.replace(start, **{f"{target.kind}_id": target.id})
-    return await launch.start_target(tx, caller, start)
+    for upload in task.stored.uploads:
+        await files.add_file(tx, caller, upload, task.stored.quota)
+    execution = await launch.start_target(tx, caller, start)
+    if task.stored.files and execution.lane == "llm":
+        spec = await tx.executions.get_spec(execution.id)
+        if spec is None or not spec.tools:
+            message = f"{target.name!r} has no tools, and could not read the files: send their text."
+            raise WireRefusal(400, message, param=task.messages_field)
+    return execution
 
 
 async def find_target(tx: Tx, name: str) -> RunTarget:
@@ -148,7 +161,7 @@ def _begin_start(task: AnswerTask) -> AnswerStart:
         thread=settings.thread,
         mode=settings.mode,
         metadata=settings.metadata,
-        files=settings.files,
+        files=task.stored.files or None,
         instructions=settings.instructions,
     )
 

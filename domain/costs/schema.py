@@ -242,6 +242,10 @@ class Costs(Protocol):
         """Add a cost. Returns whether it is new."""
         ...
 
+    async def sum_usage(self, execution_id: str) -> ModelUsage:
+        """Return the tokens of an execution and its steps."""
+        ...
+
     async def list_page(self, query: StatsQuery, page: Page) -> CostListing: ...
     async def list_older(self, before: datetime, limit: int) -> list[str]:
         """List the ids of the oldest costs from before a time."""

@@ -8,6 +8,7 @@ from sqlalchemy import BigInteger, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.costs import BilledCall, Cost, CostAttribution, CostListing, nanos_from_usd
+from domain.llms import ModelUsage
 from domain.shared import ids
 from domain.shared.pages import Page
 from domain.stats import NANOS_PER_UNIT, StatsQuery
@@ -60,6 +61,12 @@ _ADD_SQL: Final = (
     f"{', '.join(f'${number}' for number in range(1, len(_INPUT_COLUMNS) + 1))}) "
     f"ON CONFLICT DO NOTHING RETURNING {_MEASURED_COLUMNS}, 1 AS sign) {COST_MEASURES.build_delta_insert('added')}"
 )
+_USAGE_COLUMNS: Final = ModelUsage.__struct_fields__
+# A cost is younger than its execution, and so is its id: partitions of earlier months are not read.
+_USAGE_SQL: Final = (
+    f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint AS {name}' for name in _USAGE_COLUMNS)} FROM costs "
+    "WHERE id >= $1 AND execution_id IN (SELECT id FROM executions WHERE id = $1 OR root_id = $1)"
+)
 
 
 class PostgresCosts(RecordRepository[Cost]):
@@ -90,6 +97,11 @@ class PostgresCosts(RecordRepository[Cost]):
             *(call.cost_usd, call.estimated, call.status, call.error_type, call.duration_ms, call.first_token_ms),
         )
         return status == "INSERT 0 1"
+
+    async def sum_usage(self, execution_id: str) -> ModelUsage:
+        record = await self._connection.fetch_row(_USAGE_SQL, ids.decode_id("exec", execution_id))
+        assert record is not None, "a sum has one row"
+        return ModelUsage(**{name: record[name] for name in _USAGE_COLUMNS})
 
     async def list_page(self, question: StatsQuery, page: Page) -> CostListing:
         result = await self._select_page(question, page)

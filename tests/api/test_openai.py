@@ -389,3 +389,51 @@ async def test_json_of_a_schema_comes_whole(
         model=agent["name"], messages=ask("Go"), response_format=answer_format, stream=True
     )
     assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == '{"age":36}'
+
+
+async def test_files_of_a_message_are_files_of_the_run(
+    acme: TenantClient, system: System, provider: FakeProvider
+) -> None:
+    source = "def handle(payload):\n    return open('/work/notes.txt').read() + open('/work/more.txt').read() + payload['task']\n"
+    agent_id = await acme.deploy_agent(source)
+    uploaded = (await acme.http.post("/files", files={"file": ("more.txt", b" and more ")})).json()
+    parts: Any = [
+        {"type": "text", "text": "Read this."},
+        {"type": "file", "file": {"filename": "notes.txt", "file_data": "data:text/plain;base64,bm90ZXM="}},
+        {"type": "file", "file": {"filename": "more.txt", "file_id": uploaded["id"]}},
+    ]
+    messages: Any = [{"role": "user", "content": parts}]
+    url = f"{system.url}/v1"
+    async with openai.AsyncOpenAI(api_key=await acme.create_key(), base_url=url, max_retries=0) as client:
+        answer = await client.chat.completions.create(model=agent_id, messages=messages)
+        text = "notes and more Read this.\n(file: notes.txt)\n(file: more.txt)"
+        assert answer.choices[0].message.content == text
+        item: Any = {"type": "input_file", "filename": "notes.txt", "file_data": "bm90ZXM="}
+        parts_of_input: Any = [item, {**item, "filename": "more.txt"}, {"type": "input_text", "text": "Go"}]
+        response = await client.responses.create(model=agent_id, input=[{"role": "user", "content": parts_of_input}])
+        assert response.output_text.startswith("notesnotes")
+        toolless = await create_model_agent(acme, await create_model(acme, provider, generate_name()))
+        with pytest.raises(openai.BadRequestError, match="no tools"):
+            await client.chat.completions.create(model=toolless["name"], messages=messages)
+        parts[1]["file"]["file_data"] = "no base64"
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model=agent_id, messages=messages)
+        assert refused.value.param == "messages[0].content[1].file_data"
+    key = await acme.create_key(scopes=["run:agents"])
+    parts[1]["file"]["file_data"] = "bm90ZXM="
+    async with openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0) as client:
+        with pytest.raises(openai.PermissionDeniedError):
+            await client.chat.completions.create(model=agent_id, messages=messages)
+
+
+async def test_usage_of_a_workflow_is_that_of_its_steps(
+    acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider
+) -> None:
+    agent = await create_model_agent(acme, await create_model(acme, provider, generate_name()))
+    steps = [{"id": name, "agent": agent["name"], "prompt": "{{ inputs.task }}"} for name in ("a", "b")]
+    assert (await acme.http.post("/workflows", json={"name": "twice", "steps": steps})).status_code == 201
+    single = await client.chat.completions.create(model=agent["name"], messages=ask("Hello"))
+    both = await client.chat.completions.create(model="twice", messages=ask("Hello"))
+    assert single.usage is not None
+    assert both.usage is not None
+    assert both.usage.total_tokens == 2 * single.usage.total_tokens > 0

@@ -147,8 +147,14 @@ async def test_functions_of_the_caller_make_a_round_trip(
     assert [message["role"] for message in provider.requests[-1].messages] == ["user", "assistant", "tool"]
 
 
-async def test_background_responses_are_fetched_and_cancelled(
-    client: openai.AsyncOpenAI, provider: FakeProvider, agent: str
+async def delete_stored(acme: TenantClient, system: System, response_id: str) -> None:
+    key = await acme.create_key(scopes=["write:executions"])
+    async with openai.AsyncOpenAI(api_key=key, base_url=f"{system.url}/v1") as client:
+        await client.responses.delete(response_id)
+
+
+async def test_background_responses_are_fetched_cancelled_and_deleted(
+    acme: TenantClient, system: System, client: openai.AsyncOpenAI, provider: FakeProvider, agent: str
 ) -> None:
     provider.queue_text("Done.")
     queued = await client.responses.create(model=agent, input="Go", background=True)
@@ -159,6 +165,9 @@ async def test_background_responses_are_fetched_and_cancelled(
         return response if response.status == "completed" else None
 
     assert (await wait_for_result(fetch_completed)).output_text == "Done."
+    await delete_stored(acme, system, queued.id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(queued.id)
     provider.queue_hang(2)
     running = await client.responses.create(model=agent, input="Go", background=True)
     cancelled = await client.responses.cancel(running.id)

@@ -11,6 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from api import openai as openai_door
 from domain.shared.ids import generate_id
 from tests.support.clients import TenantClient, pack_archive
 
@@ -386,6 +387,49 @@ async def test_key_loses_scopes_with_its_owners_role(acme: TenantClient, system)
             assert (await web.get("/agents", headers=headers)).status_code == 401
         login = await web.post("/auth/login", json={"email": "shrinking@example.com", "password": "long enough"})
         assert login.json()["error"] == "invalid_credentials"
+
+
+def _list_openai_requests(acme_objects: dict[str, str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return a request for every route below `/v1`, which OpenAI's document describes and ours does not."""
+    model, response_id = acme_objects["agent_id"], acme_objects["execution_id"].replace("exec_", "resp_")
+    bodies: dict[str, dict[str, Any]] = {
+        "complete_chat": {"model": model, "messages": [{"role": "user", "content": "Go"}]},
+        "create_response": {"model": model, "input": "Go"},
+    }
+    values = {"model_id": model, "response_id": response_id, "conversation_id": acme_objects["thread_id"]}
+    return [
+        (method, route.path_format.format(**values), bodies.get(handler.fn.__name__, {}))
+        for route in openai_door.router.routes
+        for handler in route.route_handlers
+        for method in handler.http_methods
+        if method != "OPTIONS"
+    ]
+
+
+async def test_every_route_of_openais_wire_is_for_its_tenant_and_scope(
+    acme_objects, acme: TenantClient, other_tenant: TenantClient, system
+) -> None:
+    requests = _list_openai_requests(acme_objects)
+    assert len(requests) > 9
+    powerless = acme.open_client(await acme.create_key(scopes=[]))
+    async with httpx.AsyncClient(base_url=system.url) as anonymous, powerless:
+        for method, path, body in requests:
+            answer = await other_tenant.http.request(method, f"{system.url}{path}", json=body)
+            expected = 200 if path in ("/v1/models", "/v1/conversations") else 404
+            assert answer.status_code == expected, (method, path, answer.text)
+            assert SECRET_TEXT not in answer.text
+            for headers in ({}, {"Authorization": "Bearer nonsense"}, {"X-API-Key": "pdk_nonsense"}):
+                answer = await anonymous.request(method, path, json=body, headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+            answer = await powerless.request(method, f"{system.url}{path}", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "missing_scope"), path
+    foreign_response = acme_objects["execution_id"].replace("exec_", "resp_")
+    own_agent = await other_tenant.deploy_agent("def handle(p): return 1\n")
+    for reference in ({"previous_response_id": foreign_response}, {"conversation": acme_objects["thread_id"]}):
+        body = {"model": own_agent, "input": "Go", **reference}
+        answer = await other_tenant.http.post(f"{system.url}/v1/responses", json=body)
+        assert answer.status_code in (400, 404), answer.text
+    assert (await acme.http.get(f"/threads/{acme_objects['thread_id']}")).json()["last_seq"] == 1
 
 
 async def test_last_admin_cannot_be_removed(acme: TenantClient) -> None:
