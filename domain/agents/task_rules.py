@@ -56,14 +56,15 @@ class KnowledgeText(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class TaskRecall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Hold what is given with a task: parts of the knowledge of its plan, and what the crew remembers.
 
-    At most `results` of each, if they are as similar to the task as the `threshold`. The answer is kept in
+    At most `results` of each, if they are as similar to the `question` as the `threshold`. The answer is kept in
     `memory_scope`; memories of `memory_scopes` are read.
     """
 
     agent: str
+    question: str = ""
     has_knowledge: bool = False
     results: int = 5
-    threshold: float = 0.3
+    threshold: float = 0.25
     crew_id: str | None = None
     memory_scope: str | None = None
     memory_scopes: list[str] = []

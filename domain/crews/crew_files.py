@@ -24,6 +24,7 @@ from domain.shared.errors import DomainError
 from domain.shared.field_errors import convert_field
 
 _AGENT_FILE_PATTERN: Final = re.compile(r"agents/([^/]{1,64})\.jsonc?")
+_KNOWLEDGE_FOLDER: Final = "knowledge/"
 _CREW_FILE_NAMES: Final = ("crew.jsonc", "crew.json")
 _SAME_NAMES: Final = (
     *("process", "verbose", "planning", "manager_agent", "max_rpm", "inputs", "memory", "knowledge_sources"),
@@ -36,7 +37,8 @@ _SETTING_NAMES: Final = {
 }
 _AGENT_TYPES: Final = ("agent", "Agent", "crewai.Agent", "crewai.agent.core.Agent")
 _TASK_TYPES: Final = ("task", "Task", "crewai.Task", "crewai.task.Task")
-_OWN_FIELDS: Final = frozenset({"name", "agents", "tasks"})
+_OWN_FIELDS: Final = ("name", "agents", "tasks")
+CREW_FILE_FIELDS: Final = frozenset({*_OWN_FIELDS, *_SETTING_NAMES})
 
 
 class CrewProject(msgspec.Struct, kw_only=True):
@@ -115,8 +117,8 @@ class _ProjectReader:
         agent_files: dict[str, str] = {}
         for name in self._files:
             match = _AGENT_FILE_PATTERN.fullmatch(name)
-            if match is None and name not in _CREW_FILE_NAMES:
-                message = "is not read here; send crew.jsonc and agents/NAME.jsonc."
+            if match is None and name not in _CREW_FILE_NAMES and not name.startswith(_KNOWLEDGE_FOLDER):
+                message = "is not read here; send crew.jsonc, agents/NAME.jsonc and texts in knowledge."
                 self._add_problem(f"files.{name[:200]}", message)
             elif match is not None:
                 # As CrewAI does, of NAME.jsonc and NAME.json the first is read.
@@ -164,6 +166,8 @@ class _ProjectReader:
                 continue
             if value is None or value == "":
                 continue
+            if setting == "knowledge_sources":
+                value = self._inline_texts(value)
             self._places["settings"][setting] = place
             self._lines["settings"][setting] = line or 1
             try:
@@ -243,9 +247,35 @@ class _ProjectReader:
                 value |= settings
             elif settings is not None:
                 self._add_problem(f"{place}.settings", "must be an object of fields.", lines.get("settings"))
+            if "knowledge_sources" in value:
+                value["knowledge_sources"] = self._inline_texts(value["knowledge_sources"])
             if value.get("type") in (_AGENT_TYPES if kind == "agents" else _TASK_TYPES):
                 del value["type"]
         (self._agent_values if kind == "agents" else self._task_values)[key] = value
+
+    def _inline_texts(self, sources: Any) -> Any:
+        """Return knowledge sources with the texts of the files that were sent, each as a source of its own."""
+        if not isinstance(sources, list):
+            return sources
+        inlined: list[Any] = []
+        for source in sources:
+            paths = source.get("file_paths", source.get("file_path")) if isinstance(source, dict) else None
+            names = [paths] if isinstance(paths, str) else paths
+            if not isinstance(names, list) or not any(self._find_text(name) is not None for name in names):
+                inlined.append(source)
+                continue
+            rest = {field: value for field, value in source.items() if field not in ("file_paths", "file_path")}
+            for name in names:
+                text = self._find_text(name)
+                inlined.append(
+                    {**rest, "file_paths": [name]} if text is None else {"name": name, **rest, "content": text}
+                )
+        return inlined
+
+    def _find_text(self, name: Any) -> str | None:
+        """Return the text of a file that was sent, by its path in the project or below `knowledge`."""
+        path = name if isinstance(name, str) and name.startswith(_KNOWLEDGE_FOLDER) else f"{_KNOWLEDGE_FOLDER}{name}"
+        return self._files.get(path)
 
     def _list_crew_lines(self, *path: str) -> dict[str, int]:
         """Return the lines of what is below a place in crew.jsonc."""

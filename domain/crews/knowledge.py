@@ -43,7 +43,7 @@ class KnowledgeConfig(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_u
     """Limit what of the knowledge is given with a task: parts, and their least similarity to it."""
 
     results_limit: Annotated[int, Meta(ge=1, le=20)] = 5
-    score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.3
+    score_threshold: Annotated[float, Meta(ge=0, le=1)] = 0.25
 
 
 class MemoryScope(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -69,9 +69,8 @@ async def save_task_memory(tx: Tx, execution: Execution, recall: TaskRecall, out
     """Keep the answer to a crew's task, cut to a short text, in the transaction that settles its run."""
     if recall.crew_id is None or recall.memory_scope is None or execution.parent_id is None:
         return
-    task = str(execution.input_data.get("task", "")) if isinstance(execution.input_data, dict) else ""
     answer = output["content"] if isinstance(output, dict) and set(output) == {"content"} else output
-    parts = [_cut_text(task, MAX_TASK_CHARACTERS), _cut_text(format_value(answer), MAX_ANSWER_CHARACTERS)]
+    parts = [_cut_text(recall.question, MAX_TASK_CHARACTERS), _cut_text(format_value(answer), MAX_ANSWER_CHARACTERS)]
     memory = CrewMemory(
         id=ids.generate_id("mem"),
         crew_id=recall.crew_id,

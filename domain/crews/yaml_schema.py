@@ -1,7 +1,7 @@
 """Define the fields of agents and tasks, as CrewAI writes them."""
 
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -53,12 +53,23 @@ class McpReference(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unkn
     secrets: dict[str, str] = {}
     streamable: bool = True
     cache_tools_list: bool = False
+    tool_filter: None = None
 
 
 class PlanningOptions(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Hold CrewAI's `planning_config`, as far as it has an effect here."""
+    """Hold CrewAI's `planning_config`. Only `max_attempts` has an effect; of the others the default is taken."""
 
     max_attempts: PlanAttempts | None = None
+    reasoning_effort: Literal["medium"] = "medium"
+    observe_steps: None = None
+    max_steps: Literal[20] = 20
+    max_replans: Literal[3] = 3
+    max_step_iterations: Literal[15] = 15
+    step_timeout: None = None
+    llm: None = None
+    system_prompt: None = None
+    plan_prompt: None = None
+    refine_prompt: None = None
 
 
 class YamlAgent(msgspec.Struct, kw_only=True):

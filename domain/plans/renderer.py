@@ -112,7 +112,9 @@ class PlanScope:
             if recall is not None:
                 scopes = [fill(scope) for scope in recall.memory_scopes]
                 scope = None if recall.memory_scope is None else fill(recall.memory_scope)
-                recall = msgspec.structs.replace(recall, memory_scopes=scopes, memory_scope=scope)
+                recall = msgspec.structs.replace(
+                    recall, question=fill(step.text.description), memory_scopes=scopes, memory_scope=scope
+                )
             rules = work.spec.rules
             if rules is not None:
                 rules = msgspec.structs.replace(rules, guardrails=[fill(text) for text in rules.guardrails])

@@ -149,6 +149,25 @@ async def test_files_replace_a_crew_and_do_not_stand_beside_yaml(acme: TenantCli
     assert [warning["field"] for warning in result["warnings"]] == ["files.agents/idle.jsonc"]
 
 
+async def test_texts_of_a_project_are_its_knowledge(acme: TenantClient) -> None:
+    sources = '"knowledge_sources": [{"file_paths": ["bees.txt"], "chunk_size": 500}, "Plain."]'
+    files = {
+        "crew.jsonc": f"{CREW[:-1]}, {sources}}}",
+        "agents/writer.jsonc": f"{AGENT[:-1]}, {sources.replace('bees.txt', 'knowledge/bees.txt')}}}",
+        "knowledge/bees.txt": "Bees dance.",
+    }
+    crew = await create_object(acme, "/crews", name="knowing project", files=files)
+    assert crew["knowledge_sources"] == [{"name": "bees.txt", "content": "Bees dance.", "chunk_size": 500}, "Plain."]
+    assert "Bees dance." in crew["agents_yaml"]
+    del files["knowledge/bees.txt"]
+    problems = await list_problems(acme, files)
+    assert [problem[0] for problem in problems] == [
+        "files.agents/writer.jsonc.knowledge_sources[0]",
+        "files.crew.jsonc.knowledge_sources[0]",
+    ]
+    assert all("no id of an uploaded file" in problem[2] for problem in problems)
+
+
 async def test_a_manager_of_its_own_file_leads_the_crew(acme: TenantClient) -> None:
     crew = CREW[:-1] + ', "process": "hierarchical", "manager_agent": "boss"}'
     files = {"crew.jsonc": crew, "agents/writer.jsonc": AGENT, "agents/boss.json": AGENT.replace("Writer", "Boss")}
@@ -165,3 +184,31 @@ async def test_projects_of_crewai_itself_are_taken(acme: TenantClient, name: str
     assert result["errors"] == []
     crew = await create_object(acme, "/crews", name=f"project {name}", files=files)
     assert (crew["memory"], crew["name"]) == (True, f"project {name}")
+
+
+async def test_travel_crew_runs_as_its_files_say(acme: TenantClient, provider: FakeProvider) -> None:
+    name = await create_model(acme, provider, generate_name())
+    root = Path(__file__).parents[2] / "examples" / "travel_crew"
+    paths = [path for path in root.rglob("*") if path.suffix in (".jsonc", ".txt")]
+    files = {str(path.relative_to(root)): path.read_text().replace("smollm2", name) for path in paths}
+    result = await debug_files(acme, files)
+    assert (result["errors"], result["warnings"]) == ([], [])
+    crew = await create_object(acme, "/crews", files=files)
+    assert (crew["name"], crew["memory"], crew["inputs"]) == ("Travel desk", True, {"city": "Oslo", "days": 2})
+    for text in (
+        "- the Opera House",
+        "Day 1, day 2, day 3.",
+        '{"valid": false, "feedback": "Two days."}',
+        "Day 1, day 2.",
+        '{"valid": true, "feedback": ""}',
+    ):
+        provider.queue_text(text, to=name)
+    started = await acme.http.post("/crews/Travel%20desk/execute", json={})
+    ended = await acme.wait_for_end(started.json()["id"])
+    assert (ended["status"], ended["result"]) == ("completed", "Day 1, day 2."), ended
+    asked = [request for request in provider.requests if request.model == name]
+    assert "a roof that visitors walk on" in asked[0].get_last_text()
+    assert "Current date: " in asked[0].get_last_text()
+    assert "Two days." in asked[3].get_last_text()
+    assert (await acme.http.get(f"/executions/{ended['id']}/files/plans/Oslo.md")).text == "Day 1, day 2."
+    assert (await acme.http.get(f"/crews/{crew['id']}/memories")).json()["total"] == 2

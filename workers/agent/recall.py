@@ -21,7 +21,7 @@ from workers.agent.messages import limit_result
 from workers.agent.schema import ToolDependencies
 
 RECALL_PATH: Final = "recall"
-# Of the task, which may hold the answers of others, as far as it is compared.
+# Of the task, as far as it is compared.
 MAX_QUESTION_CHARACTERS: Final = 4_000
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 
@@ -35,7 +35,7 @@ async def add_recalled_texts(
         return
     output = attempt.find_output(RECALL_PATH)
     if output is None:
-        question = turn[-1].content[:MAX_QUESTION_CHARACTERS]
+        question = recall.question[:MAX_QUESTION_CHARACTERS]
         result = limit_result(await _RecallSearch(dependencies, attempt, recall).search_texts(question))
         call = ModelToolCall(id="recall", name="recall", arguments="{}")
         output = await attempt.finish_tool_step(RECALL_PATH, call, {"result": result})
