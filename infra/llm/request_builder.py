@@ -1,7 +1,7 @@
 """Convert our messages and tools to those of pydantic-ai."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 from pydantic_ai.messages import (
@@ -27,9 +27,11 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.output import OutputObjectDefinition
 from pydantic_ai.tools import ToolDefinition
 
-from domain.llms import CacheTtl, ChatMessage, MessageText, ModelCall, ModelTarget
+from domain.llms import CacheTtl, ChatMessage, MessageText, ModelCall, ModelTarget, ToolSpec
 from infra.llm.call_ids import map_call_ids
 from infra.llm.wire_models import CACHE_METADATA, MarkedSystemPrompt
+
+_PROVIDERS_WITH_SHOWN_TOOLS: Final = frozenset({"anthropic", "bedrock"})
 
 
 def build_history(
@@ -150,7 +152,7 @@ def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameter
             strict=False,
             metadata=None if tool.cache is None else {CACHE_METADATA: tool.cache},
         )
-        for tool in ask.tools
+        for tool in ask.tools or _list_called_tools(ask)
     ]
     if (schema := ask.options.schema) is None:
         return ModelRequestParameters(function_tools=tools)
@@ -163,6 +165,18 @@ def build_parameters(ask: ModelCall, model: Model[Any]) -> ModelRequestParameter
             json_schema=_copy_schema(schema), name=name if fits else "answer", strict=_choose_strict(schema, model)
         ),
     )
+
+
+def _list_called_tools(ask: ModelCall) -> list[ToolSpec]:
+    """Return the tools that a conversation has called, for a call without tools of its own.
+
+    Anthropic and Bedrock refuse a conversation with calls of tools that they are not shown.
+    """
+    if ask.target.provider not in _PROVIDERS_WITH_SHOWN_TOOLS:
+        return []
+    names = dict.fromkeys(call.name for message in ask.messages for call in message.tool_calls)
+    description = "No longer available: do not call it."
+    return [ToolSpec(name=name, description=description, parameters={"type": "object"}) for name in names]
 
 
 def _choose_strict(schema: dict[str, Any], model: Model[Any]) -> bool | None:

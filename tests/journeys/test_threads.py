@@ -1,13 +1,17 @@
 """Show conversations: runs of a thread see what earlier ones left, and a run that fails leaves nothing."""
 
+import asyncio
+import os
+import signal
 from typing import Any
 
 import pytest
 
 from domain.llms import ChatMessage
 from infra.wiring import Resources
+from scripts.system import System
 from tests.support.clients import TenantClient
-from tests.support.fake_provider import FakeProvider
+from tests.support.fake_provider import FakeProvider, ProviderRequest, ScriptedAnswer, build_call, split_tokens
 from tests.support.model_agents import (
     create_model,
     create_model_agent,
@@ -279,6 +283,24 @@ async def test_reasoning_goes_back_to_its_own_provider_alone(
     assert "Two and two" not in str(await list_messages(acme, thread_id))
 
 
+async def test_an_agent_without_tools_goes_on_with_tool_calls_of_another(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    claude = generate_name("claude")
+    registration = {"name": claude, "provider": "anthropic", "model": claude, "base_url": provider.root}
+    assert (await acme.http.post("/models", json=registration)).status_code == 201
+    writer = await create_model_agent(acme, model, tools=["filesystem_write"])
+    reader = await create_model_agent(acme, claude)
+    provider.queue_tool_call("filesystem_write", {"path": "a", "content": "b"}, to=model)
+    provider.queue_text("Written.", to=model)
+    first = await run_execution(acme, writer["id"], task="Write", thread=True, mode="yolo")
+    ended = await run_execution(acme, reader["id"], task="What did you do?", thread_id=first["thread_id"])
+    assert ended["status"] == "completed", ended
+    # Anthropic refuses calls of tools that it is not shown.
+    assert [tool["name"] for tool in provider.requests[-1].body["tools"]] == ["filesystem_write"]
+
+
 async def test_messages_without_a_thread_come_before_the_task(
     shared_tenant: TenantClient, provider: FakeProvider, model: str
 ) -> None:
@@ -373,3 +395,104 @@ async def test_paging_goes_through_all_messages(shared_tenant: TenantClient) -> 
     assert ([message["seq"] for message in page["items"]], page["total"], page["has_more"]) == ([4, 5, 6], 7, True)
     newest = (await acme.http.get(f"/threads/{thread_id}/messages?limit=2&order=desc")).json()
     assert [message["content"] for message in newest["items"]] == ["6", "5"]
+
+
+async def test_editing_a_message_runs_on_a_fork_in_one_call(
+    shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model)
+    first = await run_execution(acme, agent["id"], task="One", thread=True)
+    thread_id = first["thread_id"]
+    await run_execution(acme, agent["id"], task="Two", thread_id=thread_id)
+    edited = await run_execution(acme, agent["id"], task="Two, in other words", thread_id=thread_id, fork_at=2)
+    assert edited["status"] == "completed", edited
+    contents = [message["content"] for message in await list_messages(acme, edited["thread_id"])]
+    assert contents == ["One", "One", "Two, in other words", "Two, in other words"]
+    fork = (await acme.http.get(f"/threads/{edited['thread_id']}")).json()
+    assert (fork["forked_from"], fork["forked_seq"]) == (thread_id, 2)
+    assert len(await list_messages(acme, thread_id)) == 4
+    path = f"/agents/{agent['id']}/execute"
+    for body in ({"thread_id": thread_id, "fork_at": 5}, {"fork_at": 1}, {"thread": True, "fork_at": 1}):
+        refused = await acme.http.post(path, json={"task": "Go", **body})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "fork_at"), refused.text
+
+
+async def test_twenty_turns_with_tools_survive_two_killed_workers(
+    system: System, shared_tenant: TenantClient, provider: FakeProvider, model: str
+) -> None:
+    acme = shared_tenant
+    agent = await create_model_agent(acme, model, tools=["filesystem_write"])
+    thread_id = await open_thread(acme)
+    silent_turns = {6, 13}
+
+    def answer_question(asked: ProviderRequest) -> ScriptedAnswer | None:
+        if asked.model != model:
+            return None
+        turn = int(asked.get_last_text().split()[-1])
+        if turn % 3 == 0 and asked.messages[-1]["role"] != "tool":
+            return ScriptedAnswer(calls=(build_call("filesystem_write", {"path": "n.txt", "content": str(turn)}),))
+        if turn in silent_turns:
+            return ScriptedAnswer(ending="hang")
+        return ScriptedAnswer(tokens=split_tokens(f"answer {turn}"))
+
+    provider.add_rule(answer_question)
+    expected_roles: list[str] = []
+    for turn in range(20):
+        before = sum(request.model == model for request in provider.requests)
+        body = {"task": f"question {turn}", "thread_id": thread_id, "mode": "yolo"}
+        execution_id = await start_execution(acme, agent["id"], **body)
+        is_killed = turn in silent_turns
+        if is_killed:
+            await wait_for_calls(provider, model, before + (2 if turn % 3 == 0 else 1))
+            silent_turns.discard(turn)
+            kill_worker(system, "llm")
+        ended = await acme.wait_for_end(execution_id)
+        assert ended["status"] == "completed", ended
+        assert ended["attempt"] > is_killed
+        expected_roles += ["user", *(["assistant", "tool"] if turn % 3 == 0 else []), "assistant"]
+        asked = [request for request in provider.requests if request.model == model][-1].messages
+        assert [message["role"] for message in asked] == expected_roles[:-1]
+    messages = await list_messages(acme, thread_id)
+    assert [message["role"] for message in messages] == expected_roles
+    questions = [message["content"] for message in messages if message["role"] == "user"]
+    answers = [message["content"] for message in messages if str(message["content"]).startswith("answer")]
+    assert questions == [f"question {turn}" for turn in range(20)]
+    assert answers == [f"answer {turn}" for turn in range(20)]
+
+
+async def wait_for_calls(provider: FakeProvider, model: str, count: int) -> None:
+    async with asyncio.timeout(60):
+        while sum(request.model == model for request in provider.requests) < count:
+            await asyncio.sleep(0.05)
+
+
+def kill_worker(system: System, lane: str) -> None:
+    (process,) = [process for process in system.processes if process.name == lane]
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+
+
+async def test_twenty_turns_with_the_local_model(shared_tenant: TenantClient) -> None:
+    acme = shared_tenant
+    instructions = "Answer in one short sentence."
+    agent = await create_model_agent(acme, "smollm2", instructions=instructions, max_tokens=12, context_tokens=256)
+    thread_id = await open_thread(acme)
+    for turn in range(20):
+        body = {"task": f"Number {turn}. " + "Horses eat oats. " * 4, "thread_id": thread_id, "timeout": 120}
+        ended = await acme.wait_for_end(await start_execution(acme, agent["id"], **body), 120)
+        assert ended["status"] == "completed", ended
+    messages = await list_messages(acme, thread_id)
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 20
+    assert sum(message["tokens"] for message in messages) > 256
+    assert all(message["content"] for message in messages)
+
+
+async def test_a_long_conversation_fits_the_local_model_by_default(shared_tenant: TenantClient) -> None:
+    acme = shared_tenant
+    long_text = "The horses sleep in the barn and eat oats in the morning. " * 40
+    thread_id = await open_thread(acme, messages=[{"role": "user", "content": long_text}] * 20)
+    agent = await create_model_agent(acme, "smollm2", max_tokens=8)
+    execution_id = await start_execution(acme, agent["id"], task="Hello", thread_id=thread_id, timeout=200)
+    ended = await acme.wait_for_end(execution_id, 200)
+    assert ended["status"] == "completed", ended
