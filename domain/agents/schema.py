@@ -73,6 +73,7 @@ class Agent(msgspec.Struct, kw_only=True):
     Without a `max_concurrency` there is no limit. `env` are variables that its executions get in place of those of the
     version's manifest, or besides them; executions keep those of their start. The payload of a run fits the
     `input_schema`, and its result the `output_schema`; without them those of the version count, or of the `parent`.
+    Lists leave out schemas of more than 16 KiB.
     `expose` names the doors that show the agent to other programs: `mcp` makes it a tool of the MCP server.
 
     A model agent (`llm`) shows its own fields; null fields are inherited from its `parent` (`?resolved=true` shows the

@@ -34,6 +34,7 @@ FINAL_ERROR_TYPES: Final = frozenset(
         "budget_exceeded",
         "cancelled",
         "bad_expression",
+        "input_invalid",
         "map_too_large",
         "not_startable",
         "outputs_too_large",

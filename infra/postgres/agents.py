@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal
 
-from sqlalchemy import ARRAY, ForeignKey, Index, Text, bindparam, cast, literal_column, select, text, update
+from sqlalchemy import ARRAY, ForeignKey, Index, Text, bindparam, case, cast, func, literal_column, select, text, update
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.agents import MAX_SLUG_MATCHES, Agent, AgentFilter
@@ -15,6 +15,8 @@ from infra.postgres.connection import TxConnection
 from infra.postgres.db import Base, Id, RowMapper, create_json_column, create_timestamp
 from infra.postgres.pages import fetch_page
 
+# A list leaves out schemas larger than this many bytes; the agent itself shows them.
+MAX_LISTED_SCHEMA_BYTES: Final = 16 * 1024
 SECOND_REMOVAL_DELAY: Final = timedelta(hours=1)
 _VERSION_OBJECTS_SQL: Final = "SELECT id, tenant_id, tarball_path FROM agent_versions WHERE agent_id = $1"
 _DELETE_OBJECTS_SQL: Final = """
@@ -123,7 +125,7 @@ class PostgresAgents:
 
     async def list_page(self, page: Page, filters: AgentFilter) -> Listing[Agent]:
         query = select(
-            *AgentRow.__table__.columns,
+            *(_trim_schema(column) for column in AgentRow.__table__.columns),
             literal_column(_PARENT_NAME_SQL).label("parent"),
             literal_column(_TEMPLATE_NAME_SQL).label("template"),
         )
@@ -149,6 +151,13 @@ class PostgresAgents:
         keys += [get_bundle_path(version["tenant_id"], ids.encode_id("ver", version["id"])) for version in versions]
         # Once more later: a build that was under way may write its bundle meanwhile.
         await self._connection.execute_sql(_DELETE_OBJECTS_SQL, keys, now, now + SECOND_REMOVAL_DELAY)
+
+
+def _trim_schema(column: Any) -> Any:
+    if column.name not in ("input_schema", "output_schema"):
+        return column
+    size = func.octet_length(column.cast(Text))
+    return case((size <= MAX_LISTED_SCHEMA_BYTES, column), else_=None).label(column.name)
 
 
 def _read_agent(record: Any) -> Agent:
