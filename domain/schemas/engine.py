@@ -1,21 +1,93 @@
 """Check values with `jsonschema`, within the limits of `limits`, and without fetching anything."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import wraps
 from typing import Any, Final
+from urllib.parse import unquote
 
-import jsonschema
 import msgspec
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
-from referencing import Registry
 
 from domain.schemas.formats import has_format
 from domain.schemas.limits import CheckLimits
+from domain.shared.json_schema_parts import resolve_pointer
 
 _thread_state: Final = threading.local()
+
+
+class SchemaChecker:
+    """Apply the keywords of one schema document, as a validator of `jsonschema` does.
+
+    It is passed to the library's functions in place of one. The library makes a new validator for each part of a value,
+    and looks for other documents in each part of a schema. Here all is in one document, so one checker is enough.
+    """
+
+    def __init__(self, root: dict[str, Any], checks: Mapping[str, Callable[..., Any]], limits: CheckLimits) -> None:
+        self._root, self._checks, self._limits = root, checks, limits
+        self._targets: dict[str, Any] = {}
+
+    def is_type(self, instance: Any, name: str) -> bool:
+        """Return whether a value has a type."""
+        return bool(_TYPE_CHECKER.is_type(instance, name))
+
+    def descend(
+        self, instance: Any, schema: Any, path: str | int | None = None, schema_path: str | int | None = None
+    ) -> Iterator[ValidationError]:
+        """Yield what is wrong with a value, or with the part of one at `path`."""
+        if schema is True:
+            return
+        if schema is False:
+            yield ValidationError("is not allowed.", schema=schema, path=() if path is None else (path,))
+            return
+        limits = self._limits
+        limits.check_time()
+        for keyword, value in schema.items():
+            check = self._checks.get(keyword)
+            if check is None:
+                continue
+            for error in check(self, value, instance, schema) or ():
+                limits.count_error(error)
+                error._set(
+                    validator=keyword,
+                    validator_value=value,
+                    instance=instance,
+                    schema=schema,
+                    type_checker=_TYPE_CHECKER,
+                )
+                if keyword not in ("if", "$ref"):
+                    error.schema_path.appendleft(keyword)
+                if path is not None:
+                    error.path.appendleft(path)
+                if schema_path is not None:
+                    error.schema_path.appendleft(schema_path)
+                yield error
+
+    def evolve(self, schema: Any) -> "PartChecker":
+        """Return what checks values against a part of the document."""
+        return PartChecker(self, schema)
+
+    def find_target(self, reference: str) -> Any:
+        """Return the schema that a reference leads to. Errors: `LookupError`, `ValueError`."""
+        if reference not in self._targets:
+            self._targets[reference] = resolve_pointer(self._root, unquote(reference.removeprefix("#")))
+        return self._targets[reference]
+
+    def _validate_reference(self, ref: str, instance: Any) -> Iterator[ValidationError]:
+        return self.descend(instance, self.find_target(ref))
+
+
+class PartChecker:
+    """Check values against a part of a document."""
+
+    def __init__(self, checker: SchemaChecker, schema: Any) -> None:
+        self._checker, self._schema = checker, schema
+
+    def is_valid(self, instance: Any) -> bool:
+        """Return whether a value fits."""
+        return next(self._checker.descend(instance, self._schema), None) is None
 
 
 def iterate_errors(schema: dict[str, Any], value: Any, limits: CheckLimits) -> Iterator[ValidationError]:
@@ -24,9 +96,9 @@ def iterate_errors(schema: dict[str, Any], value: Any, limits: CheckLimits) -> I
     Errors: `CheckTooLong`, `UndecidedMatch`, `RecursionError`, and what else the library raises for odd schemas.
     """
     _thread_state.work = limits
-    validator = _StrictValidator if limits.is_strict else _LenientValidator
+    checks = _STRICT_CHECKS if limits.is_strict else _LENIENT_CHECKS
     try:
-        yield from validator(schema, registry=Registry()).iter_errors(value)
+        yield from SchemaChecker(schema, checks, limits).descend(value, schema)
     finally:
         limits.forget_patterns()
 
@@ -43,18 +115,6 @@ def find_extra_names(instance: dict[str, Any], schema: dict[str, Any]) -> list[s
     for pattern in schema.get("patternProperties", {}):
         extra = [name for name in extra if match_pattern(pattern, name) is False]
     return extra
-
-
-def _limit_check(check: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(check)
-    def run_limited(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
-        work: CheckLimits = _thread_state.work
-        work.check_time()
-        for error in check(validator, value, instance, schema) or ():
-            work.count_error(error)
-            yield error
-
-    return run_limited
 
 
 def _mark_negated(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +143,7 @@ def _check_pattern_properties(validator: Any, patterns: Any, instance: Any, _: A
         for pattern, schema in patterns.items():
             for name, value in instance.items():
                 if match_pattern(pattern, name):
-                    yield from _check_part(validator, value, schema, name)
+                    yield from validator.descend(value, schema, path=name, schema_path=pattern)
 
 
 def _check_additional_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -175,7 +235,7 @@ def _count_evaluated_items(validator: Any, instance: list[Any], schema: Any) -> 
 def _list_applied(validator: Any, instance: Any, schema: dict[str, Any]) -> Iterator[Any]:
     """Yield the schemas that a value fits and that apply at the same place."""
     if "$ref" in schema:
-        yield validator._resolver.lookup(schema["$ref"]).contents
+        yield validator.find_target(schema["$ref"])
     for keyword in ("allOf", "anyOf", "oneOf"):
         yield from (branch for branch in schema.get(keyword, []) if validator.evolve(schema=branch).is_valid(instance))
     if "if" in schema:
@@ -192,7 +252,7 @@ def _check_unevaluated_properties(validator: Any, others: Any, instance: Any, sc
     evaluated = _list_evaluated_names(validator, instance, rest)
     for name in instance:
         if name not in evaluated:
-            yield from _check_part(validator, instance[name], others, name)
+            yield from validator.descend(instance[name], others, path=name)
 
 
 def _check_unevaluated_items(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -202,28 +262,7 @@ def _check_unevaluated_items(validator: Any, others: Any, instance: Any, schema:
     evaluated = _count_evaluated_items(validator, instance, rest)
     for place, item in enumerate(instance):
         if place not in evaluated:
-            yield from _check_part(validator, item, others, place)
-
-
-def _check_properties(validator: Any, properties: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, dict):
-        for name, schema in properties.items():
-            if name in instance:
-                yield from _check_part(validator, instance[name], schema, name)
-
-
-def _check_prefix_items(validator: Any, prefix: Any, instance: Any, _: Any) -> Iterator[ValidationError]:
-    if isinstance(instance, list):
-        for place, (item, schema) in enumerate(zip(instance, prefix, strict=False)):
-            yield from _check_part(validator, item, schema, place)
-
-
-def _check_part(validator: Any, value: Any, schema: Any, place: str | int) -> Iterator[ValidationError]:
-    """Check a part of a value, and name its place, which the library leaves out where the schema is false."""
-    if schema is False:
-        yield ValidationError("is not allowed.", path=[place])
-    else:
-        yield from validator.descend(value, schema, path=place)
+            yield from validator.descend(item, others, path=place)
 
 
 _OWN_CHECKS: Final[dict[str, Callable[..., Any]]] = {
@@ -234,25 +273,14 @@ _OWN_CHECKS: Final[dict[str, Callable[..., Any]]] = {
 }
 # Left to the tool that gets the call: keywords that compare all pairs, or match expressions on their own.
 _LENIENT_OMISSIONS: Final = ("uniqueItems", "unevaluatedProperties", "unevaluatedItems", "format", "$dynamicRef")
+_TYPE_CHECKER: Final = Draft202012Validator.TYPE_CHECKER
+_COMMON_CHECKS: Final = {**dict(Draft202012Validator.VALIDATORS), **_OWN_CHECKS}
+_LENIENT_CHECKS: Final = {name: check for name, check in _COMMON_CHECKS.items() if name not in _LENIENT_OMISSIONS}
 _STRICT_CHECKS: Final[dict[str, Callable[..., Any]]] = {
+    **_LENIENT_CHECKS,
     "format": _check_format,
     "uniqueItems": _check_unique_items,
     "multipleOf": _check_multiple,
-    "properties": _check_properties,
-    "prefixItems": _check_prefix_items,
     "unevaluatedProperties": _check_unevaluated_properties,
     "unevaluatedItems": _check_unevaluated_items,
 }
-
-
-def _create_validator(more: dict[str, Callable[..., Any]], omitted: tuple[str, ...]) -> Any:
-    checks = {**dict(Draft202012Validator.VALIDATORS), **_OWN_CHECKS, **more}
-    return jsonschema.validators.create(
-        meta_schema=Draft202012Validator.META_SCHEMA,
-        validators={name: _limit_check(check) for name, check in checks.items() if name not in omitted},
-        type_checker=Draft202012Validator.TYPE_CHECKER,
-    )
-
-
-_LenientValidator: Final = _create_validator({}, _LENIENT_OMISSIONS)
-_StrictValidator: Final = _create_validator(_STRICT_CHECKS, ("$dynamicRef",))

@@ -20,7 +20,8 @@ from domain.schemas.renderer import render_error, show_value
 from domain.shared.errors import MAX_FIELD_ERRORS, FieldError, InvalidFields
 from domain.shared.json_schemas import normalize_schema
 
-MAX_CHECK_THREADS: Final = 2
+# A slow check of one tenant leaves room for quick ones of others.
+MAX_CHECK_THREADS: Final = 4
 # Errors that are compared for the one that says most.
 MAX_COMPARED_ERRORS: Final = 10
 # Keywords at the top that name the document and its language.

@@ -24,6 +24,8 @@ EXCEPTIONS: Final[dict[str, str]] = {
     "function infra/sandbox/guest/packages/paddock_context.py::Context.progress": "the name by which agents call it",
     "function infra/sandbox/guest/context.py::RunContext.progress": "the name by which agents call it",
     "function infra/llm/eventstream_frames.py::FramedResponse.aiter_bytes": "httpx's name, by which answers are read",
+    "function domain/schemas/engine.py::SchemaChecker.descend": "jsonschema's name, by which its functions call it",
+    "function domain/schemas/engine.py::SchemaChecker.evolve": "jsonschema's name, by which its functions call it",
     "variable infra/postgres/traces.py::one": "the name of a column of the database",
     "word docs/naming.md::is away": "the example of what not to write",
     "word infra/postgres/session.py::nobody": "the name of a role",

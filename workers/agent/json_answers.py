@@ -29,6 +29,8 @@ class SchemaAnswers:
         # With tools, no provider holds the model to a schema: it could call none of them.
         self._has_tools = has_tools
         self._attempt = attempt
+        # A generation is awaited by its caller, who describes the thing again.
+        self._max_corrections = 0 if attempt.execution.kind == "generation" else MAX_CORRECTIONS
         self._messages: list[ChatMessage] = []
         self.corrections = 0
 
@@ -54,9 +56,9 @@ class SchemaAnswers:
         problem = await self._find_problem(message.content)
         if problem is None:
             return True
-        if self.corrections >= MAX_CORRECTIONS:
-            begin = message.content[:200]
-            raise AgentFailed("output_invalid", f"{problem} The model was asked {self.corrections + 1} times. {begin}")
+        if self.corrections >= self._max_corrections:
+            begin = schemas.show_value(message.content)
+            raise AgentFailed("output_invalid", f"{problem} The last answer begins: {begin}")
         self.corrections += 1
         self._attempt.warn(f"The answer breaks its schema, and the model is asked again. {problem}", step=path)
         request = f"Your answer cannot be used. {problem} Answer again, with the whole corrected JSON alone."
