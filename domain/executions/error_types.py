@@ -7,7 +7,7 @@ from typing import Final
 MAX_ERROR_TYPE_CHARACTERS: Final = 200
 # Error types of the platform are lower-case words with underscores, or one of these.
 _PLATFORM_ERROR_TYPES: Final = frozenset(
-    {"timeout", "crashed", "cancelled", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
+    {"timeout", "crashed", "cancelled", "expired", "unavailable", "malformed", "refused", "unauthorized", "rejected"}
 )
 _PLATFORM_PATTERN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 

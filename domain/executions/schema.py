@@ -86,11 +86,11 @@ MaxAttempts = Annotated[int, Meta(ge=1, le=10, description="Claims before a run 
 class Execution(msgspec.Struct, kw_only=True):
     """Describe one execution. `total_cost` in USD, `timeout` in seconds; `result` repeats `output_data`.
 
-    `error_type` is the exception's class name when the agent raised, else one of `timeout
-    out_of_memory crashed result_not_json result_too_large input_invalid output_invalid sandbox_unavailable worker_lost
+    `error_type` is the exception's class name when the agent raised, else one of `timeout out_of_memory crashed
+    result_not_json result_too_large input_invalid output_invalid sandbox_unavailable worker_lost expired
     version_unavailable internal_error cancelled`, `model_unavailable` where a worker cannot serve the models of a
-    manifest, `tool_failed` of a single tool call, and for model agents `budget_exceeded too_many_steps` or the error
-    of the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`) or of its file
+    manifest, `tool_failed` of a single tool call, and for model agents `budget_exceeded too_many_steps` or the error of
+    the model (`rate_limited unavailable timeout cut_off malformed refused unauthorized not_allowed`) or of its file
     (`output_file`). A crew or a workflow has the `error_type` of the step that failed, or `rejected bad_expression
     map_too_large outputs_too_large not_startable`.
     While the status is `waiting`, `waiting_for` holds the tool calls `{call_id, tool, args}` and the steps
