@@ -22,7 +22,7 @@ from domain.threads import Conversation, NewThread, ThreadFork, ThreadMessages
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, IsolatedDatabase
 from tests.support.stats_environment import run_property_test
-from workers.upkeep import GateKeeper
+from workers.upkeep import GateKeeper, RetentionSweeper
 
 LEASE_DURATION: Final = timedelta(seconds=10)
 STEP = st.one_of(
@@ -264,6 +264,39 @@ async def test_runs_at_the_same_time_leave_whole_turns(system) -> None:
             with pytest.raises(DomainError):
                 async with store.transaction(caller) as tx:
                     await threads.get_thread(tx, "thread_01k3v9rt0hf7btqeqn5j8x2a4c")
+
+        runner.run(run())
+
+    await run_property_test(system, run_examples)
+
+
+async def test_threads_are_removed_when_they_were_not_used_for_long(system) -> None:
+    def run_examples(
+        runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, clock: list[datetime]
+    ) -> None:
+        async def run() -> None:
+            clock[0] = NOW
+            caller = await database.add_tenant()
+            agent_id = await database.add_agent(caller)
+            greeting = [ConversationMessage(role="user", content="Hello")]
+            async with store.transaction(caller) as tx:
+                old, busy = [
+                    (await threads.create_thread(tx, caller, NewThread(messages=greeting))).id for _ in range(2)
+                ]
+                await tx.states.save_json(agent_id, old, b"{}", None, tx.now, old)
+                await launch.start_agent(tx, caller, agent_id, ExecutionStart(task="Go", thread_id=busy))
+            clock[0] += timedelta(days=8)
+            async with store.transaction(caller) as tx:
+                new = (await threads.create_thread(tx, caller, NewThread())).id
+            await database.owner.execute("UPDATE tenants SET retention_days = 7 WHERE id = $1", caller.tenant_id)
+            removed = await RetentionSweeper(store).remove_expired()
+            assert removed["threads"] == 1
+            async with store.transaction(caller) as tx:
+                assert await tx.threads.find(old) is None
+                assert await tx.threads.list_newest(old, 0, 1000) == []
+                assert await tx.states.find(agent_id, old) is None
+                assert await tx.threads.find(busy) is not None
+                assert await tx.threads.find(new) is not None
 
         runner.run(run())
 
