@@ -17,7 +17,7 @@ TENANT_TABLES = (
     *("executions", "execution_events", "idempotency_keys", "evaluations", "artifacts", "artifact_ids"),
     *("artifact_bodies", "doomed_objects", "stat_deltas", "stat_rollups"),
     *("provider_keys", "models", "tools", "disabled_tools", "costs", "budgets", "cost_holds"),
-    *("templates", "workflows", "crews", "tasks", "schedules", "schedule_runs"),
+    *("templates", "workflows", "crews", "crew_memories", "tasks", "schedules", "schedule_runs"),
     *("execution_steps", "workspace_files", "trace_exports"),
     *("plans", "plan_steps", "plan_signals", "plan_calls"),
     *("secrets", "files", "agent_states"),
