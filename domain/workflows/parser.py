@@ -100,6 +100,7 @@ def render_workflow(workflow: Workflow) -> str:
         ("inputs", None),
         ("outputs", None),
         ("output_schema", None),
+        ("expose", []),
     ):
         if fields[name] == default:
             del fields[name]

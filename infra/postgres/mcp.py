@@ -41,7 +41,7 @@ _DEFINE_SQL: Final = f"""
     UNION ALL SELECT 'crew', id, description, false, NULL, NULL, inputs::text,
            concat(agents_yaml, E'\\n', tasks_yaml)
     FROM crews WHERE id = ANY ($1::uuid[])
-    UNION ALL SELECT 'workflow', id, description, false, NULL, NULL, inputs::text, ''
+    UNION ALL SELECT 'workflow', id, description, false, NULL, output_schema::text, inputs::text, ''
     FROM workflows WHERE id = ANY ($1::uuid[])
 """
 _FIND_CALL_SQL: Final = f"""

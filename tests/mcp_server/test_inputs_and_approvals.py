@@ -83,7 +83,9 @@ async def test_workflows_take_their_inputs_and_report_their_steps(
         {"id": "second", "tool": "filesystem_list", "inputs": {}, "depends_on": ["first"]},
     ]
     outputs = {"about": "{{ inputs.topic }}", "count": "{{ inputs.count }}"}
+    output_schema = {"type": "object", "properties": {"count": {"type": "integer"}}}
     body = {"name": "Two steps", "inputs": inputs, "steps": steps, "outputs": outputs, "expose": ["mcp"]}
+    body["output_schema"] = output_schema
     answer = await acme.http.post("/workflows", json=body)
     assert answer.status_code == 201, answer.text
     notes: list[tuple[float, float | None, str | None]] = []
@@ -93,6 +95,7 @@ async def test_workflows_take_their_inputs_and_report_their_steps(
 
     async with connect_client(system.url, await acme.create_key(), mode) as client:
         (tool,) = (await client.list_tools()).tools
+        assert tool.output_schema == output_schema
         properties = tool.input_schema["properties"]
         assert properties["topic"] == {"type": "string", "description": "What it is about."}
         assert properties["count"] == {"type": "integer", "default": 3}
