@@ -43,7 +43,7 @@ def test_tool_names_are_unique_and_stay_when_targets_are_added(chosen: list[str]
     assert list(earlier) == list(named)[: len(earlier)]
 
 
-def test_names_that_are_made_to_collide_are_told_apart() -> None:
+def test_names_that_are_made_to_collide_differ() -> None:
     first, second = build_targets(["report", "report"])
     tail = second.id.rpartition("_")[2]
     forged = build_targets([f"report {tail[-6:]}", f"report {tail}", f"agent {tail} 2"])
