@@ -93,7 +93,7 @@ class RunAnswerReader:
         self._finish = "stop"
         if not self._is_streamed:
             del self._pieces[self._step_start :]
-            self._step_text = ""
+            self._step, self._step_text = "", ""
             return
         self._sent_text = max(self._sent_text, self._step_text, key=len)
         self._step_text = ""
@@ -106,9 +106,9 @@ class RunAnswerReader:
                 raise AnswerChanged
             is_later = bool(self._pieces)
             self._step, self._step_text, self._sent_text = step, "", ""
+            self._step_start = len(self._pieces)
             if is_later:
                 yield from self._send_text(STEP_SEPARATOR)
-            self._step_start = len(self._pieces)
         self._step_text += text
         if not self._sent_text:
             yield from self._send_text(text)
