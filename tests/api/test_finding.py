@@ -1,9 +1,11 @@
 """Find executions and agents by tags, metadata and words."""
 
+import json
 import secrets
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from tests.support.clients import TenantClient, wait_for_result
 
@@ -136,6 +138,18 @@ async def test_plans_and_schedules_pass_labels_on(acme: TenantClient) -> None:
     assert changed.status_code == 200, changed.text
     refused = await acme.http.patch(f"/scheduler/schedules/{schedule['id']}", json={"tags": ["x\n"]})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "tags[0]")
+
+
+async def test_runs_over_a_websocket_have_labels(shared_tenant: TenantClient, system) -> None:
+    mark = secrets.token_hex(4)
+    url = f"{system.url}/api/v1/agents/hello/stream".replace("http", "ws", 1)
+    headers = {"Authorization": shared_tenant.http.headers["Authorization"]}
+    async with connect(url, additional_headers=headers) as socket:
+        await socket.send(json.dumps({"payload": {}, "tags": [mark], "metadata": {"mark": mark}}))
+        await socket.recv()
+        found_ids = await list_ids(shared_tenant, tag=mark, metadata=f"mark:{mark}")
+    assert len(found_ids) == 1
+    assert (await shared_tenant.wait_for_end(found_ids[0]))["status"] == "completed"
 
 
 async def test_agents_are_listed_by_tags_and_metadata(acme: TenantClient) -> None:

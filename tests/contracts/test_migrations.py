@@ -87,7 +87,7 @@ async def test_migrating_again_restores_functions_only(system: System) -> None:
     """
     async with open_migrated_database(system) as (url, owner):
         schema_before, functions = await owner.fetch(schema), await owner.fetch(FUNCTIONS)
-        assert len([row for row in schema_before if row[0].startswith("trigger ")]) == 6
+        assert len([row for row in schema_before if row[0].startswith("trigger ")]) == 8
         await owner.execute(
             "CREATE OR REPLACE FUNCTION first_id(at timestamptz) RETURNS uuid LANGUAGE sql "
             "IMMUTABLE AS 'SELECT gen_random_uuid()'"

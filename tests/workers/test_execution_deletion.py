@@ -88,6 +88,50 @@ async def _has_no_files_of(resources: Resources, tenant_id: str, execution_id: s
     return await _list_objects(resources, f"workspaces/{tenant_id}/{execution_id}/") == []
 
 
+# Columns that hold ids of executions, which deletions take care of.
+_KNOWN_COLUMNS = {
+    "artifacts.execution_id",
+    "bulk_items.execution_id",
+    "cost_holds.execution_id",
+    "cost_holds.root_id",
+    "costs.execution_id",
+    "crew_memories.execution_id",
+    "crew_memories.run_id",
+    "evaluations.execution_id",
+    "execution_events.execution_id",
+    "execution_steps.execution_id",
+    "execution_term_lists.execution_id",
+    "execution_term_queue.execution_id",
+    "execution_terms.execution_id",
+    "executions.parent_id",
+    "executions.retry_of",
+    "executions.root_id",
+    "plan_calls.execution_id",
+    "plan_signals.execution_id",
+    "plan_steps.child_id",
+    "plan_steps.execution_id",
+    "plans.execution_id",
+    "schedule_runs.execution_id",
+    "schedules.last_execution_id",
+    "thread_messages.execution_id",
+    "trace_exports.execution_id",
+    "workspace_files.execution_id",
+}
+_COLUMNS_SQL = """
+    SELECT c.relname || '.' || a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+      AND NOT a.attisdropped AND a.atttypid = 'uuid'::regtype
+      AND (a.attname ~ 'execution_id|run_id|root_id|child_id|retry_of'
+           OR (c.relname = 'executions' AND a.attname = 'parent_id'))
+"""
+
+
+async def test_every_column_with_ids_of_executions_is_known(system) -> None:
+    """A new column must be treated in `erase_executions.sql` or `forget_execution_rows.sql`, and then be named here."""
+    async with connect_as_owner(system) as owner:
+        assert {name for (name,) in await owner.fetch(_COLUMNS_SQL)} == _KNOWN_COLUMNS
+
+
 async def test_open_executions_and_steps_are_not_deleted(acme: TenantClient) -> None:
     sleeper = await acme.deploy_agent(SLEEPER)
     steps = [{"id": "one", "agent": sleeper, "inputs": {"for": 60}}]

@@ -10,6 +10,9 @@ DECLARE
     keys text[] := ARRAY(SELECT DISTINCT f.key FROM workspace_files f WHERE f.execution_id = ANY (mine));
 BEGIN
     UPDATE costs c SET execution_id = NULL WHERE c.execution_id = ANY (mine) AND c.tenant_id = tenant;
+    -- What a crew remembers of a run is the run's own text.
+    DELETE FROM crew_memories m USING executions e
+    WHERE e.id = ANY (mine) AND m.crew_id = e.crew_id AND (m.execution_id = e.id OR m.run_id = e.id);
     PERFORM forget_execution_rows(mine);
     INSERT INTO doomed_objects (key, tenant_id, due)
     SELECT k, tenant, due FROM unnest(keys) AS k
