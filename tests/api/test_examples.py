@@ -23,6 +23,8 @@ NAMES_BY_PARAMETER = {
     "state_name": "default",
     "schedule_id": "morning",
 }
+# What has no name, by the example that creates it.
+ID_PARAMETERS = {"create_key": "key_id", "create_budget": "budget_id", "create_thread": "thread_id"}
 LAST_OPERATIONS = ("approve_execution", "reject_execution", "update_user")
 
 
@@ -90,6 +92,6 @@ async def test_every_example_works_unchanged(system: System) -> None:
                     http.headers["Authorization"] = f"Bearer {result['access_token']}"
                 if name in ("log_in", "refresh_tokens"):
                     created["refresh_token"] = result["refresh_token"]
-                if name in ("create_key", "create_budget"):
-                    created[{"create_key": "key_id", "create_budget": "budget_id"}[name]] = result["id"]
+                if name in ID_PARAMETERS:
+                    created[ID_PARAMETERS[name]] = result["id"]
         assert tested == set(contents)
