@@ -1,5 +1,6 @@
 """Authentication, scopes, tenants, paging and messages that no client should send."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ from domain.mcp.service import TOOLS_PER_PAGE
 from domain.shared import ids
 from infra.wiring import Resources
 from scripts.system import System
+from tests.mcp_server.test_cancellation import deploy_sleeper, find_run
 from tests.support.clients import TenantClient
 from tests.support.mcp_clients import PROTOCOL_MODES, connect_client, post_message, read_answer, read_text
 
@@ -222,3 +224,21 @@ async def test_requests_that_are_no_exchange_of_mcp_are_refused(system: System, 
         (system.settings.cors_origins[0], 200),
     ):
         assert (await post_message(system.url, key, LIST_TOOLS, Origin=origin)).status_code == status, origin
+
+
+@pytest.mark.parametrize("has_progress", [False, True])
+async def test_call_of_a_key_that_is_revoked_ends_without_its_run(
+    system: System, acme: TenantClient, has_progress: bool
+) -> None:
+    agent_id = await deploy_sleeper(acme)
+    created = (await acme.http.post("/api-keys", json={"name": "short"})).json()
+    params: dict[str, Any] = {"name": "sleeper", "arguments": {}}
+    if has_progress:
+        params["_meta"] = {"progressToken": 1}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    sent = asyncio.create_task(post_message(system.url, created["key"], call))
+    execution_id = await find_run(acme, agent_id)
+    await acme.http.post(f"/api-keys/{created['id']}/revoke")
+    assert read_answer(await sent)["error"]["data"]["error"] == "unauthenticated"
+    assert (await acme.http.get(f"/executions/{execution_id}")).json()["status"] != "cancelled"
+    await acme.http.post(f"/executions/{execution_id}/cancel")
