@@ -16,8 +16,8 @@ from domain.shared import ids
 from tests.support.gate_environment import GateEnvironment, open_gate_environment
 from tests.support.isolated_database import NOW
 
-THREADS = [None, "a", "b"]
-KEYS = [None, "x", "y"]
+THREADS = [None, "a", "a", "a", "b"]
+KEYS = [None, None, "x", "x", "y"]
 START = st.fixed_dictionaries(
     {
         "thread": st.sampled_from(THREADS),
@@ -31,8 +31,8 @@ START = st.fixed_dictionaries(
 )
 PLACE = st.integers(0, 9)
 SINGLE = st.one_of(
-    st.tuples(st.just("start"), START),
-    st.tuples(st.just("start"), START),
+    *[st.tuples(st.just("start"), START)] * 4,
+    st.tuples(st.just("settle"), PLACE),
     st.tuples(st.just("claim"), st.integers(1, 4)),
     st.tuples(st.just("settle"), PLACE),
     st.tuples(st.just("cancel"), PLACE),
@@ -47,7 +47,7 @@ STEP = st.one_of(
     SINGLE,
     st.tuples(st.just("together"), st.lists(SINGLE, min_size=2, max_size=5)),
     st.tuples(st.just("wait"), st.sampled_from([5, 30, 60])),
-    st.tuples(st.just("kill"), SINGLE),
+    st.tuples(st.just("kill"), st.tuples(st.sampled_from(["settle", "cancel", "lose"]), PLACE)),
 )
 _ROWS_SQL = """
     SELECT id, thread_id, concurrency_key, concurrency_limit, status, blocked, gate, attempt, expires_at,
@@ -174,7 +174,7 @@ class GateMachine:
     def _check_limits(self, rows: list[asyncpg.Record], passed: list[asyncpg.Record]) -> None:
         by_thread = Counter(row["thread_id"] for row in passed if row["thread_id"] is not None)
         assert not by_thread or max(by_thread.values()) == 1, by_thread
-        for key in KEYS[1:]:
+        for key in ("x", "y"):
             admitted = [row for row in passed if row["concurrency_key"] == key and row["blocked"] is None]
             assert len(admitted) <= max((row["concurrency_limit"] for row in admitted), default=0)
         for row in rows:
@@ -238,7 +238,7 @@ async def test_gates_are_kept_in_any_interleaving(system) -> None:
             environment = runner.run(context.__aenter__())
 
             @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-            @given(steps=st.lists(STEP, min_size=5, max_size=40))
+            @given(steps=st.lists(STEP, min_size=15, max_size=40))
             def check(steps: list[tuple[str, Any]]) -> None:
                 runner.run(GateMachine(environment).run(steps))
 

@@ -1,5 +1,6 @@
 """Runs of a thread go one after another, and those of a key as many at a time as it allows."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -72,3 +73,30 @@ async def test_a_busy_thread_refuses_or_is_cleared(environment: GateEnvironment)
     assert replacing.blocked is None
     assert {(await environment.get(execution.id)).status for execution in (first, second)} == {"cancelled"}
     assert await environment.claim_ids() == [replacing.id]
+
+
+async def test_upkeep_admits_after_a_process_was_killed_at_the_end_of_a_run(environment: GateEnvironment) -> None:
+    steered = {"thread_id": create_thread(), "concurrency_key": "k"}
+    first, second, third = [await environment.start(**steered) for _ in range(3)]
+    environment.store.is_killed = True
+    await environment.settle(*await environment.claim())
+    assert (await environment.get(first.id)).status == "completed"
+    assert await environment.claim_ids() == []
+    await environment.keep_gates()
+    assert await environment.claim_ids() == [second.id]
+    await environment.cancel(second.id)
+    await environment.keep_gates()
+    assert await environment.claim_ids() == [third.id]
+
+
+@pytest.mark.parametrize("steered", [{"thread_id": True}, {"concurrency_key": "k"}])
+async def test_one_of_many_starts_at_once_is_admitted(environment: GateEnvironment, steered: dict[str, object]) -> None:
+    for _ in range(5):
+        fields = {**steered, **({"thread_id": create_thread()} if "thread_id" in steered else {})}
+        await asyncio.gather(*(environment.start(**fields) for _ in range(8)))
+        claimed = await environment.claim()
+        assert len(claimed) == 1
+        while claimed:
+            await environment.settle(*claimed)
+            claimed = await environment.claim()
+            assert len(claimed) <= 1
