@@ -30,6 +30,7 @@ class TenantRow(Base):
     max_concurrency: Mapped[int | None]
     retention_days: Mapped[int | None]
     event_retention_days: Mapped[int | None]
+    events_removed_until: Mapped[datetime | None] = mapped_column(create_timestamp())
     egress: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     by_proxy: Mapped[bool]
     created_at: Mapped[datetime] = mapped_column(create_timestamp())

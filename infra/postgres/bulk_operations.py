@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Select, Text, Uuid, cast, exists, func, insert, literal, select
+from sqlalchemy import ARRAY, Select, Text, Uuid, cast, exists, func, insert, literal, select
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 
 from domain.bulk_operations import MAX_SHOWN_ERRORS, BulkAction, BulkError, BulkOperation, BulkOwner
@@ -28,6 +28,8 @@ class BulkOperationRow(Base):
     id: Mapped[str] = mapped_column(Id("bulk"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
     user_id: Mapped[str] = mapped_column(Id("user"))
+    key_id: Mapped[str | None] = mapped_column(Id("key"))
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     action: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text)
     total: Mapped[int]
@@ -45,6 +47,8 @@ class BulkItemRow(Base):
     operation_id: Mapped[str] = mapped_column(Id("bulk"), primary_key=True)
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(Text)
+    error_code: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
 
 
 _ADD_SQL: Final = """

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Select, Text, exists, literal, select, true
+from sqlalchemy import ARRAY, BigInteger, Identity, Select, Text, exists, literal, select, true
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 
 from domain.executions import Execution, SearchedText, TermQuery
@@ -24,6 +24,24 @@ class ExecutionTermRow(Base):
     tenant_id: Mapped[str] = mapped_column(Text, primary_key=True)
     term: Mapped[str] = mapped_column(Text, primary_key=True)
     execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
+
+
+class ExecutionTermListRow(Base):
+    """Map a row of `execution_term_lists`: all terms of an execution."""
+
+    __tablename__ = "execution_term_lists"
+    execution_id: Mapped[str] = mapped_column(Id("exec"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    terms: Mapped[list[str]] = mapped_column(ARRAY(Text))
+
+
+class ExecutionTermQueueRow(Base):
+    """Map a row of `execution_term_queue`: an execution whose words are to be written."""
+
+    __tablename__ = "execution_term_queue"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    execution_id: Mapped[str] = mapped_column(Id("exec"))
+    tenant_id: Mapped[str] = mapped_column(Text)
 
 
 _ADD_SQL: Final = """

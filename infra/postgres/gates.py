@@ -4,11 +4,25 @@ from datetime import datetime
 from typing import Final
 
 import asyncpg
+from sqlalchemy import BigInteger, Identity, Text
+from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.executions import Execution, ExpiredRun, FreedRun, Gate, GateKind
 from domain.shared import ids
 from domain.shared.jobs import Job
 from infra.postgres.connection import TxConnection
+from infra.postgres.db import Base
+
+
+class GateSignalRow(Base):
+    """Map a row of `gate_signals`: a gate where somebody may be admitted."""
+
+    __tablename__ = "gate_signals"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(Text)
+
 
 _ENTER_SQL: Final = "SELECT enter_gates($1, $2, $3)"
 _LOCK_THREAD_SQL: Final = (

@@ -22,6 +22,7 @@ TENANT_TABLES = (
     *("plans", "plan_steps", "plan_signals", "plan_calls"),
     *("secrets", "files", "agent_states"),
     *("threads", "thread_messages", "gate_signals"),
+    *("execution_terms", "execution_term_lists", "execution_term_queue", "bulk_operations", "bulk_items"),
 )
 
 
