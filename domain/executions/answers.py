@@ -4,6 +4,7 @@ import msgspec
 
 from domain.agents import AgentSpec
 from domain.executions.schema import AnswerStart
+from domain.schemas import parse_schema
 from domain.shared.errors import InvalidField
 
 # The name of the tool by which an agent has others do tasks.
@@ -17,7 +18,7 @@ def apply_answer_start(spec: AgentSpec, data: AnswerStart) -> AgentSpec:
     options = data.options
     return msgspec.structs.replace(
         spec,
-        answer_schema=spec.answer_schema if options.schema is None else options.schema,
+        answer_schema=spec.answer_schema if options.schema is None else parse_schema(options.schema, "response_format"),
         options=msgspec.structs.replace(options, schema=None),
         caller_instructions=data.instructions,
         client_tools=list(data.client_tools),

@@ -172,10 +172,12 @@ class Execution(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         self.execution_id = self.id
         self.result = self.output_data
-        self.message = self.error_message or _STATUS_SENTENCES[self.status]
+        self.message = self.error_message or _STATE_SENTENCES[self.blocked or self.status]
 
 
-_STATUS_SENTENCES: Final[dict[ExecutionStatus, str]] = {
+_STATE_SENTENCES: Final[dict[ExecutionStatus | BlockReason, str]] = {
+    "delayed": "Execution is waiting for its time, run_at",
+    "busy": "Execution is waiting for other executions of its thread or its concurrency_key",
     "pending": "Execution is waiting for a worker",
     "preparing": "Execution is being prepared",
     "running": "Execution is running",
