@@ -46,6 +46,8 @@ STEP = st.one_of(
     SINGLE,
     SINGLE,
     st.tuples(st.just("together"), st.lists(SINGLE, min_size=2, max_size=5)),
+    st.tuples(st.just("rush"), st.tuples(START, st.integers(2, 4))),
+    st.tuples(st.just("rush"), st.tuples(START, st.integers(2, 4))),
     st.tuples(st.just("wait"), st.sampled_from([5, 30, 60])),
     st.tuples(st.just("kill"), st.tuples(st.sampled_from(["settle", "cancel", "lose"]), PLACE)),
 )
@@ -79,6 +81,7 @@ class GateMachine:
             if name == "together":
                 await asyncio.gather(*(self._do(inner, inner_data) for inner, inner_data in data))
             elif name == "kill":
+                await self._claim(4)
                 self._environment.store.is_killed = self._has_missed = True
                 await self._do(*data)
                 self._environment.store.is_killed = False
@@ -104,6 +107,10 @@ class GateMachine:
         if data["expires_in"] is not None:
             fields["expires_in"] = data["expires_in"]
         await self._environment.try_start(**fields)
+
+    async def _rush(self, data: tuple[dict[str, Any], int]) -> None:
+        start, count = data
+        await asyncio.gather(*(self._start(start) for _ in range(count)))
 
     async def _claim(self, slots: int) -> None:
         claimed = await self._environment.claim(slots)
