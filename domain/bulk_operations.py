@@ -141,11 +141,15 @@ class BulkOperations(Protocol):
         ...
 
     async def list_running(self, limit: int) -> list[tuple[str, str]]:
-        """Return the tenant and the id of operations that run, the oldest first."""
+        """Return the tenant and the id of operations that run: the oldest of each tenant first."""
         ...
 
     async def list_pending(self, operation_id: str, limit: int) -> list[str]:
         """Return executions that a running operation has not dealt with."""
+        ...
+
+    async def complete_empty(self, operation_id: str, now: datetime) -> None:
+        """Complete a running operation that has nothing left: its last executions were deleted by others."""
         ...
 
     async def take_execution(self, operation_id: str, execution_id: str) -> BulkOwner | None:
@@ -225,7 +229,8 @@ async def _begin_operation(tx: Tx, operation: BulkOperation, total: int) -> Bulk
 
 async def _resolve_filter(tx: Tx, data: BulkFilter) -> ExecutionFilter:
     """Return the filter of the list. Errors: `invalid_field`, also for a filter without fields or an unknown agent."""
-    values = {name: value for name in data.__struct_fields__ if (value := getattr(data, name)) is not None}
+    # An empty list selects nothing less: with it alone, everything would match.
+    values = {name: value for name in data.__struct_fields__ if (value := getattr(data, name)) not in (None, [])}
     if not values:
         raise InvalidField("filter", "must have a field. Send since to select by time.")
     values["since"] = read_time_or_none("filter.since", data.since)

@@ -18,7 +18,8 @@ from infra.wires.common import WireRefusal
 MAX_ATTACHMENTS: Final = 100
 # The run has copies of its files; these are removed.
 _UPLOAD_LIFETIME: Final = timedelta(hours=1)
-_FILE_KINDS: Final = frozenset({"file", "input_file"})
+# No set: what clients send as a type may be any JSON.
+_FILE_KINDS: Final = ("file", "input_file")
 _DATA_URL_PATTERN: Final = re.compile(r"data:([^;,]*)((?:;[^;,]*)*);base64,", re.IGNORECASE)
 
 

@@ -46,18 +46,24 @@ _CHANGED_ANSWER: Final = WireRefusal(
     should_retry=False,
 )
 _INTERNAL_ERROR: Final = WireRefusal(500, "An unexpected error occurred. The log has its details.", "internal_error")
+_START_SCOPE: Final = "run:agents"
+_READ_SCOPE: Final = "read:executions"
 # Makes what renders an answer, once its execution is there.
 CreateRenderer = Callable[[Execution], AnswerRenderer]
 
 
 class RunningAnswer(msgspec.Struct, frozen=True):
-    """Hold a run whose answer is to be sent. `is_own` tells that it ends with its request."""
+    """Hold a run whose answer is to be sent. `is_own` tells that it ends with its request.
+
+    `scope` is what its caller needs until the end.
+    """
 
     execution: Execution
     caller: Caller
     renderer: AnswerRenderer
     reader: RunAnswerReader
     is_own: bool
+    scope: str
 
     @property
     def headers(self) -> dict[str, str]:
@@ -106,7 +112,7 @@ class AnswerSender:
         is_streamed = task.request.stream
         reader = await self._create_reader(execution, is_streamed)
         is_own = read_idempotency_key(request) is None and not task.settings.is_background
-        answer = RunningAnswer(execution, caller, create_renderer(execution), reader, is_own)
+        answer = RunningAnswer(execution, caller, create_renderer(execution), reader, is_own, _START_SCOPE)
         try:
             return await (self._send_stream if is_streamed else self._send_whole)(request, answer)
         except WebSocketDisconnect:
@@ -184,7 +190,7 @@ class AnswerSender:
         """
         execution = answer.execution
         position = EventQuery(tenant_id=execution.tenant_id, execution_id=execution.id, seq=0)
-        access = StreamAccess(self._authenticator, request, answer.caller, "run:agents")
+        access = StreamAccess(self._authenticator, request, answer.caller, answer.scope)
         async with contextlib.aclosing(self._event_feed.follow_events(position, access, gone)) as events:
             async for event in events:
                 for part in answer.reader.read_event(event):
@@ -201,7 +207,7 @@ class AnswerSender:
     ) -> dict[str, Any]:
         """Return the whole answer of a completed run again."""
         reader = await self._create_reader(execution, is_streamed=False)
-        answer = RunningAnswer(execution, caller, create_renderer(execution), reader, is_own=False)
+        answer = RunningAnswer(execution, caller, create_renderer(execution), reader, False, _READ_SCOPE)
         async with contextlib.aclosing(self._read_parts(request, answer, None)) as parts:
             reply = await _collect_parts(answer.renderer, parts)
         return answer.renderer.render_whole(reply)
@@ -212,7 +218,7 @@ class AnswerSender:
         """Send the answer of a run as a stream from its beginning, which goes on without its reader."""
         reader = await self._create_reader(execution, is_streamed=True)
         return await self._send_stream(
-            request, RunningAnswer(execution, caller, create_renderer(execution), reader, is_own=False)
+            request, RunningAnswer(execution, caller, create_renderer(execution), reader, False, _READ_SCOPE)
         )
 
     async def _create_reader(self, execution: Execution, is_streamed: bool) -> RunAnswerReader:

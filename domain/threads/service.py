@@ -20,6 +20,7 @@ from domain.threads.schema import (
     StoredMessage,
     Thread,
     ThreadFork,
+    ThreadLock,
     ThreadMessage,
     ThreadMessages,
 )
@@ -49,7 +50,7 @@ def _build_thread(tx: Tx, caller: Caller, title: str | None) -> Thread:
     )
 
 
-async def get_thread(tx: Tx, thread_id: str, lock: bool = False) -> Thread:
+async def get_thread(tx: Tx, thread_id: str, lock: ThreadLock = False) -> Thread:
     """Return a thread. Errors: `not_found`."""
     thread = await tx.threads.find(thread_id, lock)
     if thread is None:
@@ -150,7 +151,8 @@ async def fork_thread(tx: Tx, caller: Caller, thread_id: str, data: ThreadFork, 
 
     Errors: `not_found`, `invalid_field`.
     """
-    source = await get_thread(tx, thread_id)
+    # Its messages are there until they are copied.
+    source = await get_thread(tx, thread_id, lock="share")
     at = source.last_seq if data.at is None else data.at
     if at > source.last_seq:
         raise InvalidField(field, f"must be at most {source.last_seq}, the number of the last message.")

@@ -69,6 +69,11 @@ _CANCEL_SQL: Final = """
     UPDATE bulk_operations SET status = 'cancelled', completed_at = $2, updated_at = $2
     WHERE id = $1 AND status = 'running'
 """
+_COMPLETE_SQL: Final = """
+    UPDATE bulk_operations o SET status = 'completed', completed_at = $2, updated_at = $2
+    WHERE o.id = $1 AND o.status = 'running'
+      AND NOT EXISTS (SELECT FROM bulk_items i WHERE i.operation_id = o.id AND i.error IS NULL)
+"""
 _ERRORS_SQL: Final = f"""
     SELECT execution_id, error_code, error FROM bulk_items
     WHERE operation_id = $1 AND error IS NOT NULL ORDER BY execution_id LIMIT {MAX_SHOWN_ERRORS}
@@ -181,6 +186,9 @@ class PostgresBulkOperations:
     async def list_pending(self, operation_id: str, limit: int) -> list[str]:
         records = await self._connection.fetch(_PENDING_SQL, _decode_operation(operation_id), limit)
         return [ids.encode_id("exec", record["execution_id"]) for record in records]
+
+    async def complete_empty(self, operation_id: str, now: datetime) -> None:
+        await self._connection.execute_sql(_COMPLETE_SQL, _decode_operation(operation_id), now)
 
     async def take_execution(self, operation_id: str, execution_id: str) -> BulkOwner | None:
         row_ids = _decode_operation(operation_id), ids.decode_id("exec", execution_id)

@@ -314,6 +314,8 @@ async def test_errors_have_the_shape_of_openai(acme: TenantClient, client: opena
         (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}], "unknown": 1}', 400),
         (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}], "mode": "wild"}', 400),
         (b'{"model": "x", "messages": [{"role": "user", "content": "Go"}], "metadata": []}', 400),
+        (b'{"model": "x", "messages": [{"role": "user", "content": [{"type": []}]}]}', 400),
+        (b'{"model": "x", "messages": [{"role": "user", "content": [{"type": {}}]}]}', 400),
     ]
     async with httpx.AsyncClient(headers=headers) as http:
         for body, status in nonsense:
@@ -322,6 +324,10 @@ async def test_errors_have_the_shape_of_openai(acme: TenantClient, client: opena
                 status,
                 {"message", "type", "param", "code"},
             ), (body, answer.text)
+        for fields in (b'"include": [[]]', b'"include": [{}]', b'"tools": [[]]'):
+            body = b'{"model": "x", "input": "Go", ' + fields + b"}"
+            answer = await http.post(f"{url}/responses", content=body)
+            assert (answer.status_code, "message" in answer.json()["error"]) == (400, True), (body, answer.text)
         for method, path, status in (("GET", "/nothing", 404), ("PUT", "/models", 405), ("POST", "/embeddings", 404)):
             answer = await http.request(method, f"{url}{path}")
             assert (answer.status_code, "message" in answer.json()["error"]) == (status, True), answer.text

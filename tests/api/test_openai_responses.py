@@ -174,6 +174,20 @@ async def test_background_responses_are_fetched_cancelled_and_deleted(
     assert (cancelled.status, (await client.responses.retrieve(running.id)).status) == ("cancelled", "cancelled")
 
 
+async def test_a_reader_who_may_start_nothing_streams_a_response_to_its_end(
+    acme: TenantClient, system: System, client: openai.AsyncOpenAI, provider: FakeProvider, agent: str
+) -> None:
+    # Longer than the seconds after which the rights of a stream's reader are checked again.
+    provider.queue_slow(tokens=20, delay=0.3)
+    queued = await client.responses.create(model=agent, input="Go", background=True)
+    await provider.wait_for_request()
+    key = await acme.create_key(scopes=["read:executions"])
+    async with openai.AsyncOpenAI(api_key=key, base_url=f"{system.url}/v1", max_retries=0) as reader:
+        stream = await reader.responses.retrieve(queued.id, stream=True)
+        types = [event.type async for event in stream]
+    assert types[-1] == "response.completed"
+
+
 async def test_conversations_are_threads(
     acme: TenantClient, client: openai.AsyncOpenAI, provider: FakeProvider, agent: str
 ) -> None:

@@ -151,3 +151,41 @@ async def test_executions_deleted_meanwhile_count_as_failed(database: IsolatedDa
         halfway = await _get(store, caller, operation)
         assert (halfway.failed, halfway.left) == (2, 2)
         assert (await _get(store, caller, deletion)).done == 2
+
+
+async def test_operation_ends_when_others_deleted_its_last_executions(database: IsolatedDatabase) -> None:
+    caller = await database.add_tenant()
+    await _add_executions(database, caller, 4)
+    async with open_store(database) as store:
+        deletion = await _start(store, caller, "delete")
+        operation = await _start(store, caller, "retry")
+        await BulkProcessor(store).process_operations()
+        assert (await _get(store, caller, deletion)).status == "completed"
+        await BulkProcessor(store).process_operations()
+        ended = await _get(store, caller, operation)
+        assert (ended.status, ended.failed, ended.left) == ("completed", 4, 0)
+        assert ended.completed_at is not None
+        assert not await BulkProcessor(store).process_operations()
+
+
+async def test_many_operations_of_one_tenant_keep_no_other_waiting(database: IsolatedDatabase) -> None:
+    busy_caller, caller = await database.add_tenant(), await database.add_tenant()
+    for tenant_caller in (busy_caller, caller):
+        await _add_executions(database, tenant_caller, 1)
+    async with open_store(database) as store:
+        for _ in range(3):
+            await _start(store, busy_caller, "retry")
+        operation = await _start(store, caller, "retry")
+        async with store.system_transaction() as tx:
+            running = await tx.bulk_operations.list_running(2)
+        assert {tenant_id for tenant_id, _ in running} == {busy_caller.tenant_id, caller.tenant_id}
+        assert (caller.tenant_id, operation.id) in running
+
+
+async def test_filter_of_empty_lists_is_refused(database: IsolatedDatabase) -> None:
+    caller = await database.add_tenant()
+    await _add_executions(database, caller, 1)
+    async with open_store(database) as store, store.transaction(caller) as tx:
+        for filters in (BulkFilter(tag=[]), BulkFilter(metadata=[]), BulkFilter(tag=[], metadata=[])):
+            with pytest.raises(DomainError, match="must have a field"):
+                await bulk_operations.start_operation(tx, caller, NewBulkOperation(action="delete", filter=filters))

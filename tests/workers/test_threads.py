@@ -8,6 +8,7 @@ import contextlib
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from domain import executions, launch, threads
 from domain.executions import AttemptOutcome, Execution, ExecutionStart, TargetedExecutionStart
 from domain.llms import ConversationMessage
 from domain.ports import SandboxOutcome, Tx
+from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
 from domain.threads import Conversation, NewThread, ThreadFork, ThreadMessages
@@ -297,6 +299,26 @@ async def test_threads_are_removed_when_they_were_not_used_for_long(system) -> N
                 assert await tx.states.find(agent_id, old) is None
                 assert await tx.threads.find(busy) is not None
                 assert await tx.threads.find(new) is not None
+
+        runner.run(run())
+
+    await run_property_test(system, run_examples)
+
+
+async def test_thread_is_not_deleted_while_it_is_forked(system) -> None:
+    def run_examples(
+        runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, _clock: list[datetime]
+    ) -> None:
+        async def run() -> None:
+            caller = await database.add_tenant()
+            greeting = [ConversationMessage(role="user", content="Hello")]
+            async with store.transaction(caller) as tx:
+                source = (await threads.create_thread(tx, caller, NewThread(messages=greeting))).id
+            row_id = ids.decode_id("thread", source)
+            async with store.transaction(caller) as tx:
+                await threads.fork_thread(tx, caller, source, ThreadFork())
+                with pytest.raises(asyncpg.LockNotAvailableError):
+                    await database.owner.execute("SELECT FROM threads WHERE id = $1 FOR UPDATE NOWAIT", row_id)
 
         runner.run(run())
 

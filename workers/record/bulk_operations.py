@@ -32,6 +32,8 @@ class BulkProcessor:
         for tenant_id, operation_id in running:
             async with self._store.tenant_transaction(tenant_id) as tx:
                 pending = await tx.bulk_operations.list_pending(operation_id, MAX_TURN_EXECUTIONS)
+                if not pending:
+                    await tx.bulk_operations.complete_empty(operation_id, tx.now)
             for execution_id in pending:
                 await self._process_execution(tenant_id, operation_id, execution_id)
         return bool(running)

@@ -29,7 +29,9 @@ FIELD_RULES: Final = FieldRules(
         "context_management": lambda value: value == [],
         "truncation": lambda value: value == "disabled",
         "top_logprobs": lambda value: value == 0,
-        "include": lambda value: isinstance(value, list) and all(name in _NEUTRAL_INCLUDES for name in value),
+        "include": lambda value: (
+            isinstance(value, list) and all(isinstance(name, str) and name in _NEUTRAL_INCLUDES for name in value)
+        ),
         "moderation": is_never,
         "n": lambda value: value == 1 and not isinstance(value, bool),
     },
