@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from litestar import Response, Router, get
 from litestar.exceptions import NotFoundException
+from litestar.response import Redirect
 
 from api.operations import PUBLIC_ACCESS
 from api.requests import HttpRequest
@@ -38,6 +39,12 @@ def _render_page(name: str, title: str) -> Response[bytes]:
     return Response(page, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
 
+@get("/", opt=PUBLIC_ACCESS, include_in_schema=False)
+async def show_start() -> Redirect:
+    """Lead browsers that open the address of the API to its pages."""
+    return Redirect("/docs")
+
+
 @get("/docs", opt=PUBLIC_ACCESS, include_in_schema=False, media_type="text/html")
 async def show_swagger(settings: Settings) -> Response[bytes]:
     """Return the Swagger UI page."""
@@ -67,4 +74,4 @@ async def get_asset(name: str) -> Response[bytes]:
     return Response((folder / name).read_bytes(), media_type=media_type, headers=headers)
 
 
-router = Router("/", route_handlers=[show_swagger, show_redoc, get_document, get_asset])
+router = Router("/", route_handlers=[show_start, show_swagger, show_redoc, get_document, get_asset])

@@ -5,7 +5,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 from litestar import Response
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, NotFoundException, ValidationException
 from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import ParameterKwarg
 
@@ -129,9 +129,11 @@ def on_http_error(request: HttpRequest, error: HTTPException) -> Response[bytes]
         )
     if error.status_code >= 500:
         return on_unexpected_error(request, error)
-    answer = render_problem(
-        request, DomainError(_STATUS_CODES.get(error.status_code, "malformed_request"), error.detail)
-    )
+    detail = error.detail
+    # Litestar's own words for a path without a route.
+    if isinstance(error, NotFoundException) and detail == "Not Found":
+        detail = "There is no route of this path. GET /openapi.json lists all but those below /v1."
+    answer = render_problem(request, DomainError(_STATUS_CODES.get(error.status_code, "malformed_request"), detail))
     answer.headers.update(error.headers or {})
     return answer
 

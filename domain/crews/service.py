@@ -23,7 +23,7 @@ from domain.crews.schema import (
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
-from domain.shared.errors import Conflict, InvalidField, InvalidFields, require_found
+from domain.shared.errors import Conflict, FieldError, InvalidField, InvalidFields, require_found
 from domain.shared.exposure import read_exposure
 from domain.shared.pages import Listing, Page
 from domain.shared.patches import collect_sent_fields, set_fields
@@ -34,7 +34,12 @@ async def create_crew(tx: Tx, caller: Caller, data: NewCrew) -> Crew:
     project = read_source(data)
     name = data.name or (project.name if project is not None else None)
     if name is None:
-        raise InvalidField("name", "is required.")
+        # A file that cannot be read may hold the name.
+        problems = project.documents.agents.problems if project is not None else []
+        message = "is required, here or in crew.jsonc." if project is not None else "is required."
+        raise InvalidFields(
+            [problem.field_error for problem in problems] or [FieldError(field="name", message=message)]
+        )
     crew = Crew(
         id=ids.generate_id("crew"),
         name=names.check_name(name, "crew", RESERVED_CREW_NAMES),

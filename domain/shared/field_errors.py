@@ -15,7 +15,16 @@ import msgspec
 from domain.shared.errors import MAX_FIELD_ERRORS, FieldError, InvalidFields, field_error_from_msgspec
 
 # Names of other products for fields here.
-_FIELD_SYNONYMS: Final = {"input": ("payload", "inputs")}
+# Names that other platforms give to these fields.
+_FIELD_SYNONYMS: Final = {
+    "input": ("payload", "inputs"),
+    "prompt": ("task", "instructions"),
+    "system_prompt": ("instructions",),
+    "session_id": ("thread_id",),
+    "conversation_id": ("thread_id",),
+    "delay": ("delay_seconds",),
+    "ttl": ("expires_in",),
+}
 _ENUM_ERROR: Final = "Invalid enum value"
 
 

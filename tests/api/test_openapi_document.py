@@ -45,6 +45,9 @@ async def test_documentation_pages_load_only_local_assets(system) -> None:
                 assert answer.headers["content-type"].count("charset") == (0 if asset.endswith("png") else 1)
         assert b'Version: "2' in (await client.get("/docs/assets/redoc.standalone.js.LICENSE.txt")).content
         assert (await client.get("/docs/assets/..%2fdocs.py")).status_code == 404
+        start = await client.get("/")
+        assert (start.status_code, start.headers["location"]) == (302, "/docs")
+        assert "/openapi.json" in (await client.get("/api/v1/agent")).json()["detail"]
         assert (await client.get("/_litestar/openapi.json")).status_code == 404
 
 

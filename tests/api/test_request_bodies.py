@@ -79,12 +79,13 @@ async def test_result_with_too_many_values_is_an_error(shared_tenant: TenantClie
 
 
 async def test_all_invalid_fields_are_reported_together(shared_tenant: TenantClient) -> None:
-    body = {"input": {}, "timeout": "soon", "max_attempts": 99, "modle": "x", "mode": "wild", "payload": []}
+    body = {"input": {}, "timeout": "soon", "max_attempts": 99, "modle": "x", "mode": "wild", "payload": [], "ttl": 5}
     answer = await shared_tenant.http.post("/agents/hello/execute", json=body)
     assert answer.status_code == 422
     messages = {name["field"]: name["message"] for name in answer.json()["errors"]}
     assert set(messages) == set(body)
     assert messages["input"] == "is not a field here; did you mean `payload`?"
+    assert messages["ttl"] == "is not a field here; did you mean `expires_in`?"
     assert messages["mode"] == "must be one of 'safe', 'sandbox', 'yolo', not 'wild'."
     assert messages["modle"] == "is not a field here; did you mean `mode`?"
     for name in messages:

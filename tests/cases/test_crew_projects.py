@@ -35,6 +35,14 @@ async def list_problems(acme: TenantClient, files: dict[str, str]) -> list[tuple
     return [(problem["field"], problem["line"], problem["message"]) for problem in result["errors"]]
 
 
+async def test_missing_name_does_not_hide_what_is_wrong_with_the_files(acme: TenantClient) -> None:
+    broken = {"crew.jsonc": '{"name": "Research", "agents": ["writer"]\n"tasks": []}', "agents/writer.jsonc": AGENT}
+    answer = await acme.http.post("/crews", json={"files": broken})
+    assert list_refused_fields(answer) == ["files.crew.jsonc (line 2)"]
+    answer = await acme.http.post("/crews", json={"files": {"crew.jsonc": CREW, "agents/writer.jsonc": AGENT}})
+    assert answer.json()["detail"] == "name: is required, here or in crew.jsonc."
+
+
 async def test_files_and_yaml_make_the_same_crew(acme: TenantClient, provider: FakeProvider) -> None:
     name = await create_model(acme, provider, generate_name())
     files = {
