@@ -41,7 +41,7 @@ def _render_page(name: str, title: str) -> Response[bytes]:
 
 @get("/", opt=PUBLIC_ACCESS, include_in_schema=False)
 async def show_start() -> Redirect:
-    """Lead browsers that open the address of the API to its pages."""
+    """Redirect browsers that open the address of the API to its pages."""
     return Redirect("/docs")
 
 

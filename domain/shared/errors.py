@@ -134,12 +134,17 @@ class InvalidField(DomainError):
         super().__init__("invalid_field", f"{field}: {message}", [FieldError(field=field, message=message)])
 
 
+def _join_messages(errors: list[FieldError]) -> str:
+    sentences = [f"{error.field}: {error.message}" for error in errors]
+    return "; ".join([*(sentence.removesuffix(".") for sentence in sentences[:-1]), *sentences[-1:]])
+
+
 class InvalidFields(DomainError):
     """Report the first `MAX_FIELD_ERRORS` fields that break a rule."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         listed = errors[:MAX_FIELD_ERRORS]
-        super().__init__("invalid_field", "; ".join(f"{error.field}: {error.message}" for error in listed), listed)
+        super().__init__("invalid_field", _join_messages(listed), listed)
 
 
 class Conflict(DomainError):
