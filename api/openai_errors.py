@@ -6,6 +6,7 @@ import msgspec
 from litestar import Response
 
 from domain.executions import Execution
+from domain.executions.error_types import is_platform_error_type
 from domain.shared.errors import DomainError
 from infra.wires.common import WireRefusal
 
@@ -74,5 +75,8 @@ def refuse_ended_run(execution: Execution) -> WireRefusal:
     if execution.status == "cancelled":
         status, error_type = 409, "cancelled"
     message = execution.error_message or f"The execution {execution.id} was {execution.status}."
+    if execution.error_type and not is_platform_error_type(execution.error_type):
+        # What an exception says may be a single word: KeyError: 'name'.
+        message = f"{error_type}: {message}"
     kind = "invalid_request_error" if status == 400 else "run_failed"
     return WireRefusal(status, message, error_type, kind=kind, should_retry=False)

@@ -21,5 +21,9 @@ def error_type_from_exception(name: str) -> str:
     plain = unicodedata.normalize("NFKC", name[:MAX_ERROR_TYPE_CHARACTERS])[:MAX_ERROR_TYPE_CHARACTERS]
     if not all(part.isidentifier() for part in plain.split(".")):
         return "Exception"
-    is_platform = plain in _PLATFORM_ERROR_TYPES or _PLATFORM_PATTERN.fullmatch(plain) is not None
-    return f"agent.{plain}" if is_platform else plain
+    return f"agent.{plain}" if is_platform_error_type(plain) else plain
+
+
+def is_platform_error_type(error_type: str) -> bool:
+    """Return whether an `error_type` is one of the platform, and not the class of an exception."""
+    return error_type in _PLATFORM_ERROR_TYPES or _PLATFORM_PATTERN.fullmatch(error_type) is not None

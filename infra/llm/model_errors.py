@@ -126,7 +126,11 @@ def _build_provider_error(
         case "rate_limited":
             words = f"{who} has reached its rate limit"
         case "unauthorized":
-            words = f"{who} does not accept the API key" if target.api_key else f"{who} needs an API key"
+            words = (
+                f"{who} does not accept the API key"
+                if target.api_key
+                else f"{who} needs an API key, stored under /provider-keys"
+            )
         case "timeout":
             words = f"{who} did not get the request in time"
         case "unavailable":

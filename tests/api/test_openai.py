@@ -296,7 +296,7 @@ async def test_errors_have_the_shape_of_openai(acme: TenantClient, client: opena
         assert int(exceeded.value.response.headers["retry-after"]) > 0
     agent_id = await acme.deploy_agent("def handle(payload): raise ValueError('no horses')\n")
     async with openai.AsyncOpenAI(api_key=client.api_key, base_url=url, max_retries=2) as retrying_client:
-        with pytest.raises(openai.InternalServerError, match="no horses") as failed:
+        with pytest.raises(openai.InternalServerError, match="ValueError: no horses") as failed:
             await retrying_client.chat.completions.create(model=agent_id, messages=ask("Go"))
     assert failed.value.code == "ValueError"
     runs = (await acme.http.get(f"/executions?agent_id={agent_id}")).json()["items"]
