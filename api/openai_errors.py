@@ -5,8 +5,7 @@ from typing import Any, Final
 import msgspec
 from litestar import Response
 
-from domain.executions import Execution
-from domain.executions.error_types import is_platform_error_type
+from domain.executions import Execution, is_platform_error_type
 from domain.shared.errors import DomainError
 from infra.wires.common import WireRefusal
 

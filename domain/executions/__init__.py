@@ -11,7 +11,7 @@ from domain.executions.claims import (
     settle_executions,
 )
 from domain.executions.deletion import delete_execution
-from domain.executions.error_types import error_type_from_exception
+from domain.executions.error_types import error_type_from_exception, is_platform_error_type
 from domain.executions.gates import (
     ExpiredRun,
     FreedRun,
@@ -158,6 +158,7 @@ __all__ = [
     "get_execution",
     "hand_over_execution",
     "is_expired",
+    "is_platform_error_type",
     "job_from_execution",
     "list_executions",
     "list_terms",
