@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from domain import files
 from domain.crews import compiler, crew_files, renderer, validation
 from domain.crews.crew_files import CrewProject
 from domain.crews.roster import CrewRoster
@@ -20,6 +21,7 @@ from domain.crews.schema import (
     NewCrew,
     PatchCrew,
 )
+from domain.crews.task_rules import list_knowledge
 from domain.ports import Tx
 from domain.shared import ids, names
 from domain.shared.access import Caller
@@ -68,7 +70,10 @@ def read_source(source: CrewSource) -> CrewProject | None:
 
 
 async def _resolve_references(tx: Tx, caller: Caller, crew: Crew, project: CrewProject | None = None) -> None:
-    """Validate the crew, and replace references to agents and tasks by ids. Errors: `invalid_field`."""
+    """Validate the crew, and replace references to agents and tasks by ids. Errors: `invalid_field`, `missing_scope`.
+
+    Naming uploaded files as knowledge takes the scope to read them.
+    """
     if project is not None:
         set_fields(crew, project.collect_settings())
     roster = await validation.validate_crew(
@@ -76,6 +81,8 @@ async def _resolve_references(tx: Tx, caller: Caller, crew: Crew, project: CrewP
     )
     if roster.errors:
         raise InvalidFields([problem.field_error for problem in roster.errors])
+    # Whoever writes the tasks decides what is told of the files.
+    files.require_file_access(caller, {text.name: text.file_id for text in list_knowledge(roster) if text.file_id})
     members = [roster.members_by_reference[reference] for reference in crew.agents]
     crew.agents = [member.agent.id for member in members if member is not None]
     crew.tasks = [task.task_id for task in roster.tasks if task.task_id is not None]

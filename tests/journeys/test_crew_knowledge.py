@@ -43,6 +43,23 @@ async def test_knowledge_that_fits_a_task_is_part_of_its_prompt(acme: TenantClie
     assert BANK not in list_requests(provider, name)[-1].get_last_text(), "what does not fit is left out"
 
 
+async def test_files_as_knowledge_take_the_scope_to_read_files(acme: TenantClient, provider: FakeProvider) -> None:
+    (name,) = await create_models(acme, provider, "scoped")
+    source = {"file_paths": [await upload_text(acme, BEES)]}
+    crew = await create_crew(acme, "scoped", name, {}, {"description": "Say what you know."})
+    agents = {"asker": {"role": "r", "goal": "g", "llm": name, "knowledge_sources": [source]}}
+    key = await acme.create_key(scopes=["write:catalog", "read:catalog", "run:agents"])
+    async with acme.open_client(key) as http:
+        tasks = {"ask": {"description": "d", "expected_output": "e", "agent": "asker"}}
+        for change in (
+            {"knowledge_sources": [source]},
+            {"agents_yaml": json.dumps(agents), "tasks_yaml": json.dumps(tasks)},
+        ):
+            answer = await http.patch(f"/crews/{crew}", json=change)
+            assert (answer.status_code, answer.json()["error"]) == (403, "missing_scope"), answer.text
+        assert (await http.patch(f"/crews/{crew}", json={"knowledge_sources": [BANK]})).status_code == 200
+
+
 async def test_knowledge_of_a_crew_is_for_all_its_agents(acme: TenantClient, provider: FakeProvider) -> None:
     first, second = await create_models(acme, provider, "first", "second")
     agents = {
