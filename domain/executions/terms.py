@@ -22,6 +22,7 @@ MAX_TEXT_WORDS: Final = 200
 # Characters of each text that are looked through for words.
 MAX_TEXT_CHARACTERS: Final = 100_000
 MAX_SEARCH_CHARACTERS: Final = 1000
+MAX_SEARCH_WORDS: Final = 32
 # A longer value of the metadata is found by its hash.
 _MAX_VALUE_CHARACTERS: Final = 256
 
@@ -118,6 +119,9 @@ def build_term_query(filters: ExecutionFilter) -> TermQuery | None:
         words, unwanted = split_search(filters.search.casefold())
         if not words:
             raise InvalidField("search", "must contain a word that is not excluded.")
+        # The database looks up each word on its own, and plans that for longer than it reads.
+        if len(words) + len(unwanted) > MAX_SEARCH_WORDS:
+            raise InvalidField("search", f"must have at most {MAX_SEARCH_WORDS} different words.")
         required += [f"w:{word}" for word in words]
         excluded = [f"w:{word}" for word in unwanted]
     if not required:

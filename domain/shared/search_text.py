@@ -50,7 +50,7 @@ def split_search(search: str) -> tuple[list[str], list[str]]:
     A phrase is its words.
     """
     required, excluded = dict[str, None](), dict[str, None]()
-    for negation, term in _TERM_PATTERN.findall(search)[:MAX_SEARCH_TERMS]:
-        words = dict.fromkeys(split_words(term)[:MAX_SEARCH_TERMS])
+    for negation, term in _TERM_PATTERN.findall(search):
+        words = dict.fromkeys(split_words(term))
         (excluded if negation else required).update(words)
     return list(required), list(excluded)

@@ -91,6 +91,8 @@ async def test_another_tenant_finds_nothing(acme: TenantClient, other_tenant: Te
         ({"search": "-only"}, "search"),
         ({"search": "\0 ..."}, "search"),
         ({"search": "x" * 1001}, "search"),
+        ({"search": " ".join(f"w{number}" for number in range(33))}, "search"),
+        ({"search": '"' + ",".join(f"w{number}" for number in range(33)) + '"'}, "search"),
         ({"search": "x", "parent_id": "exec_01k3v9rt0hf7btqeqn5j8x2a4c"}, "parent_id"),
     ],
 )
