@@ -81,7 +81,7 @@ async def _resolve_references(tx: Tx, caller: Caller, crew: Crew, project: CrewP
     )
     if roster.errors:
         raise InvalidFields([problem.field_error for problem in roster.errors])
-    # Whoever writes the tasks decides what is told of the files.
+    # The author of the tasks decides what the answers repeat of the files.
     files.require_file_access(caller, {text.name: text.file_id for text in list_knowledge(roster) if text.file_id})
     members = [roster.members_by_reference[reference] for reference in crew.agents]
     crew.agents = [member.agent.id for member in members if member is not None]

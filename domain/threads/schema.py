@@ -11,6 +11,8 @@ from domain.shared.pages import Listing, Page
 from domain.shared.tags import Metadata, Tags
 
 MAX_THREAD_MESSAGES: Final = 100_000
+# Of messages that are listed at a time; each is smaller.
+MAX_LISTED_BYTES: Final = 16 * 1024 * 1024
 MAX_TITLE_CHARACTERS: Final = 200
 # A thread without a title is called after the beginning of its first message of a user.
 DERIVED_TITLE_CHARACTERS: Final = 80
@@ -122,6 +124,10 @@ class Threads(Protocol):
 
     async def list_messages(self, thread_id: str, page: Page, is_descending: bool) -> list[StoredMessage]:
         """Return a page of messages by number, and one more if more follow."""
+        ...
+
+    async def measure_messages(self, thread_id: str, page: Page, is_descending: bool) -> int:
+        """Return the bytes of a page of messages, without loading them."""
         ...
 
     async def list_newest(self, thread_id: str, after: int, max_tokens: int) -> list[StoredMessage]:

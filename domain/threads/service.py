@@ -14,6 +14,7 @@ from domain.shared.pages import Listing, Page, build_listing
 from domain.shared.tags import check_metadata, check_tags
 from domain.threads.schema import (
     DERIVED_TITLE_CHARACTERS,
+    MAX_LISTED_BYTES,
     MAX_THREAD_MESSAGES,
     NewThread,
     PatchThread,
@@ -98,8 +99,12 @@ async def delete_thread(tx: Tx, thread_id: str) -> None:
 
 
 async def list_messages(tx: Tx, thread_id: str, page: Page, is_descending: bool) -> Listing[ThreadMessage]:
-    """List the messages of a thread by number. Errors: `not_found`."""
+    """List the messages of a thread by number. Errors: `not_found`, `invalid_field` for too large ones together."""
     thread = await get_thread(tx, thread_id)
+    size = await tx.threads.measure_messages(thread.id, page, is_descending)
+    if page.limit > 1 and size > MAX_LISTED_BYTES:
+        message = f"is too large: these messages have {size} bytes; at most {MAX_LISTED_BYTES} are listed at a time."
+        raise InvalidField("limit", message)
     stored = await tx.threads.list_messages(thread.id, page, is_descending)
     return build_listing([_show_stored(message) for message in stored], thread.last_seq, page)
 

@@ -153,6 +153,14 @@ class PostgresThreads:
         records = await self._connection.fetch(query, row_id, page.limit + 1, page.offset)
         return [_read_message(record) for record in records]
 
+    async def measure_messages(self, thread_id: str, page: Page, is_descending: bool) -> int:
+        order = "DESC" if is_descending else "ASC"
+        query = (
+            f"SELECT coalesce(sum(octet_length(content)), 0) FROM ({_LIST_SQL} ORDER BY seq {order} LIMIT $2 OFFSET $3)"
+        )
+        row_id = ids.decode_id("thread", thread_id)
+        return int(await self._connection.fetch_value(f"{query} AS listed", row_id, page.limit, page.offset))
+
     async def list_newest(self, thread_id: str, after: int, max_tokens: int) -> list[StoredMessage]:
         row_id = ids.decode_id("thread", thread_id)
         records = await self._connection.fetch(_NEWEST_SQL, row_id, after, max_tokens)

@@ -20,6 +20,7 @@ from domain.ports import SandboxOutcome, Tx
 from domain.shared import ids
 from domain.shared.access import Caller
 from domain.shared.errors import DomainError
+from domain.shared.pages import Page
 from domain.threads import Conversation, NewThread, ThreadFork, ThreadMessages
 from infra.postgres.store import PostgresStore
 from tests.support.isolated_database import NOW, IsolatedDatabase
@@ -319,6 +320,29 @@ async def test_thread_is_not_deleted_while_it_is_forked(system) -> None:
                 await threads.fork_thread(tx, caller, source, ThreadFork())
                 with pytest.raises(asyncpg.LockNotAvailableError):
                     await database.owner.execute("SELECT FROM threads WHERE id = $1 FOR UPDATE NOWAIT", row_id)
+
+        runner.run(run())
+
+    await run_property_test(system, run_examples)
+
+
+async def test_messages_that_are_too_large_together_are_listed_a_few_at_a_time(system) -> None:
+    def run_examples(
+        runner: asyncio.Runner, database: IsolatedDatabase, store: PostgresStore, _clock: list[datetime]
+    ) -> None:
+        async def run() -> None:
+            caller = await database.add_tenant()
+            message = ConversationMessage(role="user", content="x" * 1_000_000)
+            async with store.transaction(caller) as tx:
+                thread = (await threads.create_thread(tx, caller, NewThread(messages=[message] * 6))).id
+                for _ in range(2):
+                    await threads.add_messages_by_hand(tx, thread, ThreadMessages(messages=[message] * 6))
+            async with store.transaction(caller) as tx:
+                with pytest.raises(DomainError, match="limit: is too large: these messages have 180") as refused:
+                    await threads.list_messages(tx, thread, Page(limit=100, offset=0), False)
+                assert [error.field for error in refused.value.errors] == ["limit"]
+                listing = await threads.list_messages(tx, thread, Page(limit=10, offset=0), True)
+                assert (len(listing.items), listing.has_more) == (10, True)
 
         runner.run(run())
 
