@@ -34,6 +34,8 @@ BulkAction = Literal["cancel", "retry", "delete"]
 BulkStatus = Literal["dry_run", "running", "completed", "cancelled"]
 
 MAX_BULK_EXECUTIONS: Final = 10_000
+# Operations of a tenant that run at the same time.
+MAX_RUNNING_OPERATIONS: Final = 50
 # Errors that an operation shows.
 MAX_SHOWN_ERRORS: Final = 20
 _SCOPES_BY_ACTION: Final[dict[BulkAction, str]] = {
@@ -152,6 +154,7 @@ class BulkOperations(Protocol):
         """Complete a running operation that has nothing left: its last executions were deleted by others."""
         ...
 
+    async def count_running(self) -> int: ...
     async def take_execution(self, operation_id: str, execution_id: str) -> BulkOwner | None:
         """Take an execution from a running operation's list; None if another worker did."""
         ...
@@ -166,9 +169,12 @@ class BulkOperations(Protocol):
 async def start_operation(tx: Tx, caller: Caller, data: NewBulkOperation) -> BulkOperation:
     """Write an operation with the executions that it is about, and ring for it.
 
-    Errors: `missing_scope`, `invalid_field`, also for more than `MAX_BULK_EXECUTIONS` executions.
+    Errors: `missing_scope`, `invalid_field`, also for more than `MAX_BULK_EXECUTIONS` executions; `conflict` while
+    `MAX_RUNNING_OPERATIONS` run.
     """
     require_scope(caller, _SCOPES_BY_ACTION[data.action])
+    if not data.dry_run and await tx.bulk_operations.count_running() >= MAX_RUNNING_OPERATIONS:
+        raise Conflict(f"{MAX_RUNNING_OPERATIONS} operations are running already. Wait until one has ended.")
     if (data.filter is None) == (data.ids is None):
         raise InvalidField("ids" if data.filter is not None else "filter", "send one of filter and ids.")
     operation = BulkOperation(

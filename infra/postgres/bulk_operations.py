@@ -82,6 +82,9 @@ _PENDING_SQL: Final = """
     SELECT i.execution_id FROM bulk_items i JOIN bulk_operations o ON o.id = i.operation_id
     WHERE o.id = $1 AND o.status = 'running' AND i.error IS NULL ORDER BY i.execution_id LIMIT $2
 """
+# The execution first, as its deletion locks it: the two would otherwise wait for each other.
+_LOCK_SQL: Final = "SELECT FROM executions WHERE id = $1 FOR UPDATE"
+_COUNT_RUNNING_SQL: Final = "SELECT count(*) FROM bulk_operations WHERE status = 'running'"
 _TAKE_SQL: Final = """
     WITH running AS (SELECT * FROM bulk_operations WHERE id = $1 AND status = 'running' FOR UPDATE),
     taken AS (
@@ -179,6 +182,9 @@ class PostgresBulkOperations:
     async def cancel(self, operation_id: str, now: datetime) -> None:
         await self._connection.execute_sql(_CANCEL_SQL, _decode_operation(operation_id), now)
 
+    async def count_running(self) -> int:
+        return int(await self._connection.fetch_value(_COUNT_RUNNING_SQL))
+
     async def list_running(self, limit: int) -> list[tuple[str, str]]:
         records = await self._connection.fetch("SELECT tenant_id, id FROM running_bulk_operations($1)", limit)
         return [(record["tenant_id"], ids.encode_id("bulk", record["id"])) for record in records]
@@ -192,6 +198,7 @@ class PostgresBulkOperations:
 
     async def take_execution(self, operation_id: str, execution_id: str) -> BulkOwner | None:
         row_ids = _decode_operation(operation_id), ids.decode_id("exec", execution_id)
+        await self._connection.execute_sql(_LOCK_SQL, row_ids[1])
         record = await self._connection.fetch_row(_TAKE_SQL, *row_ids)
         if record is None:
             return None

@@ -44,10 +44,11 @@ _DEFINE_SQL: Final = f"""
     UNION ALL SELECT 'workflow', id, description, false, NULL, output_schema::text, inputs::text, ''
     FROM workflows WHERE id = ANY ($1::uuid[])
 """
+# A retry has the metadata of the call's run, and does not belong to the call.
 _FIND_CALL_SQL: Final = f"""
     SELECT id FROM executions
     WHERE status IN ('pending', 'preparing', 'running', 'waiting') AND user_id = $2 AND parent_id IS NULL
-      AND metadata ->> '{REQUEST_METADATA_KEY}' = $1
+      AND metadata ->> '{REQUEST_METADATA_KEY}' = $1 AND retry_of IS NULL
     ORDER BY id DESC LIMIT 1
 """
 

@@ -3,8 +3,13 @@
 import secrets
 from typing import Any
 
+import msgspec
 import pytest
 
+from domain import bulk_operations
+from domain.shared.access import Caller
+from domain.shared.errors import DomainError
+from infra.wiring import Resources
 from tests.support.clients import TenantClient, wait_for_result
 
 SLEEPER_SOURCE = "import time\ndef handle(payload):\n    time.sleep(payload.get('seconds', 0))\n    return payload\n"
@@ -119,3 +124,17 @@ async def test_each_action_takes_the_scope_of_a_single_one(acme: TenantClient) -
         for scopes, status in (([scope], 201), ([other, "read:executions"], 403)):
             async with acme.open_client(await acme.create_key(scopes=scopes)) as client:
                 assert (await client.post("/executions/bulk", json=body)).status_code == status, (action, scopes)
+
+
+async def test_a_tenant_runs_a_bounded_number_of_operations(
+    acme: TenantClient, monkeypatch: pytest.MonkeyPatch, resources: Resources
+) -> None:
+    agent = await acme.create_agent()
+    body = {"action": "cancel", "filter": {"agent_id": agent["id"]}}
+    caller = Caller(tenant_id=acme.tenant_id, user_id=agent["user_id"], role="user", scopes=frozenset({"run:agents"}))
+    monkeypatch.setattr(bulk_operations, "MAX_RUNNING_OPERATIONS", 0)
+    async with resources.store.transaction(caller) as tx:
+        with pytest.raises(DomainError, match="operations are running already"):
+            await bulk_operations.start_operation(tx, caller, msgspec.convert(body, bulk_operations.NewBulkOperation))
+        dry = msgspec.convert({**body, "dry_run": True}, bulk_operations.NewBulkOperation)
+        assert (await bulk_operations.start_operation(tx, caller, dry)).total == 0
