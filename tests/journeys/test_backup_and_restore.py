@@ -82,7 +82,7 @@ async def submit_load(owner: TenantClient, agent_id: str, accepted: dict[str, li
             uploaded = await owner.upload_archive(other["id"], pack_archive({"agent.py": ECHO_SOURCE}))
             assert uploaded.status_code == 201, uploaded.text
             accepted.setdefault("versions", []).append(f"/agents/{other['id']}/versions/{uploaded.json()['id']}")
-            await owner.http.delete(f"/executions/{accepted['/executions'][0]}")
+            await owner.http.post(f"/executions/{accepted['/executions'][0]}/cancel")
         # Enough to happen during every part of the backup; without a pause it would be minutes of work to check.
         await asyncio.sleep(0.1)
 

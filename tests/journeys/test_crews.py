@@ -224,7 +224,7 @@ write:
   context: [research, gossip]
   tools: [http_request, no_tool]
   output_file: /etc/passwd
-  human_input: true
+  callback: notify.done
 proofread:
   expected_output: A report without mistakes
   agent: writer
@@ -262,7 +262,7 @@ async def test_debug_reports_all_problems_together(acme: TenantClient) -> None:
         "tasks_yaml.write.context[1]": 9,
         "tasks_yaml.write.tools[1]": 10,
         "tasks_yaml.write.output_file": 11,
-        "tasks_yaml.write.human_input": 12,
+        "tasks_yaml.write.callback": 12,
         "tasks_yaml.proofread.description": 13,
         "tasks_yaml.proofread.context[0]": 16,
         "tasks_yaml.publish.agent": 17,
@@ -274,7 +274,7 @@ async def test_debug_reports_all_problems_together(acme: TenantClient) -> None:
     }
     assert "research → write → research" in errors["tasks_yaml.research.context[0]"][1]
     assert "comes later" in errors["tasks_yaml.proofread.context[0]"][1]
-    assert "let a step require an approval" in errors["tasks_yaml.write.human_input"][1]
+    assert "code" in errors["tasks_yaml.write.callback"][1]
     warning_lines = {warning["field"]: warning["line"] for warning in result["warnings"]}
     assert warning_lines == {"agents_yaml.idle": 10, "tasks_yaml.research.expected_output": 1}
 

@@ -99,7 +99,7 @@ async def open_doors(system: System, acme: TenantClient, model: str, **agent: An
     key = await acme.create_key()
     async with (
         openai.AsyncOpenAI(api_key=key, base_url=f"{system.url}/v1", max_retries=0, timeout=120) as web,
-        connect_client(system, key) as mcp,
+        connect_client(system.url, key) as mcp,
     ):
         yield Doors(acme, name, thread["id"], web, mcp)
 
