@@ -14,7 +14,6 @@ import msgspec
 
 from domain.shared.errors import MAX_FIELD_ERRORS, FieldError, InvalidFields, field_error_from_msgspec
 
-# Names of other products for fields here.
 # Names that other platforms give to these fields.
 _FIELD_SYNONYMS: Final = {
     "input": ("payload", "inputs"),
@@ -200,4 +199,7 @@ def _suggest_field(name: str, fields: list[str]) -> str:
     suggestion = next((synonym for synonym in _FIELD_SYNONYMS.get(name, ()) if synonym in fields), None)
     if suggestion is None:
         suggestion = next(iter(difflib.get_close_matches(name[:64], fields, 1, 0.8)), None)
-    return "." if suggestion is None else f"; did you mean `{suggestion}`?"
+    if suggestion is not None:
+        return f"; did you mean `{suggestion}`?"
+    # Other platforms take what a run receives at the top level.
+    return "; what the run receives goes into `payload`." if "payload" in fields else "."

@@ -7,7 +7,7 @@ import pytest
 
 from domain import llms, provider_keys, tools
 from domain.agents import Description
-from domain.executions import RunName
+from domain.executions import ExecutionStart, RunName
 from domain.shared.errors import DomainError
 from domain.shared.field_errors import collect_field_errors
 from domain.tools import check_custom_configuration
@@ -35,3 +35,16 @@ def test_all_problems_of_a_tool_are_reported_with_allowed_values() -> None:
     messages = {error.field: error.message for error in caught.value.errors}
     assert messages.keys() == {"configuration.method", "configuration.timeout"}
     assert "'GET'" in messages["configuration.method"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("conversation_id", "; did you mean `thread_id`?"),
+        ("priorty", "; did you mean `priority`?"),
+        ("topic", "; what the run receives goes into `payload`."),
+    ],
+)
+def test_unknown_fields_of_a_start_say_where_they_belong(name: str, hint: str) -> None:
+    [error] = collect_field_errors({name: "x"}, ExecutionStart)
+    assert (error.field, error.message) == (name, f"is not a field here{hint}")
