@@ -26,6 +26,7 @@ from scripts.system import System
 from tests.support.isolated_database import NOW
 from tests.support.plan_builders import PlanEnvironment, open_plan_environment
 from workers.agent import AgentRunner
+from workers.agent.runner import AgentRunResult
 from workers.model_calls import ModelAccess, ModelCalls
 from workers.plan.advancer import PlanAdvancer
 
@@ -620,7 +621,7 @@ async def test_waiting_for_the_rate_limit_extends_the_timeout_and_can_be_stopped
     for _ in range(2):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):
-                await create_model_calls(environment, run, run_timeout)._wait_for_rate_limit()
+                await create_model_calls(environment, run, run_timeout)._wait_for_rate_limit(None)
     assert extensions == [60.0]
     unpaced = await environment.start_plan(build_step(environment, "b"))
     await environment.advance_until_idle()
@@ -628,7 +629,7 @@ async def test_waiting_for_the_rate_limit_extends_the_timeout_and_can_be_stopped
     run = await environment.get_execution(ids.encode_id("exec", await environment.database.owner.fetchval(query)))
     calls = create_model_calls(environment, run, run_timeout)
     for _ in range(3):
-        await calls._wait_for_rate_limit()
+        await calls._wait_for_rate_limit(None)
     assert (extensions, root != unpaced) == ([60.0], True)
 
 
@@ -649,17 +650,17 @@ class WaitingRunner(AgentRunner):
     def __init__(self, waiting: float) -> None:
         self._waiting = waiting
 
-    async def _run_agent(self, execution: Execution, timeout: asyncio.Timeout) -> SandboxOutcome | None:
+    async def _run_agent(self, execution: Execution, timeout: asyncio.Timeout) -> AgentRunResult | None:
         timeout.reschedule((timeout.when() or 0) + self._waiting)
         await asyncio.sleep(1.2)
-        return SandboxOutcome(output=b"1")
+        return AgentRunResult(outcome=SandboxOutcome(output=b"1"))
 
 
 async def test_waiting_for_the_rate_limit_does_not_count_as_run_time(environment: PlanEnvironment) -> None:
     root = await environment.start_plan(build_step(environment, "a"))
     run = msgspec.structs.replace(await environment.get_execution(root), kind="agent", timeout=1)
     kinds = [
-        outcome and outcome.error_type
-        for outcome in [await WaitingRunner(waiting)._run_within_timeout(run) for waiting in (0.0, 5.0)]
+        ended and ended.outcome.error_type
+        for ended in [await WaitingRunner(waiting)._run_within_timeout(run) for waiting in (0.0, 5.0)]
     ]
     assert kinds == ["timeout", None]

@@ -105,7 +105,7 @@ async def test_of_two_runs_that_change_one_state_the_later_fails(environment: St
         await environment.settle(second_run, {"by": second.id})
     assert caught.value.code == "state_conflict"
     assert "Run it again" in caught.value.detail
-    failure = second_run.drop_state(caught.value)
+    failure = second_run.drop_results(caught.value)
     assert failure is not None
     assert (failure.error_type, second_run.write_results) == ("state_conflict", None)
     assert await environment.get() == {"by": first.id}
@@ -207,7 +207,7 @@ async def test_an_agent_has_a_bounded_number_of_states(
     await environment.load(run)
     with pytest.raises(DomainError) as caught:
         await environment.settle(run, {"a": 1})
-    failure = run.drop_state(caught.value)
+    failure = run.drop_results(caught.value)
     assert failure is not None
     assert failure.error_type == "quota_exceeded"
 
