@@ -71,8 +71,12 @@ def build_documents(agent: dict[str, Any], task: dict[str, Any]) -> dict[str, st
 
 async def test_examples_of_the_crews_page_work(acme: TenantClient, provider: FakeProvider) -> None:
     examples = re.findall(r"```yaml\n(# (agents|tasks)_yaml\n.*?)```", CREWS_PAGE.read_text(), re.DOTALL)
-    assert [kind for _, kind in examples] == ["agents", "tasks"]
-    documents = {f"{kind}_yaml": text for text, kind in examples}
+    assert [kind for _, kind in examples] == ["agents", "tasks", "tasks"]
+    (agents_yaml, _), (tasks_yaml, _), (checked_tasks_yaml, _) = examples
+    checked = {"agents_yaml": json.dumps({"writer": EXAMPLE_AGENT}), "tasks_yaml": checked_tasks_yaml}
+    debug_result = (await acme.http.post("/crews/debug", json=checked)).json()
+    assert (debug_result["valid"], debug_result["warnings"]) == (True, []), debug_result
+    documents = {"agents_yaml": agents_yaml, "tasks_yaml": tasks_yaml}
     debug_result = (await acme.http.post("/crews/debug", json=documents)).json()
     assert (debug_result["valid"], debug_result["warnings"], debug_result["inputs"]) == (True, [], ["topic"]), (
         debug_result
@@ -94,7 +98,7 @@ async def test_crewai_defaults_are_accepted(acme: TenantClient) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("memory", True, "context"),
+        ("memory", "long", "Expected `bool`"),
         ("allow_code_execution", True, "python"),
         ("max_retry_limit", 11, "<= 10"),
         ("max_retry_limit", True, "Expected `int`"),

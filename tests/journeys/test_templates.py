@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from domain.shared.ids import generate_id
 from tests.support.clients import TenantClient
 from tests.support.fake_provider import FakeProvider
 from tests.support.model_agents import (
@@ -142,7 +143,7 @@ async def test_agent_prompt_contains_its_template(acme: TenantClient, provider: 
     assert "Write about" in await run_and_read_prompt(agent=child["id"])
     for body in (
         {"name": "x", "model": name, "template": "no such"},
-        {"name": "x", "template": template["id"][:-1] + "z"},
+        {"name": "x", "template": generate_id("tpl")},
     ):
         refused = await acme.http.post("/agents", json=body)
         assert list_refused_fields(refused) == ["template"]
