@@ -15,9 +15,9 @@ from infra.wires.common import (
     build_message,
     convert_fields,
     drop_notes,
-    read_cache_mark,
     read_image,
     read_part_mark,
+    read_text,
 )
 
 _TAKEN_BLOCKS: Final = "'text', 'image', 'tool_use', 'tool_result', 'thinking' and 'redacted_thinking'"
@@ -133,15 +133,7 @@ def _read_part(block: dict[str, Any], kind: str, where: str) -> MessagePart:
 
 
 def _read_text(block: dict[str, Any], where: str) -> MessageText:
-    fields = drop_notes(block, field_tables.TEXT_NOTES)
-    cache = read_cache_mark(fields, where)
-    text = fields.pop("text", None)
-    if not isinstance(text, str):
-        raise WireRefusal(400, f"`{where}.text` must be text.", param=f"{where}.text")
-    if fields:
-        name = min(fields)[:64]
-        raise WireRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
-    return MessageText(text=text, cache=cache)
+    return read_text(drop_notes(block, field_tables.TEXT_NOTES), "text", where)
 
 
 def _drop_caller(block: dict[str, Any]) -> Any:

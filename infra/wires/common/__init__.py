@@ -3,12 +3,15 @@
 from infra.wires.common.blocks import AnswerBlock, BlockEvent, BlockSequence
 from infra.wires.common.content import (
     IMAGE_KINDS,
+    PartRules,
     build_message,
     check_images,
     find_last_mark,
     read_cache_mark,
     read_image,
+    read_part,
     read_part_mark,
+    read_text,
 )
 from infra.wires.common.conversation import AssistantBuilder
 from infra.wires.common.errors import WireRefusal
@@ -34,6 +37,7 @@ __all__ = [
     "BlockEvent",
     "BlockSequence",
     "FieldRules",
+    "PartRules",
     "ReasoningSeal",
     "ToolChoice",
     "WireRefusal",
@@ -49,5 +53,7 @@ __all__ = [
     "is_never",
     "read_cache_mark",
     "read_image",
+    "read_part",
     "read_part_mark",
+    "read_text",
 ]

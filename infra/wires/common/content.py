@@ -1,6 +1,6 @@
 """Build the content of a message out of its texts and images, and read the marks for a provider's cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -21,9 +21,23 @@ from domain.llms import (
     read_image_url,
 )
 from infra.wires.common.errors import WireRefusal
+from infra.wires.common.parser import drop_notes
 
 # Parts of this kind are images, in the shapes of the three APIs. Libraries mix them.
 IMAGE_KINDS: Final = frozenset({"image_url", "input_image", "image"})
+
+
+class PartRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Define the parts of one of OpenAI's APIs: the field of each kind of text, and fields that are mere labels."""
+
+    text_fields: Mapping[str, str]
+    notes: frozenset[str]
+    # What refusals say: what a part must be, and the kinds of texts and images that this API documents.
+    shape: str
+    text_kind: str
+    image_kind: str
+    # The kind of a part that names none; None if it has to.
+    default_kind: str | None = None
 
 
 class _CacheControl(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,6 +84,34 @@ def read_part_mark(value: Any, where: str) -> CacheTtl | None:
     return read_cache_mark({"cache_control": value}, where)
 
 
+def read_part(part: Any, where: str, rules: PartRules, takes_images: bool) -> MessagePart:
+    """Return a text or an image of a message's content. Errors: `WireRefusal` names what is not taken."""
+    if isinstance(part, str):
+        return MessageText(text=part)
+    if not isinstance(part, dict):
+        raise WireRefusal(400, f"`{where}` must be {rules.shape}.", param=where)
+    fields = drop_notes(part, rules.notes)
+    kind = fields.pop("type", rules.default_kind)
+    if takes_images and isinstance(kind, str) and kind in IMAGE_KINDS:
+        return read_image(kind, fields, where)
+    field = rules.text_fields.get(kind) if isinstance(kind, str) else None
+    if field is None:
+        others = f"and {rules.image_kind!r}" if takes_images else "alone"
+        message = f"`{where}` is of type {str(kind)[:40]!r}; parts of type {rules.text_kind!r} {others} are taken here."
+        raise WireRefusal(400, message, param=where)
+    return read_text(fields, field, where)
+
+
+def read_text(fields: dict[str, Any], field: str, where: str) -> MessageText:
+    """Return a text part, whose fields are those beside its `type`. Errors: `WireRefusal` names what is wrong."""
+    cache = read_cache_mark(fields, where)
+    text = fields.pop(field, None)
+    if not isinstance(text, str):
+        raise WireRefusal(400, f"`{where}.{field}` must be text.", param=f"{where}.{field}")
+    _refuse_other_fields(fields, where)
+    return MessageText(text=text, cache=cache)
+
+
 def read_image(kind: str, fields: dict[str, Any], where: str) -> MessageImage:
     """Return an image part, whose fields are those beside its `type`. Errors: `WireRefusal` names what is wrong."""
     cache = read_cache_mark(fields, where)
@@ -83,10 +125,14 @@ def read_image(kind: str, fields: dict[str, Any], where: str) -> MessageImage:
             link = {**link, "detail": fields.pop("detail")}
         image_link = _convert(link, _ImageLink, f"{where}.image_url")
         image = msgspec.structs.replace(_read_url(image_link.url, f"{where}.image_url"), detail=image_link.detail)
+    _refuse_other_fields(fields, where)
+    return msgspec.structs.replace(image, cache=cache)
+
+
+def _refuse_other_fields(fields: dict[str, Any], where: str) -> None:
     if fields:
         name = min(fields)[:64]
         raise WireRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
-    return msgspec.structs.replace(image, cache=cache)
 
 
 def build_message(role: Any, parts: Sequence[MessagePart], separator: str = "\n", **more: Any) -> ChatMessage:

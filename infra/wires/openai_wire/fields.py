@@ -5,7 +5,7 @@ A field that is in neither of these tables and not in `ChatRequest` is refused a
 
 from typing import Final
 
-from infra.wires.common import FieldRules, is_never
+from infra.wires.common import FieldRules, PartRules, is_never
 
 # Ignored are fields about identity, storage and caching, and what only makes an answer faster.
 FIELD_RULES: Final = FieldRules(
@@ -43,5 +43,11 @@ TOOL_NOTES: Final = frozenset(
     {"index", "extra_content", "thought_signature", "provider_specific_fields", "parsed_arguments"}
 )
 CALL_NOTES: Final = TOOL_NOTES | {"cache_control"}
-PART_NOTES: Final = frozenset({"annotations", "citations", "id", "index", "logprobs", "parsed"})
-TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+PART_RULES: Final = PartRules(
+    text_fields={"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"},
+    notes=frozenset({"annotations", "citations", "id", "index", "logprobs", "parsed"}),
+    shape="text or {type, text}",
+    text_kind="text",
+    image_kind="image_url",
+    default_kind="text",
+)

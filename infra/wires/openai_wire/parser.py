@@ -13,7 +13,6 @@ from domain.llms import (
     ToolSpec,
 )
 from infra.wires.common import (
-    IMAGE_KINDS,
     ToolChoice,
     WireRefusal,
     build_message,
@@ -24,8 +23,7 @@ from infra.wires.common import (
     drop_notes,
     drop_nulls,
     find_last_mark,
-    read_cache_mark,
-    read_image,
+    read_part,
     read_part_mark,
 )
 from infra.wires.openai_wire import fields as field_tables
@@ -144,32 +142,10 @@ def _read_parts(message: RequestMessage, where: str) -> list[MessagePart]:
     if content is None or isinstance(content, str):
         return [MessageText(text=content)] if content else []
     takes_images = message.role in ("user", "tool")
-    return [_parse_part(part, f"{where}.content[{number}]", takes_images) for number, part in enumerate(content)]
-
-
-def _parse_part(part: Any, where: str, takes_images: bool) -> MessagePart:
-    if isinstance(part, str):
-        return MessageText(text=part)
-    if not isinstance(part, dict):
-        raise WireRefusal(400, f"`{where}` must be text or {{type, text}}.", param=where)
-    fields = drop_notes(part, field_tables.PART_NOTES)
-    kind = fields.pop("type", "text")
-    if takes_images and isinstance(kind, str) and kind in IMAGE_KINDS:
-        return read_image(kind, fields, where)
-    field = field_tables.TEXT_PARTS.get(kind) if isinstance(kind, str) else None
-    if field is None:
-        types = "'text' and 'image_url' are" if takes_images else "'text' alone are"
-        raise WireRefusal(
-            400, f"`{where}` is of type {str(kind)[:40]!r}; parts of type {types} taken here.", param=where
-        )
-    cache = read_cache_mark(fields, where)
-    text = fields.pop(field, None)
-    if not isinstance(text, str):
-        raise WireRefusal(400, f"`{where}.{field}` must be text.", param=f"{where}.{field}")
-    if fields:
-        name = min(fields)[:64]
-        raise WireRefusal(400, f"`{where}.{name}` is an unknown field: leave it out.", param=f"{where}.{name}")
-    return MessageText(text=text, cache=cache)
+    return [
+        read_part(part, f"{where}.content[{number}]", field_tables.PART_RULES, takes_images)
+        for number, part in enumerate(content)
+    ]
 
 
 def _parse_tools(sent: list[OfferedTool]) -> tuple[ToolSpec, ...]:

@@ -5,7 +5,7 @@ A field that is in neither of these tables and not in `ResponseBody` is refused 
 
 from typing import Final
 
-from infra.wires.common import FieldRules, is_never
+from infra.wires.common import FieldRules, PartRules, is_never
 
 # Results of tools that run at the provider, which are not offered, and reasoning, which is always included.
 _NEUTRAL_INCLUDES: Final = frozenset(
@@ -49,12 +49,17 @@ MESSAGE_NOTES: Final = frozenset({"id", "type", "status", "phase", "name"})
 CALL_NOTES: Final = frozenset({"id", "type", "status", "parsed_arguments"})
 OUTPUT_NOTES: Final = frozenset({"id", "type", "status", "name"})
 REASONING_NOTES: Final = frozenset({"id", "type", "status", "summary", "content"})
-PART_NOTES: Final = frozenset({"annotations", "logprobs", "parsed"})
 TOOL_NOTES: Final = frozenset({"allowed_callers", "output_schema"})
-TEXT_PARTS: Final = {
-    "input_text": "text",
-    "output_text": "text",
-    "text": "text",
-    "summary_text": "text",
-    "refusal": "refusal",
-}
+PART_RULES: Final = PartRules(
+    text_fields={
+        "input_text": "text",
+        "output_text": "text",
+        "text": "text",
+        "summary_text": "text",
+        "refusal": "refusal",
+    },
+    notes=frozenset({"annotations", "logprobs", "parsed"}),
+    shape="an object with a `type`",
+    text_kind="input_text",
+    image_kind="input_image",
+)
